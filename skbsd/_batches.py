@@ -1,0 +1,199 @@
+"""Batches that know which training samples they hold."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from skorch.utils import to_device
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+
+class Batch(NamedTuple):
+    """A batch and the identity of its samples.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, ...)
+        Inputs.
+    y : Tensor of shape (n,)
+        Class indices.
+    index : Tensor of shape (n,)
+        Rows of X that the samples are.
+    weight : Tensor of shape (n,) or None
+        Sample weights.
+    unique : bool
+        Whether `index` is known to hold no row twice.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    weight: Tensor | None
+    unique: bool
+
+
+class ResidentBatches:
+    """Batches gathered from tensors that are where they are needed.
+
+    One gather per batch instead of a fetch and a collation per sample. A sample that
+    would be left alone in the last batch joins the one before: batch normalisation
+    has no variance for it.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_samples, ...)
+    y : Tensor of shape (n_samples,)
+        Class indices.
+    weight : Tensor of shape (n_samples,) or None
+    rows : Tensor of int
+        Which rows take part.
+    batch_size : int
+    shuffle : bool
+        Draw a new order for each pass, from torch's generator of the device. A pass
+        of one batch keeps its order.
+    """
+
+    def __init__(self, x, y, weight, rows, batch_size: int, *, shuffle: bool):
+        self.x = x
+        self.y = y
+        self.weight = weight
+        self.rows = rows
+        n = len(rows)
+        starts = list(range(0, n, batch_size))
+        if len(starts) > 1 and n - starts[-1] == 1:
+            del starts[-1]
+        self._bounds = list(zip(starts, [*starts[1:], n], strict=True))
+        self.shuffle = shuffle and len(starts) > 1
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows = self.rows
+        if self.shuffle:
+            rows = rows[torch.randperm(len(rows), device=rows.device)]
+        for start, stop in self._bounds:
+            index = rows[start:stop]
+            yield Batch(
+                self._gather(index),
+                self.y.index_select(0, index),
+                index,
+                None if self.weight is None else self.weight.index_select(0, index),
+                unique=True,
+            )
+
+    def _gather(self, index: Tensor) -> Tensor:
+        if self.x.device == index.device:
+            return self.x.index_select(0, index)
+        return self.x.index_select(0, index.to(self.x.device)).to(index.device)
+
+
+class IndexedDataset(Dataset):
+    """A Dataset whose items also carry their class index and row.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Returns pairs (x, y).
+    codes : ndarray of shape (n_samples,)
+        Class index of each item, in place of its y.
+    rows : ndarray of int, optional
+        Which items take part; by default all.
+    """
+
+    def __init__(self, dataset, codes: np.ndarray, rows: np.ndarray | None = None):
+        self.dataset = dataset
+        self.codes = codes
+        self.rows = np.arange(len(dataset)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        row = int(self.rows[i])
+        return self.dataset[row][0], int(self.codes[row]), row
+
+
+class IndexedCollate:
+    """Collate (x, y, row) with a user's function for pairs (x, y).
+
+    Parameters
+    ----------
+    collate : callable
+        From a list of pairs to a pair of batches.
+    """
+
+    def __init__(self, collate: Callable):
+        self.collate = collate
+
+    def __call__(self, items):
+        """Return x, y and rows as batches.
+
+        Parameters
+        ----------
+        items : list of (x, y, row)
+        """
+        x, y = self.collate([item[:2] for item in items])
+        return x, y, default_collate([item[2] for item in items])
+
+
+class LoaderBatches:
+    """Batches from a DataLoader over an :class:`IndexedDataset`.
+
+    Parameters
+    ----------
+    loader : DataLoader
+    weight : Tensor of shape (n_samples,) or None
+    device : torch.device
+        Where batches are wanted.
+    """
+
+    def __init__(self, loader, weight, device: torch.device):
+        self.loader = loader
+        self.weight = weight
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for x, y, index in self.loader:
+            index = index.to(self.device)
+            yield Batch(
+                to_device(x, self.device),
+                y.to(self.device),
+                index,
+                None if self.weight is None else self.weight.index_select(0, index),
+                # A sampler may draw with replacement.
+                unique=False,
+            )
+
+
+def channel_statistics(images: Tensor, rows: np.ndarray, weight: np.ndarray | None):
+    """Mean and standard deviation of each channel of uint8 images.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n_samples, channels, height, width)
+    rows : ndarray of int
+        Which images count.
+    weight : ndarray of shape (n_samples,) or None
+
+    Returns
+    -------
+    mean, std : ndarray of shape (channels,)
+        A constant channel has standard deviation 1, to divide by.
+    """
+    sums = torch.zeros(3, images.shape[1], dtype=torch.float64)
+    for chunk in torch.from_numpy(rows).split(1024):
+        x = images[chunk.to(images.device)].double()
+        w = torch.ones(len(x)) if weight is None else torch.from_numpy(weight)[chunk]
+        w = w.to(x).view(-1, 1, 1, 1)
+        # The weight counts once per pixel.
+        moments = (torch.ones_like(x) * w, x * w, x.square() * w)
+        sums += torch.stack([m.sum(dim=(0, 2, 3)) for m in moments]).cpu()
+    mean = sums[1] / sums[0]
+    std = (sums[2] / sums[0] - mean.square()).clamp(min=0).sqrt()
+    return mean.numpy(), torch.where(std > 0, std, 1.0).numpy()

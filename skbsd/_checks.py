@@ -1,0 +1,331 @@
+"""What `fit` and `predict` accept, and what they say about anything else."""
+
+import math
+import zlib
+from collections.abc import Sized
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.utils import assert_all_finite, check_array, column_or_1d
+from sklearn.utils._param_validation import (
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+# (n, height, width, channels): a last axis this short with a longer first one.
+_CHANNELS = (1, 3, 4)
+
+
+def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> None:
+    """Raise for the first of the estimator's own parameters that is out of range."""
+    constraints = {
+        "prior_strength": [Interval(Real, 0, math.inf, closed="right")],
+        "discount": [Interval(Real, 0, 1, closed="right")],
+        "prior_floor": [Interval(Real, 0, None, closed="neither")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), _Is(-1)],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "optimizer": [callable],
+        "lr_schedule": [StrOptions(set(schedules))],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "augmentation": [StrOptions(set(augmentations)), callable, None],
+        "image_shape": [tuple, list, None],
+        "precision": [StrOptions({"auto", "float32", "bfloat16"})],
+        "compile": ["boolean"],
+        "device": [str, torch.device],
+        "train_split": [callable, None],
+        "class_weight": [StrOptions({"balanced"}), dict, None],
+        "callbacks": [list, None, StrOptions({"disable"})],
+        "warm_start": ["boolean"],
+        "verbose": ["verbose"],
+        "random_state": ["random_state"],
+    }
+    validate_parameter_constraints(
+        constraints, {name: params[name] for name in constraints}, caller_name=caller
+    )
+    module = params["module"]
+    if not (module is None or callable(module)):
+        raise ValueError(
+            f"module must be a torch.nn.Module (a class or an instance) or None, got "
+            f"{module!r}."
+        )
+    shape = params["image_shape"]
+    if shape is not None and not (
+        len(shape) == 3 and all(isinstance(s, Integral) and s > 0 for s in shape)
+    ):
+        raise ValueError(
+            "image_shape must be (channels, height, width), three positive integers, "
+            f"got {shape!r}."
+        )
+
+
+class _Is(Interval):
+    """The one value besides a range, named in scikit-learn's message."""
+
+    def __init__(self, value: int):
+        super().__init__(Integral, value, value + 1, closed="left")
+
+    def __str__(self):
+        return str(self.left)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device meant; "auto" is cuda, then mps, then cpu."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        mps = torch.backends.mps.is_available()
+        return torch.device("mps" if mps else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device={device!r} is unknown or not available here ({error}). Use "
+            "'auto', 'cpu', or a device that torch can allocate on, such as 'cuda'."
+        ) from error
+    return found
+
+
+def check_X(X, *, image_shape=None, name: str = "X"):
+    """Return X as a finite 2-D table or 4-D batch of images.
+
+    Parameters
+    ----------
+    X : array-like, DataFrame or Tensor
+    image_shape : tuple of (channels, height, width), optional
+        Where given, 2-D rows are reshaped to it.
+    name : str
+        For messages.
+
+    Returns
+    -------
+    ndarray or Tensor
+        uint8 (images only), float32 or float64.
+    """
+    if isinstance(X, torch.Tensor):
+        X = _check_tensor(X, name)
+    else:
+        _check_columns(X, name)
+        # A list of tensors, or of anything with __array__, becomes one array here.
+        X = check_array(X, dtype="numeric", allow_nd=True, input_name=name)
+    if X.ndim == 3 or X.ndim > 4:
+        raise ValueError(
+            f"{name} has {X.ndim} dimensions, shape {tuple(X.shape)}; expected a table "
+            "(n_samples, n_features) or images (n_samples, channels, height, width). "
+            "Give grey images a channel axis with X[:, None], or flatten other data "
+            "to 2-D."
+        )
+    if image_shape is not None:
+        X = _as_images(X, tuple(image_shape), name)
+    elif X.ndim == 4 and X.shape[-1] in _CHANNELS and X.shape[1] > max(_CHANNELS):
+        raise ValueError(
+            f"{name} has shape {tuple(X.shape)}, which looks like images with the "
+            "channels last; expected (n_samples, channels, height, width). Convert "
+            "with np.moveaxis(X, -1, 1), or pass image_shape if this is meant."
+        )
+    return _as_uint8_or_float(X)
+
+
+def _check_tensor(X: torch.Tensor, name: str) -> torch.Tensor:
+    if X.layout != torch.strided:
+        raise TypeError(
+            f"Sparse data was passed for {name} ({X.layout}), but dense data is "
+            "required. Use X.to_dense()."
+        )
+    if X.is_complex():
+        raise ValueError(f"Complex data not supported: {name} is {X.dtype}.")
+    if X.ndim < 2:
+        raise ValueError(
+            f"Expected 2D array, got {X.ndim}D tensor instead for {name}. Reshape your "
+            "data with X.reshape(-1, 1) or X.reshape(1, -1)."
+        )
+    if not len(X):
+        raise ValueError(f"{name} holds 0 samples; at least 1 is required.")
+    if not X.isfinite().all():
+        kind = "NaN" if X.isnan().any() else "infinity"
+        raise ValueError(f"Input {name} contains {kind}. Remove or impute such rows.")
+    return X.detach()
+
+
+def _check_columns(X, name: str) -> None:
+    """Name the columns of a DataFrame that are not numbers."""
+    dtypes = getattr(X, "dtypes", None)
+    columns = getattr(X, "columns", None)
+    if dtypes is None or columns is None:
+        return
+    strange = [
+        f"{column!r} ({dtype})"
+        for column, dtype in zip(columns, dtypes, strict=False)
+        if getattr(dtype, "kind", "f") not in "biuf"
+    ]
+    if strange:
+        raise ValueError(
+            f"{name} has columns that are not numeric: {', '.join(strange)}. Encode "
+            "them first, for example with a ColumnTransformer of OneHotEncoder and "
+            "StandardScaler in a Pipeline."
+        )
+
+
+def _as_images(X, image_shape: tuple[int, int, int], name: str):
+    if X.ndim == 4:
+        if tuple(X.shape[1:]) != image_shape:
+            raise ValueError(
+                f"{name} holds images of shape {tuple(X.shape[1:])}, but image_shape "
+                f"is {image_shape}; leave image_shape out or make them agree."
+            )
+        return X
+    if X.shape[1] != math.prod(image_shape):
+        raise ValueError(
+            f"{name} has {X.shape[1]} features, but image_shape={image_shape} "
+            f"multiplies out to {math.prod(image_shape)}; expected (channels, height, "
+            "width) of one flattened image."
+        )
+    return X.reshape(len(X), *image_shape)
+
+
+def _as_uint8_or_float(X):
+    """Keep uint8 images, float32 and float64; widen or narrow the rest to these."""
+    is_tensor = isinstance(X, torch.Tensor)
+    if X.dtype in (np.uint8, torch.uint8) and X.ndim == 4:
+        return X
+    if X.dtype in (np.float32, np.float64, torch.float32, torch.float64):
+        return X
+    # Every 16-bit type fits in float32 without loss.
+    if is_tensor:
+        return X.to(torch.float32 if X.dtype.itemsize <= 2 else torch.float64)
+    return X.astype(np.float32 if X.dtype.itemsize <= 2 else np.float64)
+
+
+def check_y(y, estimator_name: str) -> np.ndarray:
+    """Return labels as a one-dimensional array without missing values."""
+    if y is None:
+        raise ValueError(
+            f"{estimator_name} requires y to be passed, but the target y is None."
+        )
+    if isinstance(y, torch.Tensor):
+        y = y.detach().cpu().numpy()
+    shape = np.asarray(y).shape
+    if len(shape) == 2 and shape[1] > 1:
+        raise ValueError(
+            f"y should be a 1d array of class labels, got an array of shape {shape} "
+            "instead. Multi-label targets are not supported; turn one-hot rows into "
+            "labels with y.argmax(axis=1)."
+        )
+    y = column_or_1d(y, warn=True)
+    assert_all_finite(y, estimator_name=estimator_name, input_name="y")
+    check_classification_targets(y)
+    return y
+
+
+def find_classes(y: np.ndarray) -> np.ndarray:
+    """Return the sorted distinct labels, at least two."""
+    classes = np.unique(y)
+    if len(classes) < 2:
+        raise ValueError(
+            f"y holds one class only ({classes.tolist()[0]!r}, n_samples={len(y)}); a "
+            "classifier needs at least two classes."
+        )
+    return classes
+
+
+def encode(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the index in `classes` of every label."""
+    unseen = np.setdiff1d(y, classes)
+    if len(unseen):
+        raise ValueError(
+            f"y holds labels that are not among the known classes: {unseen.tolist()}; "
+            f"the classes are {classes.tolist()}. Name all of them in the first call, "
+            "partial_fit(X, y, classes=...), or call fit to start afresh."
+        )
+    return np.searchsorted(classes, y)
+
+
+def check_weight(sample_weight, class_weight, X, y: np.ndarray) -> np.ndarray | None:
+    """Combine sample and class weights into one of mean 1, or None.
+
+    Rows of weight zero count as absent: the mean is over the others.
+    """
+    if sample_weight is None and class_weight is None:
+        return None
+    weight = np.ones(len(y))
+    if sample_weight is not None:
+        if isinstance(sample_weight, torch.Tensor):
+            sample_weight = sample_weight.detach().cpu().numpy()
+        # Says itself what is wrong: shape, NaN or a negative value.
+        weight = _check_sample_weight(
+            sample_weight, X, dtype=np.float64, ensure_non_negative=True, copy=True
+        )
+    if class_weight is not None:
+        weight *= compute_sample_weight(class_weight, y)
+    positive = weight > 0
+    if not positive.any():
+        raise ValueError(
+            "Sample weights must contain at least one non-zero number, but all "
+            f"{len(weight)} are zero."
+        )
+    if len(np.unique(y[positive])) < 2:
+        raise ValueError(
+            "only one class is left after removing samples of weight zero: "
+            f"{y[positive][0]!r}; a classifier needs at least two classes."
+        )
+    return weight / weight[positive].mean()
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Raise for a Dataset that BSD cannot use: without a length, or empty."""
+    if not isinstance(dataset, Sized):
+        raise ValueError(
+            f"the Dataset {type(dataset).__name__} has no length. BSD keeps a belief "
+            "for each training sample, so it needs a map-style Dataset with __len__ "
+            "and __getitem__ that returns (x, y)."
+        )
+    if len(dataset) == 0:
+        raise ValueError("the Dataset is empty; at least two samples are required.")
+    item = dataset[0]
+    if not (isinstance(item, tuple | list) and len(item) == 2):
+        raise ValueError(
+            "the Dataset must return pairs (x, y), got "
+            f"{type(item).__name__} from {type(dataset).__name__}[0]."
+        )
+
+
+def dataset_labels(dataset: Dataset) -> np.ndarray:
+    """Return the label of every sample, without loading inputs where possible."""
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[-1].cpu().numpy()
+    if isinstance(dataset, Subset):
+        return dataset_labels(dataset.dataset)[np.asarray(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        return np.concatenate([dataset_labels(part) for part in dataset.datasets])
+    # torchvision's data sets keep labels here; a transform would change them.
+    targets = getattr(dataset, "targets", None)
+    if targets is not None and getattr(dataset, "target_transform", None) is None:
+        targets = np.asarray(targets)
+        if targets.shape == (len(dataset),):  # type: ignore[arg-type]
+            return targets
+    labels = [dataset[i][1] for i in range(len(dataset))]  # type: ignore[arg-type]
+    return np.asarray([y.item() if isinstance(y, torch.Tensor) else y for y in labels])
+
+
+def fingerprint(X, y: np.ndarray) -> tuple:
+    """Return what tells whether two calls were given the same samples."""
+    return (type(X).__name__, len(X), *_checksum(X), *_checksum(y))
+
+
+def _checksum(values) -> tuple:
+    if isinstance(values, Dataset):
+        # Its contents may be random or costly; its labels stand for it.
+        return ()
+    if isinstance(values, torch.Tensor):
+        values = values.cpu().numpy()
+    if values.dtype.kind == "O":
+        values = values.astype(str)
+    data = np.ascontiguousarray(values)
+    return (data.shape, data.dtype.str, zlib.crc32(data.reshape(-1).view(np.uint8)))

@@ -1,0 +1,497 @@
+"""The Dirichlet posterior of every training sample, and its mathematics.
+
+Four pure functions state the method (prior, update, mean, loss and its gradient);
+:class:`DirichletPosterior` holds one row per training sample and applies them to
+the rows of a batch.
+
+In the paper's symbols, `prior_strength` is c, `prior_floor` is eps and `discount` is
+gamma; alpha is a row of concentrations and q its mean, the training target.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "DirichletPosterior",
+    "posterior_mean",
+    "prior_concentration",
+    "soft_cross_entropy",
+    "soft_cross_entropy_gradient",
+    "update_concentration",
+]
+
+
+def prior_concentration(
+    labels: Tensor,
+    n_classes: int,
+    *,
+    prior_strength: float,
+    prior_floor: float,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Prior concentrations: `prior_strength` on the label, `prior_floor` elsewhere.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (n_samples,)
+        Class indices in [0, n_classes).
+    n_classes : int
+        Number of classes K.
+    prior_strength : float
+        c > 0. Infinity is stored as a quarter of the largest number of `dtype`, next
+        to which every other entry vanishes.
+    prior_floor : float
+        eps > 0.
+    dtype : torch.dtype, default=torch.float32
+        Type of the result.
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_classes)
+        alpha_0 [1]_.
+
+    References
+    ----------
+    .. [1] F. Adelöw, M. Gamba, A. Maki, "Bayesian Self-Distillation for Image
+       Classification", arXiv:2512.24162.
+    """
+    # A quarter leaves room for the evidence: the sum of the row must not overflow.
+    strength = min(prior_strength, torch.finfo(dtype).max / 4)
+    alpha = torch.full(
+        (len(labels), n_classes), prior_floor, dtype=dtype, device=labels.device
+    )
+    return alpha.scatter_(1, labels.unsqueeze(1), strength)
+
+
+def update_concentration(alpha: Tensor, proba: Tensor, discount: float) -> Tensor:
+    """Posterior concentrations after one more prediction, gamma * alpha + p.
+
+    Parameters
+    ----------
+    alpha : Tensor of shape (n_samples, n_classes)
+        Concentrations before the visit.
+    proba : Tensor of shape (n_samples, n_classes)
+        The evidence: the network's predicted probabilities, detached.
+    discount : float
+        gamma in (0, 1]; 1 forgets nothing.
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_classes)
+    """
+    return torch.add(proba, alpha, alpha=discount)
+
+
+def posterior_mean(alpha: Tensor) -> Tensor:
+    """Mean of the Dirichlet distribution, the training target q = alpha / sum(alpha).
+
+    Parameters
+    ----------
+    alpha : Tensor of shape (n_samples, n_classes)
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_classes)
+        Each row sums to one.
+    """
+    return alpha / alpha.sum(dim=-1, keepdim=True)
+
+
+def soft_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy of soft targets, -sum_k q_k log softmax(logits)_k.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes)
+    target : Tensor of shape (n_samples, n_classes)
+        Probabilities; each row sums to one.
+    weight : Tensor of shape (n_samples,), optional
+        Factor of each sample's loss. The mean is over the number of samples, not
+        over the sum of the weights.
+
+    Returns
+    -------
+    Tensor of shape ()
+    """
+    losses = -(target * logits.log_softmax(dim=-1)).sum(dim=-1)
+    return (losses if weight is None else weight * losses).mean()
+
+
+def soft_cross_entropy_gradient(
+    proba: Tensor, target: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Gradient of :func:`soft_cross_entropy` in the logits, (p - q) * weight / n.
+
+    Parameters
+    ----------
+    proba : Tensor of shape (n_samples, n_classes)
+        softmax(logits).
+    target : Tensor of shape (n_samples, n_classes)
+        Held constant, as everywhere in the method.
+    weight : Tensor of shape (n_samples,), optional
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_classes)
+    """
+    gradient = (proba - target) / len(proba)
+    return gradient if weight is None else gradient * weight.unsqueeze(-1)
+
+
+class _KnownGradient(torch.autograd.Function):
+    """Enter a loss, whose gradient is known already, into the autograd graph."""
+
+    @staticmethod
+    def forward(ctx, logits, loss, gradient):
+        ctx.save_for_backward(gradient)
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_output.to(gradient.dtype), None, None
+
+
+class DirichletPosterior:
+    """Dirichlet beliefs about the classes of N training samples.
+
+    Row i starts as a prior centred on the label of sample i, takes in the network's
+    own prediction at each visit, and offers its mean as the target to train towards:
+
+    .. math::
+
+        \\alpha_t = \\gamma \\, \\alpha_{t-1} + p_t, \\qquad
+        q_t = \\alpha_t / \\textstyle\\sum_k \\alpha_t[k].
+
+    Parameters
+    ----------
+    labels : Tensor of shape (n_samples,)
+        Class index of each training sample, in [0, n_classes).
+    n_classes : int
+        Number of classes K, at least 2.
+    prior_strength : float, default=100.0
+        c in (0, inf]. Infinity keeps the target at the label: cross-entropy.
+    discount : float, default=1.0
+        gamma in (0, 1]. It has no effect when `prior_strength` is infinite.
+    prior_floor : float, default=1e-3
+        eps in (0, inf).
+    dtype : torch.dtype, default=torch.float32
+        Floating type of the store. Arithmetic is in float32 at least.
+    device : torch.device or str, optional
+        Where the rows live; by default where `labels` are.
+
+    Attributes
+    ----------
+    labels : Tensor of shape (n_samples,)
+    visits : Tensor of shape (n_samples,)
+        How many predictions each row has taken in.
+
+    Raises
+    ------
+    ValueError
+        For a parameter out of its range, or labels outside [0, n_classes).
+
+    Notes
+    -----
+    With :math:`S_t = \\sum_k \\alpha_t[k]`, the target is a moving average whose weight
+    on the newest prediction is :math:`1/S_t`, and what is left of the label itself
+    after T visits is :math:`\\gamma^T c / S_T` [1]_, see :meth:`label_mass`.
+
+    References
+    ----------
+    .. [1] F. Adelöw, M. Gamba, A. Maki, "Bayesian Self-Distillation for Image
+       Classification", arXiv:2512.24162.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.posterior import DirichletPosterior
+    >>> posterior = DirichletPosterior(torch.tensor([0, 1]), 2, prior_strength=3.0,
+    ...                                prior_floor=1.0)
+    >>> logits = torch.zeros(2, 2, requires_grad=True)
+    >>> loss = posterior.step(logits, torch.tensor([0, 1]))
+    >>> posterior.concentration()
+    tensor([[3.5000, 1.5000],
+            [1.5000, 3.5000]])
+    >>> posterior.mean()
+    tensor([[0.7000, 0.3000],
+            [0.3000, 0.7000]])
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        n_classes: int,
+        *,
+        prior_strength: float = 100.0,
+        discount: float = 1.0,
+        prior_floor: float = 1e-3,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ):
+        labels = torch.as_tensor(labels, dtype=torch.int64, device=device)
+        largest = torch.finfo(dtype).max
+        if labels.ndim != 1:
+            raise ValueError(
+                f"labels must be one-dimensional, got shape {tuple(labels.shape)}."
+            )
+        if n_classes < 2:
+            raise ValueError(f"n_classes must be at least 2, got {n_classes!r}.")
+        if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
+            raise ValueError(
+                f"labels must lie in [0, {n_classes}), got values from "
+                f"{labels.min().item()} to {labels.max().item()}; encode them as "
+                "indices of the classes."
+            )
+        if not prior_strength > 0:
+            raise ValueError(
+                f"prior_strength must lie in (0, inf], got {prior_strength!r}."
+            )
+        if dtype == torch.float16 and prior_strength > largest / 4:
+            raise ValueError(
+                f"prior_strength={prior_strength!r} does not fit in a float16 store "
+                f"(at most {largest / 4:g}); use dtype=torch.float32."
+            )
+        if not 0 < discount <= 1:
+            raise ValueError(f"discount must lie in (0, 1], got {discount!r}.")
+        if not 0 < prior_floor < math.inf:
+            raise ValueError(f"prior_floor must lie in (0, inf), got {prior_floor!r}.")
+        self.prior_strength = float(prior_strength)
+        self.discount = float(discount)
+        self.prior_floor = float(prior_floor)
+        self.labels = labels
+        self.visits = torch.zeros(len(labels), dtype=torch.int32, device=labels.device)
+        self._alpha = prior_concentration(
+            labels,
+            n_classes,
+            prior_strength=prior_strength,
+            prior_floor=prior_floor,
+            dtype=dtype,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._alpha)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(n_samples={len(self)}, n_classes={self.n_classes}, "
+            f"prior_strength={self.prior_strength:g}, discount={self.discount:g}, "
+            f"prior_floor={self.prior_floor:g}, device={self.device})"
+        )
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return self._alpha.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows live."""
+        return self._alpha.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the store."""
+        return self._alpha.dtype
+
+    @property
+    def _effective_discount(self) -> float:
+        # An infinite prior stays infinite under every discount; its finite stand-in
+        # would not.
+        return 1.0 if math.isinf(self.prior_strength) else self.discount
+
+    def step(
+        self,
+        logits: Tensor,
+        index: Tensor,
+        weight: Tensor | None = None,
+        *,
+        assume_unique: bool = False,
+    ) -> Tensor:
+        """Take in the predictions of a batch and return the loss to its new targets.
+
+        The rows `index` are updated with softmax(logits), detached; the loss is the
+        mean cross-entropy of the updated means with the logits, and its gradient in
+        the logits is (p - q) * weight / n.
+
+        Parameters
+        ----------
+        logits : Tensor of shape (n, n_classes)
+            Output of the network, of any floating type.
+        index : Tensor of shape (n,)
+            Row of each sample of the batch. Without repetition: two updates of one
+            row in one step would lose one of them.
+        weight : Tensor of shape (n,), optional
+            Weight of each sample in the loss.
+        assume_unique : bool, default=False
+            Skip the check for repeated rows, where the caller drew `index` from a
+            permutation. The check costs a device synchronisation.
+
+        Returns
+        -------
+        Tensor of shape ()
+
+        Raises
+        ------
+        ValueError
+            If `logits` has not one row per index and one column per class, or a row
+            is repeated.
+
+        Notes
+        -----
+        A row whose prediction is not finite keeps its belief, so that a diverging
+        network does not take the posterior with it.
+        """
+        if logits.shape != (len(index), self.n_classes):
+            raise ValueError(
+                f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
+                f"index and one column per class, got {tuple(logits.shape)}."
+            )
+        if not assume_unique and len(index.unique()) != len(index):
+            rows, counts = index.unique(return_counts=True)
+            raise ValueError(
+                f"row {rows[counts > 1][0].item()} occurs more than once in the batch. "
+                "Each sample may be visited once per step; draw batches without "
+                "replacement."
+            )
+        with torch.no_grad():
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            log_proba = logits.log_softmax(dim=-1, dtype=dtype)
+            proba = log_proba.exp()
+            before = self._alpha.index_select(0, index).to(dtype)
+            after = update_concentration(before, proba, self._effective_discount)
+            target = posterior_mean(after)
+            losses = -(target * log_proba).sum(dim=-1)
+            finite = losses.isfinite()
+            after = torch.where(finite.unsqueeze(-1), after, before)
+            self._alpha.index_copy_(0, index, after.to(self.dtype))
+            self.visits.index_add_(0, index, finite.to(self.visits.dtype))
+            gradient = soft_cross_entropy_gradient(proba, target, weight)
+            loss = (losses if weight is None else weight * losses).mean()
+        return _KnownGradient.apply(logits, loss, gradient.to(logits.dtype))
+
+    def concentration(self, index: Tensor | None = None) -> Tensor:
+        """Concentrations alpha.
+
+        Parameters
+        ----------
+        index : Tensor of shape (n,), optional
+            Rows to return; by default all.
+
+        Returns
+        -------
+        Tensor of shape (n, n_classes)
+            A copy. Infinite on the label where the prior is.
+        """
+        alpha = self._rows(index)
+        if math.isinf(self.prior_strength):
+            labels = self.labels if index is None else self.labels[index]
+            alpha.scatter_(1, labels.unsqueeze(1), math.inf)
+        return alpha
+
+    def mean(self, index: Tensor | None = None) -> Tensor:
+        """Posterior means q, the targets.
+
+        Parameters
+        ----------
+        index : Tensor of shape (n,), optional
+            Rows to return; by default all.
+
+        Returns
+        -------
+        Tensor of shape (n, n_classes)
+            Each row sums to one.
+        """
+        return posterior_mean(self._rows(index))
+
+    def label_mass(self) -> Tensor:
+        """Share of each target that still comes directly from the label.
+
+        Returns
+        -------
+        Tensor of shape (n_samples,)
+            gamma^T c / S_T after T visits; 1 where the prior is infinite. The rest
+            of the target is the network's own past predictions (and the floor).
+        """
+        if math.isinf(self.prior_strength):
+            return torch.ones_like(self._alpha[:, 0])
+        left = self.prior_strength * self.discount ** self.visits.double()
+        return (left / self._alpha.double().sum(dim=-1)).to(self.dtype)
+
+    def to(self, device: torch.device | str) -> "DirichletPosterior":
+        """Move the rows to a device, in place.
+
+        Parameters
+        ----------
+        device : torch.device or str
+
+        Returns
+        -------
+        DirichletPosterior
+            Itself.
+        """
+        self.labels = self.labels.to(device)
+        self.visits = self.visits.to(device)
+        self._alpha = self._alpha.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that restore this posterior, parameters included.
+
+        Returns
+        -------
+        dict of str to Tensor
+            References to the live rows, as in `torch.nn.Module.state_dict`.
+        """
+        parameters = (self.prior_strength, self.discount, self.prior_floor)
+        return {
+            "alpha": self._alpha,
+            "labels": self.labels,
+            "visits": self.visits,
+            "parameters": torch.tensor(parameters, dtype=torch.float64),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Copy rows and parameters from :meth:`state_dict` of another posterior.
+
+        Parameters
+        ----------
+        state_dict : dict of str to Tensor
+
+        Raises
+        ------
+        ValueError
+            If entries are missing or unknown, or have another shape than this
+            posterior's. Nothing is copied then.
+        """
+        own = self.state_dict()
+        if state_dict.keys() != own.keys():
+            raise ValueError(
+                f"state_dict must have the entries {sorted(own)}, got "
+                f"{sorted(state_dict)}."
+            )
+        for name, tensor in own.items():
+            if state_dict[name].shape != tensor.shape:
+                raise ValueError(
+                    f"state_dict[{name!r}] must have shape {tuple(tensor.shape)}, got "
+                    f"{tuple(state_dict[name].shape)}; it belongs to other data."
+                )
+        for name in ("alpha", "labels", "visits"):
+            own[name].copy_(state_dict[name])
+        self.prior_strength, self.discount, self.prior_floor = state_dict[
+            "parameters"
+        ].tolist()
+
+    def _rows(self, index: Tensor | None) -> Tensor:
+        return self._alpha.clone() if index is None else self._alpha[index]
+
+    def __getstate__(self):
+        # On the CPU, so that a posterior from a GPU loads anywhere.
+        tensors = {"labels", "visits", "_alpha"}
+        return {k: v.cpu() if k in tensors else v for k, v in self.__dict__.items()}
