@@ -1,0 +1,498 @@
+"""Reliability diagrams."""
+
+from typing import Self
+
+import numpy as np
+from sklearn.base import is_classifier
+from sklearn.utils.validation import check_is_fitted
+
+from .metrics import calibration_curve
+
+__all__ = ["ReliabilityDisplay"]
+
+_REF_LABEL = "Perfectly calibrated"
+
+# The histogram, and its distance to the diagram, relative to the diagram's side.
+_HISTOGRAM_LABEL = "skbsd-confidence-histogram"
+_HEIGHT, _GAP = 0.2, 0.04
+# Width of the bar if all confidences are the same.
+_LONE_WIDTH = 0.05
+
+# Colours of Okabe and Ito, ordered so that neighbours differ in lightness too.
+# Marker and dash differ as well: the curves stay apart in grey.
+_STYLES = (
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "s", "--"),
+    ("#009E73", "^", "-."),
+    ("#CC79A7", "D", ":"),
+    ("#56B4E9", "v", "-"),
+    ("#E69F00", "P", "--"),
+)
+
+
+def _require_matplotlib(caller):
+    """Raise an ImportError that names the extra if matplotlib is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'{caller} requires matplotlib. Install it: `pip install "skbsd[plot]"`.'
+        ) from error
+
+
+def _next_style(ax):
+    """Return the first line style of which `ax` holds neither colour nor marker."""
+    from matplotlib.colors import to_hex
+
+    taken = {to_hex(line.get_color()).upper() for line in ax.lines}
+    taken |= {line.get_marker() for line in ax.lines}
+    free = [style for style in _STYLES if taken.isdisjoint(style[:2])]
+    keys = ("color", "marker", "linestyle")
+    return dict(zip(keys, (free or _STYLES)[0], strict=True))
+
+
+def _find_histogram(ax):
+    """Return the axes of the histogram below `ax`, if it has one."""
+    for child in ax.child_axes:
+        if child.get_label() == _HISTOGRAM_LABEL:
+            return child
+    return None
+
+
+def _add_histogram(ax):
+    """Give the lower part of the area of `ax` to a histogram, return its axes."""
+    # An inset is drawn, cleared and laid out with its axes: every layout engine
+    # leaves room for its labels, which it does not for axes of axes_grid1. Below,
+    # not above: a title the user gives to `ax` stays on top of everything.
+    bounds = (0, -_GAP - _HEIGHT, 1, _HEIGHT)
+    histogram_ax = ax.inset_axes(bounds, sharex=ax, label=_HISTOGRAM_LABEL)
+    histogram_ax.set_ylabel("Samples")
+    histogram_ax.margins(y=0.15)
+    ax.set_axes_locator(_AboveHistogram(ax))
+    ax.tick_params(labelbottom=False)
+    ax.set_xlabel("")
+    return histogram_ax
+
+
+class _AboveHistogram:
+    """Locator of axes that leaves the histogram below them within their area."""
+
+    def __init__(self, ax):
+        self.ax = ax
+        self.outer = ax.get_axes_locator()
+
+    def get_subplotspec(self):
+        """Return the cell of the axes: tight_layout asks the locator for it."""
+        return (self.outer or self.ax).get_subplotspec()
+
+    def __call__(self, ax, renderer):
+        """Return the place of `ax`."""
+        outer = self.outer
+        area = outer(ax, renderer) if outer else ax.get_position(original=True)
+        if _find_histogram(ax) is None:  # the axes were cleared
+            return area
+        figure, total = ax.figure.bbox, 1 + _GAP + _HEIGHT
+        side = min(area.width * figure.width, area.height * figure.height / total)
+        width, height = side / figure.width, side / figure.height
+        x0 = area.x0 + (area.width - width) / 2
+        y1 = area.y1 - (area.height - height * total) / 2
+        return type(area).from_extents(x0, y1 - height, x0 + width, y1)
+
+
+def _format_percent(share, position):
+    """Format a tick of the histogram."""
+    return f"{100 * share:.3g} %"
+
+
+class ReliabilityDisplay:
+    """Reliability diagram of a classifier, with its confidence histogram.
+
+    The predictions are grouped into bins of similar confidence. For each bin that
+    holds a sample the diagram shows the accuracy against the mean confidence. A
+    calibrated classifier lies on the diagonal; below it, the classifier is
+    over-confident, above it under-confident [1]_ [2]_. The strip below the diagram
+    shows the share of the samples in each bin.
+
+    It is recommended to use :meth:`from_estimator` or :meth:`from_predictions` to
+    create a `ReliabilityDisplay`. All parameters are stored as attributes.
+
+    Parameters
+    ----------
+    confidence : ndarray of shape (n_nonempty_bins,)
+        Mean confidence of the samples in each bin.
+    accuracy : ndarray of shape (n_nonempty_bins,)
+        Accuracy of the predictions in each bin. With `pos_label`, the fraction of
+        samples of the positive class.
+    count : ndarray of shape (n_nonempty_bins,)
+        Number, or total weight, of the samples in each bin.
+    edges : ndarray of shape (n_nonempty_bins, 2)
+        Lower and upper limit of each bin.
+    ece : float
+        Expected calibration error, as a fraction. Shown in the legend in percent.
+    name : str, default=None
+        Name of the curve. If `None`, the legend shows the calibration error alone.
+    pos_label : int, float, bool or str, default=None
+        The positive class, if the curve is that of one class of a binary problem.
+        If `None`, it is that of the predicted class. The axis labels say which.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes with the reliability curve.
+    figure_ : matplotlib Figure
+        Figure containing the curve.
+    line_ : matplotlib Artist
+        Reliability curve.
+    gaps_ : matplotlib Artist or None
+        Lines from the diagonal to the curve, one per bin. `None` without diagonal.
+    histogram_ax_, bars_ : matplotlib Axes and BarContainer, or None
+        Axes and bars of the confidence histogram. `None` if it is not drawn.
+
+    See Also
+    --------
+    skbsd.metrics.calibration_curve : Compute the points of the curve.
+    skbsd.metrics.expected_calibration_error : Compute the calibration error.
+    sklearn.calibration.CalibrationDisplay : The same for the positive class of two.
+
+    Notes
+    -----
+    The expected calibration error is the mean length of the vertical gaps between
+    the curve and the diagonal, each weighted by the height of its bar in the
+    histogram. A long gap above a low bar rests on few samples.
+
+    A confidence of exactly 1 falls in a bin of its own, without width. It is a
+    point of the curve, but its samples are drawn in the bar that ends at 1.
+
+    References
+    ----------
+    .. [1] A. Niculescu-Mizil and R. Caruana, "Predicting good probabilities with
+       supervised learning", ICML 2005.
+    .. [2] C. Guo, G. Pleiss, Y. Sun and K. Q. Weinberger, "On calibration of modern
+       neural networks", ICML 2017. :arxiv:`1706.04599`
+
+    Examples
+    --------
+    >>> from skbsd.display import ReliabilityDisplay
+    >>> from skbsd.metrics import calibration_curve, expected_calibration_error
+    >>> y_true = ["a", "c", "c"]
+    >>> y_proba = [[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]]
+    >>> bins = {"n_bins": 5, "labels": ["a", "b", "c"]}
+    >>> curve = calibration_curve(y_true, y_proba, **bins)
+    >>> ece = expected_calibration_error(y_true, y_proba, **bins)
+    >>> display = ReliabilityDisplay(
+    ...     curve.confidence, curve.accuracy, curve.count, curve.edges, ece
+    ... )
+    >>> display.plot()
+    <...>
+    """
+
+    def __init__(
+        self, confidence, accuracy, count, edges, ece, *, name=None, pos_label=None
+    ):
+        self.confidence = confidence
+        self.accuracy = accuracy
+        self.count = count
+        self.edges = edges
+        self.ece = ece
+        self.name = name
+        self.pos_label = pos_label
+
+    def plot(
+        self, ax=None, *, name=None, ref_line=True, histogram=True, **kwargs
+    ) -> Self:
+        """Plot the reliability diagram.
+
+        Several displays can be drawn on the same axes: each takes a colour, marker
+        and dash of its own, and their histograms are overlaid.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes object to plot on. If `None`, a new figure and axes is created.
+            The histogram takes its place from the lower part of these axes.
+        name : str, default=None
+            Name of the curve in the legend. If `None`, the `name` of the display.
+        ref_line : bool, default=True
+            Whether to plot the diagonal, which represents a perfectly calibrated
+            classifier, once on the same axes, and the gaps of the curve to it.
+        histogram : bool, default=True
+            Whether to plot the share of the samples in each bin below the curve.
+        **kwargs : dict
+            Keyword arguments passed to :meth:`matplotlib.axes.Axes.plot` for the
+            curve. The gaps and the histogram take the colour of the curve.
+
+        Returns
+        -------
+        display : :class:`~skbsd.display.ReliabilityDisplay`
+            Object that stores computed values and artists.
+        """
+        _require_matplotlib(f"{type(self).__name__}.plot")
+        from matplotlib.cbook import normalize_kwargs
+        from matplotlib.lines import Line2D
+
+        line_kwargs = normalize_kwargs(kwargs, Line2D)
+        Line2D([], [], **line_kwargs)  # raises before anything is drawn
+
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            _, ax = plt.subplots()
+        self.ax_, self.figure_ = ax, ax.figure
+
+        name = self.name if name is None else name
+        ece = f"ECE {100 * self.ece:.1f} %"
+        defaults = {
+            **_next_style(ax),
+            "label": ece if name is None else f"{name} ({ece})",
+            "markersize": 5,
+            "linewidth": 1.5,
+            # Markers that overlap near a confidence of 1 stay apart.
+            "markeredgecolor": ax.get_facecolor(),
+            "markeredgewidth": 0.6,
+            "zorder": 3,
+        }
+        line_kwargs = {**defaults, **line_kwargs}
+        (self.line_,) = ax.plot(self.confidence, self.accuracy, **line_kwargs)
+        self.gaps_ = self._plot_reference() if ref_line else None
+        self.histogram_ax_ = self.bars_ = None
+        if histogram:
+            self.histogram_ax_ = _find_histogram(ax) or _add_histogram(ax)
+            self.bars_ = self._plot_histogram(self.histogram_ax_)
+        self._label_axes()
+        self._plot_legend()
+        return self
+
+    def _plot_reference(self):
+        """Plot the diagonal, unless there is one, and the gaps of the curve to it."""
+        ax, confidence = self.ax_, self.confidence
+        if _REF_LABEL not in ax.get_legend_handles_labels()[1]:
+            style = {"color": "0.35", "linewidth": 1, "linestyle": ":", "zorder": 1}
+            ax.plot([0, 1], [0, 1], label=_REF_LABEL, **style)
+        style = {"color": self.line_.get_color(), "alpha": 0.45, "linewidth": 2}
+        return ax.vlines(confidence, confidence, self.accuracy, zorder=2, **style)
+
+    def _plot_histogram(self, ax):
+        """Plot the share of the samples in each bin."""
+        from matplotlib.colors import to_rgba
+        from matplotlib.ticker import MaxNLocator
+
+        ax.yaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
+        ax.yaxis.set_major_formatter(_format_percent)
+        left, width, share = self._bars()
+        color, dash = self.line_.get_color(), self.line_.get_linestyle()
+        # Only the faces are translucent: overlaid histograms keep their outlines.
+        style = {"facecolor": to_rgba(color, 0.3), "edgecolor": color, "linewidth": 1}
+        return ax.bar(left, share, width, align="edge", linestyle=dash, **style)
+
+    def _bars(self):
+        """Return left limit, width and height of the bars of the histogram."""
+        left, right = np.array(self.edges, dtype=float).T
+        share = np.asarray(self.count, dtype=float) / np.sum(self.count)
+        if left[-1] == right[-1]:
+            # Samples of exactly this confidence. A bar of no width cannot be seen:
+            # they join the bar that ends here or, without one, get a bar as wide.
+            if len(left) > 1 and right[-2] == left[-1]:
+                left, right = left[:-1], right[:-1]
+                share = np.append(share[:-2], share[-2:].sum())
+            else:
+                left[-1] -= right[0] - left[0] if len(left) > 1 else _LONE_WIDTH
+        return left, right - left, share
+
+    def _label_axes(self):
+        """Set limits, ticks and labels of both axes."""
+        if self.pos_label is None:
+            xlabel, ylabel = "Confidence of the predicted class", "Accuracy"
+        else:
+            xlabel = f"Predicted probability of class {self.pos_label}"
+            ylabel = f"Fraction of class {self.pos_label}"
+        # The margin leaves room for the markers at 0 and 1.
+        limits, ticks = (-0.02, 1.02), np.linspace(0, 1, 6)
+        self.ax_.set(xlim=limits, xticks=ticks, aspect="equal")
+        self.ax_.set(ylim=limits, yticks=ticks, ylabel=ylabel)
+        # Another display may have drawn a histogram here.
+        (_find_histogram(self.ax_) or self.ax_).set_xlabel(xlabel)
+
+    def _plot_legend(self):
+        """Plot the legend, the reference line after all the models."""
+        handles, labels = self.ax_.get_legend_handles_labels()
+        width = self.ax_.bbox.width / self.ax_.figure.dpi
+        order = sorted(range(len(labels)), key=lambda i: labels[i] == _REF_LABEL)
+        handles, labels = zip(*[(handles[i], labels[i]) for i in order], strict=True)
+        # In narrow axes a larger legend would hide the curve.
+        fontsize = "x-small" if width < 2.5 else "small"
+        space = {"handlelength": 1.8, "handletextpad": 0.6, "borderaxespad": 0.4}
+        self.ax_.legend(handles, labels, fontsize=fontsize, **space)
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator,
+        X,
+        y,
+        *,
+        n_bins=15,
+        strategy="uniform",
+        pos_label=None,
+        sample_weight=None,
+        name=None,
+        ax=None,
+        ref_line=True,
+        histogram=True,
+        **kwargs,
+    ) -> Self:
+        """Plot the reliability diagram of a fitted classifier on some data.
+
+        Parameters
+        ----------
+        estimator : estimator instance
+            Fitted classifier with a :term:`predict_proba` method, or a pipeline
+            that ends in one.
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Input values, in whatever form the estimator takes.
+        y : array-like of shape (n_samples,)
+            True class labels.
+        n_bins : int, default=15
+            Number of bins.
+        strategy : {"uniform", "quantile"}, default="uniform"
+            Bins of equal width, or of equal weight.
+        pos_label : int, float, bool or str, default=None
+            If given, for binary problems only, plot the predicted probability of
+            this class against its frequency. If `None`, plot the probability of the
+            predicted class, which of two is at least 0.5, against the accuracy.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Sample weights.
+        name : str, default=None
+            Name in the legend. If `None`, the class name of the estimator.
+        ax, ref_line, histogram, **kwargs
+            As in :meth:`plot`.
+
+        Returns
+        -------
+        display : :class:`~skbsd.display.ReliabilityDisplay`
+            Object that stores computed values and artists.
+
+        See Also
+        --------
+        from_predictions : The same of predicted probabilities.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from sklearn.naive_bayes import GaussianNB
+        >>> from skbsd.display import ReliabilityDisplay
+        >>> X, y = load_digits(return_X_y=True)
+        >>> model = GaussianNB().fit(X[::2], y[::2])
+        >>> ReliabilityDisplay.from_estimator(model, X[1::2], y[1::2])
+        <...>
+        """
+        _require_matplotlib(f"{cls.__name__}.from_estimator")
+        check_is_fitted(estimator)
+        estimator_name = type(estimator).__name__
+        if not is_classifier(estimator):
+            raise ValueError(
+                f"Expected 'estimator' to be a classifier, got {estimator_name}."
+            )
+        if not hasattr(estimator, "predict_proba"):
+            raise AttributeError(
+                f"{estimator_name} has no predict_proba, which the diagram requires."
+            )
+        y_proba, labels = estimator.predict_proba(X), estimator.classes_
+        if pos_label is not None and len(labels) == 2 and labels[0] == pos_label:
+            # The positive class comes second.
+            y_proba, labels = np.asarray(y_proba)[:, ::-1], labels[::-1]
+        return cls.from_predictions(
+            y,
+            y_proba,
+            n_bins=n_bins,
+            strategy=strategy,
+            labels=labels,
+            pos_label=pos_label,
+            sample_weight=sample_weight,
+            name=estimator_name if name is None else name,
+            ax=ax,
+            ref_line=ref_line,
+            histogram=histogram,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_predictions(
+        cls,
+        y_true,
+        y_proba,
+        *,
+        n_bins=15,
+        strategy="uniform",
+        labels=None,
+        pos_label=None,
+        sample_weight=None,
+        name=None,
+        ax=None,
+        ref_line=True,
+        histogram=True,
+        **kwargs,
+    ) -> Self:
+        """Plot the reliability diagram of predicted probabilities.
+
+        Parameters
+        ----------
+        y_true : array-like of shape (n_samples,)
+            True class labels.
+        y_proba : array-like of shape (n_samples,) or (n_samples, n_classes)
+            Predicted probabilities; of the positive class if one-dimensional.
+        labels : array-like of shape (n_classes,), default=None
+            Class label of each column. See
+            :func:`~skbsd.metrics.expected_calibration_error` for the default.
+        pos_label : int, float, bool or str, default=None
+            As in :meth:`from_estimator`. With two columns it must be the label of
+            the second.
+        name : str, default=None
+            Name of the curve in the legend. If `None`, "Classifier".
+        n_bins, strategy, sample_weight
+            As in :meth:`from_estimator`.
+        ax, ref_line, histogram, **kwargs
+            As in :meth:`plot`.
+
+        Returns
+        -------
+        display : :class:`~skbsd.display.ReliabilityDisplay`
+            Object that stores computed values and artists.
+
+        See Also
+        --------
+        from_estimator : The same of a fitted classifier.
+
+        Examples
+        --------
+        >>> from skbsd.display import ReliabilityDisplay
+        >>> y_proba = [[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]]
+        >>> ReliabilityDisplay.from_predictions(
+        ...     ["a", "c", "c"], y_proba, labels=["a", "b", "c"], n_bins=5
+        ... )
+        <...>
+        """
+        _require_matplotlib(f"{cls.__name__}.from_predictions")
+        curve = calibration_curve(
+            y_true,
+            y_proba,
+            n_bins=n_bins,
+            strategy=strategy,
+            multiclass="top-label" if pos_label is None else "classwise",
+            labels=labels,
+            pos_label=pos_label,
+            sample_weight=sample_weight,
+        )
+        if pos_label is not None:
+            curve = curve[1]
+        # The definition of the error: what the diagram shows is what it says.
+        ece = np.average(np.abs(curve.accuracy - curve.confidence), weights=curve.count)
+        display = cls(
+            curve.confidence,
+            curve.accuracy,
+            curve.count,
+            curve.edges,
+            float(ece),
+            name="Classifier" if name is None else name,
+            pos_label=pos_label,
+        )
+        return display.plot(ax=ax, ref_line=ref_line, histogram=histogram, **kwargs)
