@@ -19,17 +19,17 @@ class Batch(NamedTuple):
         Inputs.
     y : Tensor of shape (n,)
         Class indices.
-    index : Tensor of shape (n,)
+    rows : Tensor of shape (n,)
         Rows of X that the samples are.
     weight : Tensor of shape (n,) or None
         Sample weights.
     unique : bool
-        Whether `index` is known to hold no row twice.
+        Whether `rows` are known to differ.
     """
 
     x: Tensor
     y: Tensor
-    index: Tensor
+    rows: Tensor
     weight: Tensor | None
     unique: bool
 

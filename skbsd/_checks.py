@@ -57,7 +57,7 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         )
     shape = params["image_shape"]
     if shape is not None and not (
-        len(shape) == 3 and all(isinstance(s, Integral) and s > 0 for s in shape)
+        len(shape) == 3 and all(isinstance(s, Integral) and int(s) > 0 for s in shape)
     ):
         raise ValueError(
             "image_shape must be (channels, height, width), three positive integers, "
@@ -328,4 +328,4 @@ def _checksum(values) -> tuple:
     if values.dtype.kind == "O":
         values = values.astype(str)
     data = np.ascontiguousarray(values)
-    return (data.shape, data.dtype.str, zlib.crc32(data.reshape(-1).view(np.uint8)))
+    return (data.shape, data.dtype.str, zlib.crc32(data.reshape(-1).view(np.uint8).data))

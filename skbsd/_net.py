@@ -12,6 +12,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from skorch import NeuralNetClassifier
+from skorch.history import History
 from torch import nn
 
 from ._checks import check_device
@@ -29,6 +30,7 @@ class Net(NeuralNetClassifier):
     predict_nonlinearity = "auto"
     use_caching = "auto"
     torch_load_kwargs = None
+    device: str | torch.device
     # And what it finds out as components are set for the first time.
     _modules = ["module"]  # noqa: RUF012
     _criteria = ["criterion"]  # noqa: RUF012
@@ -45,6 +47,8 @@ class Net(NeuralNetClassifier):
     cuda_dependent_attributes_ = ["module_", "criterion_", "optimizer_"]  # noqa: RUF012
 
     device_: torch.device
+    _params_to_validate: set[str]
+    _generator_state: tuple
 
     def _get_param_names(self):
         named = inspect.signature(type(self).__init__).parameters.values()
@@ -171,6 +175,16 @@ class Net(NeuralNetClassifier):
         self.optimizer_ = self.optimizer(*args, **kwargs)
         return self
 
+    def initialize_history(self):
+        """Start a new history; that of the last fit stays as it is.
+
+        Returns
+        -------
+        self
+        """
+        self.history_ = History()
+        return self
+
     def load_params(self, *args, **kwargs):
         """Load parameters that :meth:`save_params` wrote.
 
@@ -194,27 +208,26 @@ class Net(NeuralNetClassifier):
             self.device = requested
 
     @contextmanager
-    def _own_generators(self, *, fresh: bool):
+    def _own_generators(self, device: torch.device, *, fresh: bool):
         """Draw from generators of this estimator; restore torch's own afterwards.
 
         `fresh` seeds them from `random_state`; otherwise they go on from the last
         call, so that partial_fit does not repeat the same order of samples.
         """
-        if fresh:
-            seed = check_random_state(self.random_state).randint(2**31 - 1)
-            self._generator_state = None
-        before = _generator_state(self.device_)
+        before = _generator_state(device)
         try:
-            if self._generator_state is None:
+            if fresh:
+                seed = check_random_state(self.random_state).randint(2**31 - 1)
                 torch.default_generator.manual_seed(int(seed))
-                if self.device_.type == "cuda":
-                    torch.cuda.manual_seed(int(seed))
+                if device.type == "cuda":
+                    with torch.cuda.device(device):
+                        torch.cuda.manual_seed(int(seed))
             else:
-                _set_generator_state(self.device_, self._generator_state)
+                _set_generator_state(device, self._generator_state)
             yield
         finally:
-            self._generator_state = _generator_state(self.device_)
-            _set_generator_state(self.device_, before)
+            self._generator_state = _generator_state(device)
+            _set_generator_state(device, before)
 
     def __getstate__(self):
         state = super().__getstate__()

@@ -35,6 +35,10 @@ def _constant(progress: float) -> float:
 SCHEDULES = {"one-cycle": _one_cycle, "cosine": _cosine, "constant": _constant}
 
 
+class DivergenceError(ValueError):
+    """The loss became NaN or infinite."""
+
+
 class TrainingLoop(Net):
     """What happens between two epochs, for :class:`skbsd.BSDClassifier`.
 
@@ -105,7 +109,7 @@ class TrainingLoop(Net):
                 losses.append(step["loss"])
                 if awaited:
                     self.history.record_batch(f"{prefix}_loss", step["loss"].item())
-                self.history.record_batch(f"{prefix}_batch_size", len(batch.index))
+                self.history.record_batch(f"{prefix}_batch_size", len(batch.rows))
                 self.notify("on_batch_end", batch=pair, training=training, **step)
         finally:
             # Also when interrupted, so that the history tells what was done.
@@ -138,7 +142,7 @@ class TrainingLoop(Net):
         def closure():
             self.optimizer_.zero_grad()
             if first:
-                target = self.posterior_.mean(batch.index)
+                target = self.posterior_.mean(batch.rows)
                 logits = self._logits(batch, training=True)
                 loss = soft_cross_entropy(logits, target.to(logits), batch.weight)
                 loss.backward()
@@ -176,7 +180,7 @@ class TrainingLoop(Net):
             self._check_output(logits)
             self._output_checked = True
         loss = self.posterior_.step(
-            logits, batch.index, batch.weight, assume_unique=batch.unique
+            logits, batch.rows, batch.weight, assume_unique=batch.unique
         )
         loss.backward()
         return {"loss": loss.detach(), "y_pred": logits.detach()}
@@ -288,7 +292,7 @@ class TrainingLoop(Net):
                 now.copy_(before)
         self.optimizer_.state.clear()
         epoch = self.history[-1, "epoch"]
-        raise ValueError(
+        raise DivergenceError(
             f"the training loss became NaN or infinite in epoch {epoch} at a learning "
             f"rate of lr={self.lr:g}. The weights are those from before this epoch. "
             "Lower lr, scale the features (StandardScaler), or look for extreme values "

@@ -2,51 +2,27 @@
 
 import copy
 import math
-import warnings
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.utils import check_consistent_length
-from sklearn.utils.metadata_routing import _routing_enabled, process_routing
 from sklearn.utils.validation import check_is_fitted, validate_data
 from skorch.callbacks import EpochScoring, EpochTimer, PassthroughScoring, PrintLog
-from skorch.dataset import Dataset as SkorchDataset
 from skorch.utils import is_dataset, to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader
 
 from . import _checks
-from ._batches import (
-    IndexedCollate,
-    IndexedDataset,
-    LoaderBatches,
-    ResidentBatches,
-    channel_statistics,
-)
-from ._training import SCHEDULES, TrainingLoop
-from .augmentation import flip_crop
-from .networks import MLP, SmallResNet
+from ._batches import channel_statistics
+from ._inputs import InputHandling, TrainingData
+from ._training import DivergenceError
+from .networks import default_network
 from .posterior import DirichletPosterior
 
 __all__ = ["BSDClassifier"]
 
-_AUGMENTATIONS = {"flip-crop": flip_crop}
 
-
-class _TrainingData(NamedTuple):
-    """What `fit` was given, checked."""
-
-    given: Any  # X as it came, for its feature names
-    X: Any  # ndarray, Tensor or Dataset
-    y: np.ndarray
-    classes: np.ndarray
-    codes: np.ndarray
-    weight: np.ndarray | None
-
-
-class BSDClassifier(TrainingLoop):
-    """Neural network classifier trained by Bayesian self-distillation.
+class BSDClassifier(InputHandling):
+    r"""Neural network classifier trained by Bayesian self-distillation.
 
     Each training sample has a Dirichlet belief about its class. It starts at the
     label, takes in the network's own predictions as training goes on, and its mean
@@ -73,11 +49,11 @@ class BSDClassifier(TrainingLoop):
         `prior_strength >= 1 / (1 - discount)`.
     prior_floor : float, default=1e-3
         eps > 0: the prior concentration of each other class.
-    max_epochs : int, default=60
+    max_epochs : int, default=40
         Passes over the data in each call of `fit` or `partial_fit`.
     batch_size : int, default=128
         Samples per step; -1 for all of them.
-    lr : float, default=3e-3
+    lr : float, default=1e-2
         Learning rate, the highest of the schedule.
     optimizer : torch.optim.Optimizer class, default=torch.optim.AdamW
         Further arguments are given as ``optimizer__*``.
@@ -155,8 +131,8 @@ class BSDClassifier(TrainingLoop):
     -----
     In the paper's symbols, a visit of sample i with predicted probabilities p does
 
-    .. math:: \\alpha_i \\leftarrow \\gamma \\alpha_i + p, \\qquad
-              q_i = \\alpha_i / \\textstyle\\sum_k \\alpha_i[k],
+    .. math:: \alpha_i \leftarrow \gamma \alpha_i + p, \qquad
+              q_i = \alpha_i / \textstyle\sum_k \alpha_i[k],
 
     and the loss is the cross-entropy of q with p. Its gradient in the logits is
     p - q. Samples of weight zero are left out; the others' losses are averaged with
@@ -193,9 +169,9 @@ class BSDClassifier(TrainingLoop):
         prior_strength=100.0,
         discount=1.0,
         prior_floor=1e-3,
-        max_epochs=60,
+        max_epochs=40,
         batch_size=128,
-        lr=3e-3,
+        lr=1e-2,
         optimizer=torch.optim.AdamW,
         lr_schedule="one-cycle",
         weight_decay=1e-2,
@@ -238,7 +214,7 @@ class BSDClassifier(TrainingLoop):
         self.verbose = verbose
         self.random_state = random_state
         self._params_to_validate = set(kwargs)
-        vars(self).update(kwargs)
+        self.__dict__.update(kwargs)
 
     @property
     def _default_callbacks(self):
@@ -422,8 +398,7 @@ class BSDClassifier(TrainingLoop):
                     "module=None is chosen from the data, and there are none yet. Call "
                     "fit, or pass the module to load weights into."
                 )
-            network = MLP if len(self._input_shape) == 1 else SmallResNet
-            module = network(self._input_shape[0], len(self.classes_), **kwargs)
+            module = default_network(self._input_shape, len(self.classes_), **kwargs)
         elif isinstance(self.module, nn.Module) and not kwargs:
             module = copy.deepcopy(self.module)
         else:
@@ -431,100 +406,88 @@ class BSDClassifier(TrainingLoop):
         self.module_ = module.to(getattr(self, "_float_dtype", torch.float32))
         return self
 
-    # -- training ---------------------------------------------------------------
+    def _train(self, data: TrainingData, caller: str, split_params, *, fresh: bool):
+        device = _checks.check_device(self.device) if fresh else self.device_
+        dtype = self._choose_dtype(data, device) if fresh else self._float_dtype
+        rows, valid, datasets = self._split(data, caller, split_params)
+        resident = self._resident(data, device, dtype)
+        before = dict(self.__dict__)
+        try:
+            with self._own_generators(device, fresh=fresh):
+                if fresh:
+                    self._start(resident, rows, device, dtype)
+                self._continue_posterior(resident)
+                self._run(resident, rows, valid, datasets)
+        except DivergenceError:
+            raise
+        except Exception:
+            # Such as a network that does not fit the data: as if never called.
+            if fresh and not self._epochs_done():
+                self.__dict__.clear()
+                self.__dict__.update(before)
+            raise
+        return self
 
-    def _check_training_data(self, X, y, sample_weight, known, *, reset):
-        """Check everything that `fit` was given, before anything is changed."""
-        name = type(self).__name__
-        _checks.check_parameters(
-            self.get_params(deep=False),
-            name,
-            augmentations=_AUGMENTATIONS,
-            schedules=SCHEDULES,
-        )
-        self._validate_params()
-        _checks.check_device(self.device)
-        given = X
-        if is_dataset(X):
-            _checks.check_dataset(X)
-            y = _checks.check_y(_checks.dataset_labels(X) if y is None else y, name)
-        else:
-            X = _checks.check_X(X, image_shape=self.image_shape)
-            y = _checks.check_y(y, name)
-            if not reset:
-                self._check_like_training(given, X)
-            if self.augmentation in _AUGMENTATIONS and X.ndim != 4:
-                raise ValueError(
-                    f"augmentation={self.augmentation!r} needs images, X has shape "
-                    f"{tuple(X.shape)}; pass 4-D X or image_shape."
-                )
-        check_consistent_length(X, y)
-        classes = _checks.find_classes(y) if known is None else known
-        codes = _checks.encode(y, classes)
-        weight = _checks.check_weight(sample_weight, self.class_weight, X, y)
-        return _TrainingData(given, X, y, classes, codes, weight)
-
-    def _start(self, data: _TrainingData) -> None:
+    def _start(self, data: TrainingData, rows, device, dtype) -> None:
         """Take note of the data and build everything anew."""
-        for attribute in ("n_features_in_", "feature_names_in_", "posterior_"):
-            vars(self).pop(attribute, None)
+        for attribute in (
+            "n_features_in_",
+            "feature_names_in_",
+            "image_mean_",
+            "image_std_",
+            "posterior_",
+        ):
+            self.__dict__.pop(attribute, None)
+        self.device_, self._float_dtype = device, dtype
         self.classes_inferred_ = data.classes
+        self._input_shape = self._sample_shape(data.X)
         self._input_is_uint8 = False
-        if is_dataset(data.X):
-            self._input_shape = tuple(np.shape(data.X[0][0]))
-        else:
-            self._input_shape = tuple(data.X.shape[1:])
+        if not is_dataset(data.X):
             validate_data(self, data.given, skip_check_array=True, reset=True)
             self.n_features_in_ = math.prod(self._input_shape)
-            self._input_is_uint8 = data.X.dtype in (np.uint8, torch.uint8)
+            self._input_is_uint8 = data.X.dtype == torch.uint8
+        if self._input_is_uint8:
+            self.image_mean_, self.image_std_ = channel_statistics(
+                data.X, rows, data.weight
+            )
+        self.initialize()
+
+    def _choose_dtype(self, data: TrainingData, device: torch.device) -> torch.dtype:
+        """Double precision where it costs little and makes `fit` exact."""
         n = len(data.y) if data.weight is None else np.count_nonzero(data.weight)
-        one_batch = self.batch_size == -1 or n <= self.batch_size
         exact = (
             self.module is None
             and self.precision == "auto"
-            and len(self._input_shape) == 1
-            and one_batch
-            and _checks.check_device(self.device).type == "cpu"
+            and len(self._sample_shape(data.X)) == 1
+            and (self.batch_size == -1 or n <= self.batch_size)
+            and device.type == "cpu"
         )
-        self._float_dtype = torch.float64 if exact else torch.float32
-        self.initialize()
+        return torch.float64 if exact else torch.float32
 
-    def _train(self, data: _TrainingData, caller: str, split_params, *, fresh: bool):
-        if fresh:
-            self.device_ = _checks.check_device(self.device)
-        with self._own_generators(fresh=fresh):
-            if fresh:
-                self._start(data)
-            self._continue_posterior(data)
-            rows, valid, datasets = self._split(data, caller, split_params)
-            if data.weight is not None:
-                rows = rows[data.weight[rows] > 0]
-            if not is_dataset(data.X):
-                data = data._replace(X=self._resident(data.X))
-            if fresh and self._input_is_uint8:
-                self.image_mean_, self.image_std_ = channel_statistics(
-                    data.X, rows, data.weight
-                )
-            batches = self._make_batches(data, rows, training=True)
-            valid_batches = None
-            if isinstance(valid, _TrainingData):
-                valid_rows = np.arange(len(valid.y))
-                valid_batches = self._make_batches(valid, valid_rows, training=False)
-            elif valid is not None:
-                valid_batches = self._make_batches(data, valid, training=False)
-            whole = {"X": datasets.pop("X"), "y": data.y}
-            self.notify("on_train_begin", **whole)
-            try:
-                self._run_epochs(self.max_epochs, batches, valid_batches, datasets)
-            except KeyboardInterrupt:
-                # Ctrl-C, or a callback such as EarlyStopping.
-                pass
-            finally:
-                self.n_iter_ = len(self.history_)
-            self.notify("on_train_end", **whole)
-        return self
+    def _run(self, data: TrainingData, rows, valid, datasets: dict) -> None:
+        """Make the batches and run the epochs between skorch's notifications."""
+        batches = self._make_batches(data, rows, training=True)
+        valid_batches = None
+        if isinstance(valid, TrainingData):
+            valid_rows = np.arange(len(valid.y))
+            valid_batches = self._make_batches(valid, valid_rows, training=False)
+        elif valid is not None:
+            valid_batches = self._make_batches(data, valid, training=False)
+        X = datasets.pop("X")
+        self.notify("on_train_begin", X=X, y=data.y)
+        try:
+            self._run_epochs(self.max_epochs, batches, valid_batches, datasets)
+        except KeyboardInterrupt:
+            # Ctrl-C, or a callback such as EarlyStopping.
+            pass
+        finally:
+            self.n_iter_ = self._epochs_done()
+        self.notify("on_train_end", X=X, y=data.y)
 
-    def _continue_posterior(self, data: _TrainingData) -> None:
+    def _epochs_done(self) -> int:
+        return sum("train_batch_count" in epoch for epoch in self.history_ or [])
+
+    def _continue_posterior(self, data: TrainingData) -> None:
         """Keep the posterior where the samples are the last call's."""
         fingerprint = _checks.fingerprint(data.X, data.codes)
         if hasattr(self, "posterior_") and fingerprint == self._fingerprint:
@@ -540,199 +503,9 @@ class BSDClassifier(TrainingLoop):
             device=self.device_,
         )
 
-    def _split(self, data: _TrainingData, caller: str, split_params: dict):
-        """Split off validation data with `train_split`.
-
-        Returns
-        -------
-        rows : ndarray of int
-            To train on.
-        valid : ndarray of int, _TrainingData or None
-            Rows to validate on, or other data.
-        datasets : dict
-            X and both parts as callbacks know them.
-        """
-        whole = data.X if is_dataset(data.X) else SkorchDataset(data.X, data.y)
-        rows = np.arange(len(data.y))
-        if self.train_split is None:
-            if split_params:
-                raise TypeError(
-                    f"{caller} got unexpected arguments {sorted(split_params)}: they "
-                    "are passed to train_split, which is None."
-                )
-            return rows, None, dict(X=data.X, dataset_train=whole, dataset_valid=None)
-        if split_params:
-            split_params = self._route_split_params(caller, split_params)
-        train, valid = self.train_split(whole, data.y, **split_params)
-        datasets = dict(X=data.X, dataset_train=train, dataset_valid=valid)
-        if isinstance(train, Subset) and train.dataset is whole:
-            rows = np.asarray(train.indices)
-        elif train is not whole:
-            raise ValueError(
-                f"train_split returned a {type(train).__name__} to train on; expected "
-                "the Dataset that it was given or a Subset of it, so that each sample "
-                "keeps its row."
-            )
-        if isinstance(valid, Subset) and valid.dataset is whole:
-            return rows, np.asarray(valid.indices), datasets
-        if valid is None:
-            return rows, None, datasets
-        y = _checks.dataset_labels(valid)
-        codes = _checks.encode(y, self.classes_)
-        return rows, data._replace(X=valid, y=y, codes=codes, weight=None), datasets
-
-    def _route_split_params(self, caller: str, split_params: dict) -> dict:
-        if not _routing_enabled():
-            return split_params
-        return process_routing(self, caller, **split_params)["splitter"]["split"]
-
-    def _resident(self, X) -> Tensor:
-        """Return X as a tensor on the device, or on the CPU where it does not fit."""
-        X = torch.as_tensor(X)
-        if X.dtype != torch.uint8:
-            X = self._as_float(X)
-        if self.device_.type == "cuda" and not X.is_cuda:
-            free, _ = torch.cuda.mem_get_info(self.device_)
-            if X.nbytes > free / 2:
-                return X
-        return X.to(self.device_)
-
-    def _as_float(self, X: Tensor) -> Tensor:
-        narrow = X.to(self._float_dtype)
-        if narrow.dtype != X.dtype and not narrow.isfinite().all():
-            raise ValueError(
-                f"X holds values as large as {X.abs().max().item():g}, too large for "
-                f"{self._float_dtype}; scale the features, for example with "
-                "StandardScaler."
-            )
-        return narrow
-
-    def _make_batches(self, data: _TrainingData, rows: np.ndarray, *, training: bool):
-        """Gather arrays on the device; load a Dataset, or as the user has set."""
-        side = "iterator_train" if training else "iterator_valid"
-        iterator, kwargs = getattr(self, side), self.get_params_for(side)
-        batch_size = kwargs.pop("batch_size", self.batch_size)
-        if batch_size == -1:
-            batch_size = len(rows)
-        weight = None
-        if data.weight is not None:
-            weight = torch.as_tensor(
-                data.weight, dtype=self._float_dtype, device=self.device_
-            )
-        if not is_dataset(data.X) and iterator is DataLoader and not kwargs:
-            return ResidentBatches(
-                data.X,
-                torch.as_tensor(data.codes, device=self.device_),
-                weight,
-                torch.as_tensor(rows, device=self.device_),
-                batch_size,
-                shuffle=training,
-            )
-        items = data.X if is_dataset(data.X) else TensorDataset(data.X, data.X)
-        dataset = IndexedDataset(items, data.codes, rows)
-        kwargs["collate_fn"] = IndexedCollate(kwargs.get("collate_fn", default_collate))
-        if not {"batch_sampler", "sampler", "shuffle"} & kwargs.keys():
-            kwargs["shuffle"] = training
-        if "batch_sampler" not in kwargs:
-            kwargs["batch_size"] = batch_size
-        return LoaderBatches(iterator(dataset, **kwargs), weight, self.device_)
-
-    def _prepare(self, x, *, training: bool):
-        """Augment a batch, and make floats of it."""
-        if not isinstance(x, Tensor):
-            return x
-        if self.image_shape is not None and x.ndim == 2:
-            x = x.reshape(len(x), *self.image_shape)
-        if training and self.augmentation is not None:
-            x = _AUGMENTATIONS.get(self.augmentation, self.augmentation)(x)
-        if x.dtype != torch.uint8:
-            return x.to(self._float_dtype) if x.is_floating_point() else x
-        if not self._input_is_uint8:  # from a Dataset
-            return x.to(self._float_dtype) / 255
-        shape = (1, -1, 1, 1)
-        mean, std = (
-            torch.as_tensor(s, dtype=self._float_dtype, device=x.device).view(shape)
-            for s in (self.image_mean_, self.image_std_)
-        )
-        return (x.to(self._float_dtype) - mean) / std
-
-    def _check_output(self, logits) -> None:
-        """Look at a network's first output."""
-        network = type(self.module_).__name__
-        if not isinstance(logits, Tensor):
-            raise TypeError(
-                f"the module {network} returned {type(logits).__name__}; expected a "
-                "Tensor of logits, a tuple that starts with it, or an object with "
-                "`logits`."
-            )
-        if logits.ndim != 2 or logits.shape[1] != len(self.classes_):
-            raise ValueError(
-                f"the module {network} returned shape {tuple(logits.shape)}, but y has "
-                f"{len(self.classes_)} classes: expected (n_samples, "
-                f"{len(self.classes_)}), a logit per class. Set the width of its last "
-                "layer."
-            )
-        values = logits.detach().float()
-        if ((values >= 0) & (values <= 1)).all() and torch.allclose(
-            values.sum(dim=1), torch.ones(()).to(values), atol=1e-3
-        ):
-            warnings.warn(
-                f"the module {network} seems to return probabilities; expected logits. "
-                "Leave out its last softmax, or training will be slow and the "
-                "predicted probabilities wrong.",
-                UserWarning,
-                stacklevel=2,
-            )
-
-    # -- prediction -------------------------------------------------------------
-
     def _all_logits(self, X) -> Tensor:
         # forward_iter is looked up on the instance: skorch's scoring callbacks put
         # cached predictions in its place.
         logits = torch.cat(list(self.forward_iter(X, training=False, device="cpu")))
         # A bfloat16 has too few digits for probabilities that sum to one.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def _prediction_batches(self, X):
-        kwargs = self.get_params_for("iterator_valid")
-        batch_size = kwargs.pop("batch_size", self.batch_size)
-        if is_dataset(X):
-            size = len(X) if batch_size == -1 else batch_size
-            for item in self.iterator_valid(X, batch_size=size, **kwargs):
-                x = item[0] if isinstance(item, tuple | list) else item
-                yield to_device(x, self.device_)
-            return
-        given, X = X, _checks.check_X(X, image_shape=self.image_shape)
-        if hasattr(self, "n_features_in_"):
-            self._check_like_training(given, X)
-        X = torch.as_tensor(X)
-        for x in X.split(max(batch_size, 256 if X.ndim == 4 else 8192)):
-            yield (x if x.dtype == torch.uint8 else self._as_float(x)).to(self.device_)
-
-    def _check_like_training(self, given, X) -> None:
-        """Raise where X is not of the kind that the network was trained on."""
-        if is_dataset(X) or not hasattr(self, "n_features_in_"):
-            return
-        shape = tuple(X.shape[1:])
-        if len(shape) != len(self._input_shape):
-            raise ValueError(
-                f"X has samples of shape {shape}, but {type(self).__name__} was fitted "
-                f"on samples of shape {self._input_shape}. Reshape your data."
-            )
-        if len(shape) == 1 or self.image_shape is not None:
-            validate_data(self, given, skip_check_array=True, reset=False)
-            return
-        is_uint8 = X.dtype in (np.uint8, torch.uint8)
-        if shape[0] != self._input_shape[0]:
-            raise ValueError(
-                f"X has images of {shape[0]} channels, but {type(self).__name__} was "
-                f"fitted on {self._input_shape[0]}; expected shape (n_samples, "
-                f"{', '.join(map(str, self._input_shape))})."
-            )
-        if is_uint8 != self._input_is_uint8:
-            kinds = ("float", "uint8")
-            raise ValueError(
-                f"X holds {kinds[is_uint8]} images, but {type(self).__name__} was "
-                f"fitted on {kinds[self._input_is_uint8]} images, whose scale is "
-                "another. Pass images of the same type."
-            )

@@ -1,11 +1,12 @@
 """Networks that :class:`skbsd.BSDClassifier` uses when it is given none."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "SmallResNet"]
+__all__ = ["MLP", "SmallResNet", "default_network"]
 
 
 class MLP(nn.Sequential):
@@ -107,9 +108,7 @@ class SmallResNet(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 _ResidualBlock(before, after, stride=1 if i == 0 else 2)
-                for i, (before, after) in enumerate(
-                    zip(sizes[:-1], sizes[1:], strict=True)
-                )
+                for i, (before, after) in enumerate(pairwise(sizes))
             )
         )
         self.head = nn.Linear(widths[-1], n_classes)
@@ -126,3 +125,39 @@ class SmallResNet(nn.Module):
         Tensor of shape (n, n_classes)
         """
         return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+
+
+def default_network(shape: Sequence[int], n_classes: int, **kwargs) -> nn.Module:
+    """Choose a network from the shape of a sample.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        (n_features,) of a row of a table, or (channels, height, width) of an image.
+    n_classes : int
+        Number of logits.
+    **kwargs : dict
+        Further arguments of the network chosen.
+
+    Returns
+    -------
+    MLP or SmallResNet
+        Images of less than 16 pixels a side get a residual network of half the width:
+        they hold less to see.
+
+    Raises
+    ------
+    ValueError
+        For samples of other dimensions.
+    """
+    if len(shape) == 1:
+        return MLP(shape[0], n_classes, **kwargs)
+    if len(shape) == 3:
+        if max(shape[1:]) < 16:
+            kwargs.setdefault("widths", (16, 32, 64))
+        return SmallResNet(shape[0], n_classes, **kwargs)
+    raise ValueError(
+        f"there is no default network for samples of shape {tuple(shape)}: expected "
+        "(n_features,) or (channels, height, width). Pass module, a network that "
+        "takes them."
+    )

@@ -158,15 +158,15 @@ class _KnownGradient(torch.autograd.Function):
 
 
 class DirichletPosterior:
-    """Dirichlet beliefs about the classes of N training samples.
+    r"""Dirichlet beliefs about the classes of N training samples.
 
     Row i starts as a prior centred on the label of sample i, takes in the network's
     own prediction at each visit, and offers its mean as the target to train towards:
 
     .. math::
 
-        \\alpha_t = \\gamma \\, \\alpha_{t-1} + p_t, \\qquad
-        q_t = \\alpha_t / \\textstyle\\sum_k \\alpha_t[k].
+        \alpha_t = \gamma \, \alpha_{t-1} + p_t, \qquad
+        q_t = \alpha_t / \textstyle\sum_k \alpha_t[k].
 
     Parameters
     ----------
@@ -198,9 +198,9 @@ class DirichletPosterior:
 
     Notes
     -----
-    With :math:`S_t = \\sum_k \\alpha_t[k]`, the target is a moving average whose weight
+    With :math:`S_t = \sum_k \alpha_t[k]`, the target is a moving average whose weight
     on the newest prediction is :math:`1/S_t`, and what is left of the label itself
-    after T visits is :math:`\\gamma^T c / S_T` [1]_, see :meth:`label_mass`.
+    after T visits is :math:`\gamma^T c / S_T` [1]_, see :meth:`label_mass`.
 
     References
     ----------

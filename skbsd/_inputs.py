@@ -1,0 +1,279 @@
+"""From what a user passes to the batches that the network sees."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.utils import check_consistent_length
+from sklearn.utils.metadata_routing import _routing_enabled, process_routing
+from sklearn.utils.validation import validate_data
+from skorch.dataset import Dataset as SkorchDataset
+from skorch.utils import is_dataset, to_device
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
+
+from . import _checks
+from ._batches import IndexedCollate, IndexedDataset, LoaderBatches, ResidentBatches
+from ._training import SCHEDULES, TrainingLoop
+from .augmentation import flip_crop
+
+_AUGMENTATIONS = {"flip-crop": flip_crop}
+
+
+class TrainingData(NamedTuple):
+    """What `fit` was given, checked."""
+
+    given: Any  # X as it came, for its feature names
+    X: Any  # ndarray, Tensor or Dataset
+    y: np.ndarray
+    classes: np.ndarray
+    codes: np.ndarray
+    weight: np.ndarray | None
+
+
+class InputHandling(TrainingLoop):
+    """Checks, splits and batches, for :class:`skbsd.BSDClassifier`."""
+
+    _input_shape: tuple[int, ...]
+    _input_is_uint8: bool
+    _float_dtype: torch.dtype
+    _fingerprint: tuple
+
+    def _check_training_data(self, X, y, sample_weight, known, *, reset):
+        """Check everything that `fit` was given, before anything is changed."""
+        name = type(self).__name__
+        _checks.check_parameters(
+            self.get_params(deep=False),
+            name,
+            augmentations=_AUGMENTATIONS,
+            schedules=SCHEDULES,
+        )
+        self._validate_params()
+        _checks.check_device(self.device)
+        given = X
+        if is_dataset(X):
+            _checks.check_dataset(X)
+            y = _checks.check_y(_checks.dataset_labels(X) if y is None else y, name)
+        else:
+            X = _checks.check_X(X, image_shape=self.image_shape)
+            y = _checks.check_y(y, name)
+            if not reset:
+                self._check_like_training(given, X)
+            if self.augmentation in _AUGMENTATIONS and X.ndim != 4:
+                raise ValueError(
+                    f"augmentation={self.augmentation!r} needs images, X has shape "
+                    f"{tuple(X.shape)}; pass 4-D X or image_shape."
+                )
+        check_consistent_length(X, y)
+        classes = _checks.find_classes(y) if known is None else known
+        codes = _checks.encode(y, classes)
+        weight = _checks.check_weight(sample_weight, self.class_weight, X, y)
+        return TrainingData(given, X, y, classes, codes, weight)
+
+    def _check_like_training(self, given, X) -> None:
+        """Raise where X is not of the kind that the network was trained on."""
+        if is_dataset(X) or not hasattr(self, "n_features_in_"):
+            return
+        shape = tuple(X.shape[1:])
+        if len(shape) != len(self._input_shape):
+            raise ValueError(
+                f"X has samples of shape {shape}, but {type(self).__name__} was fitted "
+                f"on samples of shape {self._input_shape}. Reshape your data."
+            )
+        if len(shape) == 1 or self.image_shape is not None:
+            validate_data(self, given, skip_check_array=True, reset=False)
+            return
+        is_uint8 = X.dtype in (np.uint8, torch.uint8)
+        if shape[0] != self._input_shape[0]:
+            raise ValueError(
+                f"X has images of {shape[0]} channels, but {type(self).__name__} was "
+                f"fitted on {self._input_shape[0]}; expected shape (n_samples, "
+                f"{', '.join(map(str, self._input_shape))})."
+            )
+        if is_uint8 != self._input_is_uint8:
+            kinds = ("float", "uint8")
+            raise ValueError(
+                f"X holds {kinds[is_uint8]} images, but {type(self).__name__} was "
+                f"fitted on {kinds[self._input_is_uint8]} images, whose scale is "
+                "another. Pass images of the same type."
+            )
+
+    def _split(self, data: TrainingData, caller: str, split_params: dict):
+        """Split off validation data with `train_split`.
+
+        Returns
+        -------
+        rows : ndarray of int
+            To train on.
+        valid : ndarray of int, TrainingData or None
+            Rows to validate on, or other data.
+        datasets : dict
+            X and both parts as callbacks know them.
+        """
+        whole = data.X if is_dataset(data.X) else SkorchDataset(data.X, data.y)
+        datasets = {"X": data.X, "dataset_train": whole, "dataset_valid": None}
+        rows = np.arange(len(data.y))
+        if self.train_split is None:
+            if split_params:
+                raise TypeError(
+                    f"{caller} got unexpected arguments {sorted(split_params)}: they "
+                    "are passed to train_split, which is None."
+                )
+            return self._weighted(rows, data), None, datasets
+        if split_params:
+            split_params = self._route_split_params(caller, split_params)
+        train, valid = self.train_split(whole, data.y, **split_params)
+        datasets |= {"dataset_train": train, "dataset_valid": valid}
+        if isinstance(train, Subset) and train.dataset is whole:
+            rows = np.asarray(train.indices)
+        elif train is not whole:
+            raise ValueError(
+                f"train_split returned a {type(train).__name__} to train on; expected "
+                "the Dataset that it was given or a Subset of it, so that each sample "
+                "keeps its row."
+            )
+        rows = self._weighted(rows, data)
+        if isinstance(valid, Subset) and valid.dataset is whole:
+            return rows, np.asarray(valid.indices), datasets
+        if valid is None:
+            return rows, None, datasets
+        y = _checks.dataset_labels(valid)
+        codes = _checks.encode(y, data.classes)
+        return rows, data._replace(X=valid, y=y, codes=codes, weight=None), datasets
+
+    @staticmethod
+    def _weighted(rows: np.ndarray, data: TrainingData) -> np.ndarray:
+        """Leave out the rows of weight zero."""
+        return rows if data.weight is None else rows[data.weight[rows] > 0]
+
+    def _route_split_params(self, caller: str, split_params: dict) -> dict:
+        if not _routing_enabled():
+            return split_params
+        return process_routing(self, caller, **split_params)["splitter"]["split"]
+
+    def _sample_shape(self, X) -> tuple[int, ...]:
+        """Return the shape of a sample as the network sees it."""
+        if self.image_shape is not None:
+            return tuple(self.image_shape)
+        return tuple(np.shape(X[0][0]) if is_dataset(X) else X.shape[1:])
+
+    def _resident(self, data: TrainingData, device, dtype) -> TrainingData:
+        """Put arrays on the device, or leave them on the CPU where they do not fit."""
+        if is_dataset(data.X):
+            return data
+        X = torch.as_tensor(data.X)
+        if X.dtype != torch.uint8:
+            X = _narrow(X, dtype)
+        if device.type == "cuda" and not X.is_cuda:
+            free, _ = torch.cuda.mem_get_info(device)
+            if X.nbytes > free / 2:
+                return data._replace(X=X)
+        return data._replace(X=X.to(device))
+
+    def _make_batches(self, data: TrainingData, rows: np.ndarray, *, training: bool):
+        """Gather arrays on the device; load a Dataset, or as the user has set."""
+        side = "iterator_train" if training else "iterator_valid"
+        iterator, kwargs = getattr(self, side), self.get_params_for(side)
+        batch_size = kwargs.pop("batch_size", self.batch_size)
+        if batch_size == -1:
+            batch_size = len(rows)
+        weight = None
+        if data.weight is not None:
+            weight = torch.as_tensor(
+                data.weight, dtype=self._float_dtype, device=self.device_
+            )
+        if not is_dataset(data.X) and iterator is DataLoader and not kwargs:
+            return ResidentBatches(
+                data.X,
+                torch.as_tensor(data.codes, device=self.device_),
+                weight,
+                torch.as_tensor(rows, device=self.device_),
+                batch_size,
+                shuffle=training,
+            )
+        items = data.X if is_dataset(data.X) else TensorDataset(data.X, data.X)
+        dataset = IndexedDataset(items, data.codes, rows)
+        kwargs["collate_fn"] = IndexedCollate(kwargs.get("collate_fn", default_collate))
+        if not {"batch_sampler", "sampler", "shuffle"} & kwargs.keys():
+            kwargs["shuffle"] = training
+        if "batch_sampler" not in kwargs:
+            kwargs["batch_size"] = batch_size
+        return LoaderBatches(iterator(dataset, **kwargs), weight, self.device_)
+
+    def _prediction_batches(self, X):
+        kwargs = self.get_params_for("iterator_valid")
+        batch_size = kwargs.pop("batch_size", self.batch_size)
+        if is_dataset(X):
+            size = len(X) if batch_size == -1 else batch_size
+            for item in self.iterator_valid(X, batch_size=size, **kwargs):
+                x = item[0] if isinstance(item, tuple | list) else item
+                yield to_device(x, self.device_)
+            return
+        given, X = X, _checks.check_X(X, image_shape=self.image_shape)
+        if hasattr(self, "n_features_in_"):
+            self._check_like_training(given, X)
+        X = torch.as_tensor(X)
+        for x in X.split(max(batch_size, 256 if X.ndim == 4 else 8192)):
+            yield (x if x.dtype == torch.uint8 else _narrow(x, self._float_dtype)).to(
+                self.device_
+            )
+
+    def _prepare(self, x, *, training: bool):
+        """Augment a batch, and make floats of it."""
+        if not isinstance(x, Tensor):
+            return x
+        if self.image_shape is not None and x.ndim == 2:
+            x = x.reshape(len(x), *self.image_shape)
+        if training and self.augmentation is not None:
+            augment: Any = self.augmentation
+            x = _AUGMENTATIONS.get(augment, augment)(x)
+        if x.dtype != torch.uint8:
+            return x.to(self._float_dtype) if x.is_floating_point() else x
+        x = x.to(self._float_dtype)
+        if not self._input_is_uint8:  # a Dataset's images, whose statistics nobody took
+            return x / 255
+        mean, std = (
+            torch.as_tensor(s, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+            for s in (self.image_mean_, self.image_std_)
+        )
+        return (x - mean) / std
+
+    def _check_output(self, logits) -> None:
+        """Look at a network's first output."""
+        network = type(self.module_).__name__
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"the module {network} returned {type(logits).__name__}; expected a "
+                "Tensor of logits, a tuple that starts with it, or an object with "
+                "`logits`."
+            )
+        if logits.ndim != 2 or logits.shape[1] != len(self.classes_):
+            raise ValueError(
+                f"the module {network} returned shape {tuple(logits.shape)}, but y has "
+                f"{len(self.classes_)} classes: expected (n_samples, "
+                f"{len(self.classes_)}), a logit per class. Set the width of its last "
+                "layer."
+            )
+        values = logits.detach().float()
+        if ((values >= 0) & (values <= 1)).all() and torch.allclose(
+            values.sum(dim=1), torch.ones(()).to(values), atol=1e-3
+        ):
+            warnings.warn(
+                f"the module {network} seems to return probabilities; expected logits. "
+                "Leave out its last softmax, or training will be slow and the "
+                "predicted probabilities wrong.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def _narrow(X: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert to `dtype`, and raise where that makes a number infinite."""
+    narrow = X.to(dtype)
+    if dtype != X.dtype and not narrow.isfinite().all():
+        raise ValueError(
+            f"X holds values as large as {X.abs().max().item():g}, too large for "
+            f"{dtype}; scale the features, for example with StandardScaler."
+        )
+    return narrow

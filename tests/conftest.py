@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits, load_iris
+from sklearn.preprocessing import StandardScaler
+
+# The networks of the tests are too small to gain from a second thread.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def iris():
+    X, y = load_iris(return_X_y=True)
+    return StandardScaler().fit_transform(X), y
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Images (1797, 1, 8, 8) of 0 to 16, as float32."""
+    X, y = load_digits(return_X_y=True)
+    return X.reshape(-1, 1, 8, 8).astype(np.float32), y
+
+
+@pytest.fixture(scope="session")
+def uint8_digits(digits):
+    X, y = digits
+    return (X * 15).astype(np.uint8), y
+
+
+@pytest.fixture(autouse=True)
+def global_generators_untouched():
+    """No test may find that the library moved a global generator."""
+    before = torch.get_rng_state()
+    yield
+    moved = not torch.equal(before, torch.get_rng_state())
+    torch.set_rng_state(before)
+    assert not moved, "a global torch generator was used; use a generator of its own"
