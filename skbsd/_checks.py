@@ -210,7 +210,7 @@ def check_y(y, estimator_name: str) -> np.ndarray:
             f"{estimator_name} requires y to be passed, but the target y is None."
         )
     if isinstance(y, torch.Tensor):
-        y = y.detach().cpu().numpy()
+        y = _as_numpy(y)
     shape = np.asarray(y).shape
     if len(shape) == 2 and shape[1] > 1:
         raise ValueError(
@@ -219,9 +219,21 @@ def check_y(y, estimator_name: str) -> np.ndarray:
             "labels with y.argmax(axis=1)."
         )
     y = column_or_1d(y, warn=True)
+    if y.dtype.kind == "O":
+        missing = [i for i, label in enumerate(y) if _is_missing(label)]
+        if missing:
+            raise ValueError(
+                f"Input y contains NaN or None, first in row {missing[0]}; remove such "
+                "samples or give them a label."
+            )
     assert_all_finite(y, estimator_name=estimator_name, input_name="y")
     check_classification_targets(y)
     return y
+
+
+def _is_missing(label) -> bool:
+    is_nan = isinstance(label, float) and math.isnan(label)
+    return is_nan or label is None or type(label).__name__ in ("NAType", "NaTType")
 
 
 def find_classes(y: np.ndarray) -> np.ndarray:
@@ -257,7 +269,7 @@ def check_weight(sample_weight, class_weight, X, y: np.ndarray) -> np.ndarray | 
     weight = np.ones(len(y))
     if sample_weight is not None:
         if isinstance(sample_weight, torch.Tensor):
-            sample_weight = sample_weight.detach().cpu().numpy()
+            sample_weight = _as_numpy(sample_weight)
         # Says itself what is wrong: shape, NaN or a negative value.
         weight = _check_sample_weight(
             sample_weight, X, dtype=np.float64, ensure_non_negative=True, copy=True
@@ -291,15 +303,20 @@ def check_dataset(dataset: Dataset) -> None:
     item = dataset[0]
     if not (isinstance(item, tuple | list) and len(item) == 2):
         raise ValueError(
-            "the Dataset must return pairs (x, y), got "
-            f"{type(item).__name__} from {type(dataset).__name__}[0]."
+            f"the Dataset {type(dataset).__name__} must return pairs (x, y), got "
+            f"{_describe(item)}."
         )
+
+
+def _describe(item) -> str:
+    kind = type(item).__name__
+    return f"{kind} of {len(item)}" if isinstance(item, tuple | list) else kind
 
 
 def dataset_labels(dataset: Dataset) -> np.ndarray:
     """Return the label of every sample, without loading inputs where possible."""
     if isinstance(dataset, TensorDataset):
-        return dataset.tensors[-1].cpu().numpy()
+        return _as_numpy(dataset.tensors[-1])
     if isinstance(dataset, Subset):
         return dataset_labels(dataset.dataset)[np.asarray(dataset.indices)]
     if isinstance(dataset, ConcatDataset):
@@ -307,11 +324,17 @@ def dataset_labels(dataset: Dataset) -> np.ndarray:
     # torchvision's data sets keep labels here; a transform would change them.
     targets = getattr(dataset, "targets", None)
     if targets is not None and getattr(dataset, "target_transform", None) is None:
-        targets = np.asarray(targets)
+        targets = _as_numpy(targets)
         if targets.shape == (len(dataset),):  # type: ignore[arg-type]
             return targets
     labels = [dataset[i][1] for i in range(len(dataset))]  # type: ignore[arg-type]
     return np.asarray([y.item() if isinstance(y, torch.Tensor) else y for y in labels])
+
+
+def _as_numpy(values) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().numpy()
+    return np.asarray(values)
 
 
 def fingerprint(X, y: np.ndarray) -> tuple:

@@ -36,8 +36,8 @@ class InputHandling(TrainingLoop):
     """Checks, splits and batches, for :class:`skbsd.BSDClassifier`."""
 
     _input_shape: tuple[int, ...]
-    _input_is_uint8: bool
-    _float_dtype: torch.dtype
+    _input_is_uint8 = False
+    _float_dtype = torch.float32
     _fingerprint: tuple
 
     def _check_training_data(self, X, y, sample_weight, known, *, reset):
@@ -162,7 +162,10 @@ class InputHandling(TrainingLoop):
         """Put arrays on the device, or leave them on the CPU where they do not fit."""
         if is_dataset(data.X):
             return data
-        X = torch.as_tensor(data.X)
+        X = data.X
+        if not isinstance(X, Tensor):
+            # torch warns of arrays that are read-only, such as a DataFrame's.
+            X = torch.from_numpy(X if X.flags.writeable else X.copy())
         if X.dtype != torch.uint8:
             X = _narrow(X, dtype)
         if device.type == "cuda" and not X.is_cuda:
@@ -213,11 +216,27 @@ class InputHandling(TrainingLoop):
         given, X = X, _checks.check_X(X, image_shape=self.image_shape)
         if hasattr(self, "n_features_in_"):
             self._check_like_training(given, X)
-        X = torch.as_tensor(X)
-        for x in X.split(max(batch_size, 256 if X.ndim == 4 else 8192)):
-            yield (x if x.dtype == torch.uint8 else _narrow(x, self._float_dtype)).to(
-                self.device_
-            )
+        size = max(batch_size, 256 if X.ndim == 4 else 8192)
+        for start in range(0, len(X), size):
+            # A copy: a network may work in place, and X is the user's.
+            x = X[start : start + size]
+            x = x.clone() if isinstance(x, Tensor) else torch.tensor(x)
+            if x.dtype != torch.uint8:
+                x = _narrow(x, self._float_dtype)
+            yield x.to(self.device_)
+
+    def _infer_any_size(self, x):
+        """Run the network, on images of a size that it may not be able to take."""
+        try:
+            return self.infer(x)
+        except RuntimeError as error:
+            fitted = getattr(self, "_input_shape", ())
+            if not isinstance(x, Tensor) or tuple(x.shape[1:]) == fitted:
+                raise
+            raise ValueError(
+                f"the module {type(self.module_).__name__} cannot take samples of "
+                f"shape {tuple(x.shape[1:])}; it was fitted on {fitted}. Resize them."
+            ) from error
 
     def _prepare(self, x, *, training: bool):
         """Augment a batch, and make floats of it."""

@@ -17,6 +17,15 @@ from torch import nn
 
 from ._checks import check_device
 
+_PREFIXES = (
+    "module",
+    "optimizer",
+    "callbacks",
+    "iterator_train",
+    "iterator_valid",
+    "compile",
+)
+
 
 class Net(NeuralNetClassifier):
     """Base of :class:`skbsd.BSDClassifier`; see the module's docstring."""
@@ -35,15 +44,7 @@ class Net(NeuralNetClassifier):
     _modules = ["module"]  # noqa: RUF012
     _criteria = ["criterion"]  # noqa: RUF012
     _optimizers = ["optimizer"]  # noqa: RUF012
-    prefixes_ = [  # noqa: RUF012
-        "module",
-        "optimizer",
-        "criterion",
-        "callbacks",
-        "iterator_train",
-        "iterator_valid",
-        "compile",
-    ]
+    prefixes_ = [*_PREFIXES, "criterion"]  # noqa: RUF012
     cuda_dependent_attributes_ = ["module_", "criterion_", "optimizer_"]  # noqa: RUF012
 
     device_: torch.device
@@ -92,16 +93,7 @@ class Net(NeuralNetClassifier):
             For an unknown name. Nothing is set then.
         """
         known = set(self._get_param_names())
-        for key in params:
-            prefix, separator, name = key.partition("__")
-            if key not in known and not (
-                separator and name and prefix in self.prefixes_
-            ):
-                raise ValueError(
-                    f"Invalid parameter {key!r} for estimator {type(self).__name__}. "
-                    f"Valid parameters are {sorted(known)}, and those with a prefix: "
-                    f"{', '.join(p + '__*' for p in self.prefixes_)}."
-                )
+        self._check_prefixed(params.keys() - known)
         for key, value in params.items():
             if key not in known:
                 self._params_to_validate = self._params_to_validate | {key}
@@ -111,6 +103,22 @@ class Net(NeuralNetClassifier):
             elif self.initialized_ and key.startswith("callbacks__"):
                 self._set_params_callback(**{key: value})
         return self
+
+    def _check_prefixed(self, names) -> None:
+        """Raise for a name without one of the prefixes."""
+        for name in sorted(names):
+            prefix, _, rest = name.partition("__")
+            if not rest or prefix not in _PREFIXES:
+                meant = [p for p in _PREFIXES if name.startswith(p + "_") and not rest]
+                hint = f" Did you mean {meant[0]}__*?" if meant else ""
+                raise ValueError(
+                    f"Invalid parameter {name!r} for estimator {type(self).__name__}."
+                    f"{hint} Valid parameters are {self._get_param_names()}, and those "
+                    f"with a prefix: {', '.join(p + '__*' for p in _PREFIXES)}."
+                )
+
+    def _validate_params(self):
+        self._check_prefixed(self._params_to_validate)
 
     def __repr__(self, N_CHAR_MAX=700):
         # scikit-learn's, which shows what differs from the defaults.

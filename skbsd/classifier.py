@@ -378,7 +378,7 @@ class BSDClassifier(InputHandling):
         try:
             for x in batches:
                 with torch.set_grad_enabled(training):
-                    logits = self.infer(self._prepare(x, training=False))
+                    logits = self._infer_any_size(self._prepare(x, training=False))
                 yield to_device(logits, device)
         finally:
             # Callbacks predict in the middle of an epoch.
@@ -403,7 +403,7 @@ class BSDClassifier(InputHandling):
             module = copy.deepcopy(self.module)
         else:
             module = self.initialized_instance(self.module, kwargs)
-        self.module_ = module.to(getattr(self, "_float_dtype", torch.float32))
+        self.module_ = module.to(self._float_dtype)
         return self
 
     def _train(self, data: TrainingData, caller: str, split_params, *, fresh: bool):

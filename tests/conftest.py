@@ -25,13 +25,3 @@ def digits():
 def uint8_digits(digits):
     X, y = digits
     return (X * 15).astype(np.uint8), y
-
-
-@pytest.fixture(autouse=True)
-def global_generators_untouched():
-    """No test may find that the library moved a global generator."""
-    before = torch.get_rng_state()
-    yield
-    moved = not torch.equal(before, torch.get_rng_state())
-    torch.set_rng_state(before)
-    assert not moved, "a global torch generator was used; use a generator of its own"

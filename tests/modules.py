@@ -1,0 +1,94 @@
+"""Networks that the tests train; here, so that they can be pickled."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+
+class Linear(nn.Module):
+    def __init__(self, in_features=4, out_features=3, scale=1.0):
+        super().__init__()
+        self.layer = nn.Linear(in_features, out_features)
+        self.scale = scale
+
+    def forward(self, x):
+        return self.scale * self.layer(x)
+
+
+class ReturnsTuple(Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class ReturnsObject(Linear):
+    def forward(self, x):
+        return SimpleNamespace(logits=super().forward(x), hidden=x)
+
+
+class ReturnsProbabilities(Linear):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+class ReturnsNaN(Linear):
+    def forward(self, x):
+        return super().forward(x) * float("nan")
+
+
+class ReturnsString(Linear):
+    def forward(self, x):
+        return "logits"
+
+
+class Dropout(Linear):
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.5, self.training))
+
+
+class Convolution(nn.Module):
+    """For images of exactly 8 x 8 pixels."""
+
+    def __init__(self, n_classes=10):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(8 * 64, n_classes),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Interrupting(Linear):
+    """Presses Ctrl-C in its seventh training step."""
+
+    steps = 0
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+            if self.steps == 7:
+                raise KeyboardInterrupt
+        return super().forward(x)
+
+
+class Images(torch.utils.data.Dataset):
+    """A Dataset of pairs that knows no shortcut to its labels."""
+
+    def __init__(self, X, y):
+        self.X, self.y = X, y
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, i):
+        return self.X[i], self.y[i]
+
+
+class InPlace(Linear):
+    def forward(self, x):
+        return super().forward(x.mul_(0.5))

@@ -1,0 +1,408 @@
+"""What cannot be used is refused: with the value, what was expected, what to do.
+
+And nothing is lost: an estimator that was fitted before is as it was.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from modules import (
+    Convolution,
+    Images,
+    Interrupting,
+    Linear,
+    ReturnsNaN,
+    ReturnsProbabilities,
+    ReturnsString,
+)
+from numpy.testing import assert_array_equal
+from scipy import sparse
+from sklearn.exceptions import NotFittedError
+from torch.utils.data import IterableDataset, TensorDataset, WeightedRandomSampler
+
+from skbsd import BSDClassifier
+
+NAN, INF = float("nan"), float("inf")
+
+
+def quick(**kwargs):
+    return BSDClassifier(**({"max_epochs": 2, "random_state": 0} | kwargs))
+
+
+def with_value(X, value):
+    X = X.copy()
+    X[3, 1] = value
+    return X
+
+
+PARAMETERS = [
+    ("prior_strength", [0, -1.0, NAN, "100", None]),
+    ("discount", [0, -0.5, 1.1, NAN, INF, None]),
+    ("prior_floor", [0, -1e-3, NAN, INF, None]),
+    ("max_epochs", [0, -1, 2.5, None]),
+    ("batch_size", [0, -2, 1.5, None]),
+    ("lr", [0, -1.0, NAN, "0.1"]),
+    ("lr_schedule", ["unknown", None]),
+    ("weight_decay", [-1.0, NAN]),
+    ("augmentation", ["unknown", 3]),
+    ("image_shape", [(8, 8), (1, 8, 0), "188", (1, 2, 2.0)]),
+    ("precision", ["float8", None]),
+    ("compile", ["yes"]),
+    ("device", ["unknown", 3, "cuda:99"]),
+    ("optimizer", ["sgd", None]),
+    ("train_split", [0.2]),
+    ("class_weight", ["unknown"]),
+    ("callbacks", ["unknown", 3]),
+    ("random_state", ["zero", -1]),
+    ("module", ["mlp", 3]),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in PARAMETERS for value in values]
+)
+def test_parameters(iris, name, value):
+    model = quick(**{name: value})
+    with pytest.raises(ValueError, match=name) as error:
+        model.fit(*iris)
+    shown = value if isinstance(value, str) else repr(value)
+    assert shown in str(error.value)
+    assert not hasattr(model, "module_")
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+class TestValuesOfX:
+    def test_fit_and_predict(self, iris, value):
+        X, y = iris
+        model = quick()
+        with pytest.raises(ValueError, match="NaN" if value != value else "infinity"):
+            model.fit(with_value(X, value), y)
+        model.fit(X, y)
+        for method in (model.predict, model.predict_proba, model.decision_function):
+            with pytest.raises(ValueError, match="contains"):
+                method(with_value(X, value))
+
+    def test_tensor(self, iris, value):
+        X, y = iris
+        with pytest.raises(ValueError, match="Input X contains"):
+            quick().fit(torch.tensor(with_value(X, value)), y)
+
+
+class TestX:
+    def test_too_large_for_float32(self, iris):
+        X, y = iris
+        with pytest.raises(ValueError, match=r"1e\+60, too large for .*StandardScaler"):
+            quick().fit(with_value(X, 1e60), y)
+        model = quick().fit(X, y)
+        with pytest.raises(ValueError, match="too large"):
+            model.predict(with_value(X, 1e60))
+
+    def test_empty(self, iris):
+        X, y = iris
+        with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+            quick().fit(X[:0], y[:0])
+        with pytest.raises(ValueError, match=r"0 feature\(s\)"):
+            quick().fit(X[:, :0], y)
+        with pytest.raises(ValueError, match="0 samples"):
+            quick().fit(torch.zeros(0, 4), y[:0])
+        with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+            quick().fit(X, y).predict(X[:0])
+
+    def test_sparse(self, iris):
+        X, y = iris
+        with pytest.raises(TypeError, match="Sparse data was passed"):
+            quick().fit(sparse.csr_matrix(X), y)
+        with pytest.raises(TypeError, match=r"Sparse.*to_dense"):
+            quick().fit(torch.tensor(X).to_sparse(), y)
+
+    def test_object_columns(self, iris):
+        X, y = iris
+        frame = pd.DataFrame(X, columns=list("abcd")).assign(e="red", f="blue")
+        with pytest.raises(ValueError, match=r"'e' .*'f' .*OneHotEncoder"):
+            quick().fit(frame, y)
+        with pytest.raises(ValueError, match="could not convert string to float"):
+            quick().fit(np.full((150, 2), "red", dtype=object), y)
+
+    def test_complex(self, iris):
+        with pytest.raises(ValueError, match="Complex data not supported"):
+            quick().fit(iris[0] * 1j, iris[1])
+        with pytest.raises(ValueError, match="Complex data not supported"):
+            quick().fit(torch.tensor(iris[0] * 1j), iris[1])
+
+    @pytest.mark.parametrize("shape", [(150, 2, 2), (150, 1, 2, 2, 1)])
+    def test_dimensions(self, iris, shape):
+        X = np.zeros(shape)
+        with pytest.raises(ValueError, match=rf"{len(shape)} dimensions.*X\[:, None\]"):
+            quick().fit(X, iris[1])
+        with pytest.raises(ValueError, match="dimensions"):
+            quick().fit(torch.tensor(X), iris[1])
+
+    def test_one_dimension(self, iris):
+        for X in (iris[0][:, 0], torch.tensor(iris[0][:, 0])):
+            with pytest.raises(ValueError, match="Reshape your data"):
+                quick().fit(X, iris[1])
+
+    def test_channels_last(self):
+        X = np.zeros((10, 32, 32, 3), np.uint8)
+        with pytest.raises(ValueError, match=r"\(10, 32, 32, 3\).*np.moveaxis"):
+            quick().fit(X, np.arange(10) % 2)
+
+    def test_image_shape(self, digits):
+        X, y = (a[:50] for a in digits)
+        flat = X.reshape(50, -1)
+        with pytest.raises(ValueError, match=r"64 features.*multiplies out to 192"):
+            quick(image_shape=(3, 8, 8)).fit(flat, y)
+        with pytest.raises(ValueError, match=r"\(1, 8, 8\).*image_shape is \(1, 4, 16\)"):
+            quick(image_shape=(1, 4, 16)).fit(X, y)
+
+    def test_augmentation_of_a_table(self, iris):
+        with pytest.raises(ValueError, match=r"'flip-crop' needs images.*\(150, 4\)"):
+            quick(augmentation="flip-crop").fit(*iris)
+
+    def test_lengths_differ(self, iris):
+        X, y = iris
+        for given in (X, torch.tensor(X)):
+            with pytest.raises(ValueError, match=r"inconsistent.*\[150, 149\]"):
+                quick().fit(given, y[:-1])
+
+
+class TestY:
+    @pytest.mark.parametrize("value", [NAN, INF])
+    def test_not_finite(self, iris, value):
+        y = iris[1].astype(float)
+        y[7] = value
+        with pytest.raises(ValueError, match=r"Input y contains (NaN|infinity)"):
+            quick().fit(iris[0], y)
+
+    def test_missing_string(self, iris):
+        y = np.array(["a", "b", "c"], dtype=object)[iris[1]]
+        y[0] = NAN
+        with pytest.raises(ValueError, match="y contains NaN or None, first in row 0"):
+            quick().fit(iris[0], y)
+
+    def test_continuous(self, iris):
+        with pytest.raises(ValueError, match="continuous"):
+            quick().fit(iris[0], iris[0][:, 0])
+
+    def test_multi_label(self, iris):
+        one_hot = np.eye(3, dtype=int)[iris[1]]
+        with pytest.raises(ValueError, match=r"\(150, 3\).*argmax"):
+            quick().fit(iris[0], one_hot)
+
+    @pytest.mark.parametrize("label", [1, "a", True])
+    def test_one_class(self, iris, label):
+        with pytest.raises(ValueError, match=f"one class only.*{label}.*at least two"):
+            quick().fit(iris[0], np.full(150, label))
+
+    def test_none(self, iris):
+        with pytest.raises(ValueError, match="requires y to be passed"):
+            quick().fit(iris[0])
+
+
+class TestWeights:
+    @pytest.mark.parametrize(
+        ("weight", "message"),
+        [
+            (np.zeros(150), "zero"),
+            (-np.ones(150), "[Nn]egative"),
+            (np.full(150, NAN), "NaN"),
+            (np.full(150, INF), "infinity"),
+            (np.ones(149), r"149|\(150,\)"),
+            (np.ones((150, 2)), "1D"),
+        ],
+    )
+    def test_sample_weight(self, iris, weight, message):
+        with pytest.raises(ValueError, match=message):
+            quick().fit(*iris, sample_weight=weight)
+
+    def test_one_class_left(self, iris):
+        X, y = iris
+        with pytest.raises(ValueError, match="only one class is left .*: .*2"):
+            quick().fit(X, y, sample_weight=(y == 2))
+
+    def test_class_weight_of_unknown_class(self, iris):
+        with pytest.raises(ValueError, match="class"):
+            quick(class_weight={7: 1.0}).fit(*iris)
+
+
+class TestModule:
+    def test_width_of_the_output(self, iris):
+        for width in (1, 2, 4):
+            model = quick(module=Linear, module__out_features=width)
+            with pytest.raises(ValueError, match=rf"\(128, {width}\).*3 classes.*last"):
+                model.fit(*iris)
+            with pytest.raises(NotFittedError):
+                model.predict(iris[0])
+
+    def test_probabilities(self, iris):
+        with pytest.warns(UserWarning, match="probabilities; expected logits"):
+            quick(module=ReturnsProbabilities).fit(*iris)
+
+    def test_no_tensor(self, iris):
+        with pytest.raises(TypeError, match="returned str; expected a Tensor"):
+            quick(module=ReturnsString).fit(*iris)
+
+    def test_nan(self, iris):
+        with pytest.raises(ValueError, match=r"NaN or infinite in epoch 1 .*lr=0.01"):
+            quick(module=ReturnsNaN).fit(*iris)
+
+    def test_none_without_data(self):
+        with pytest.raises(ValueError, match="module=None is chosen from the data"):
+            BSDClassifier().initialize()
+
+    def test_fitted_estimator_survives(self, iris):
+        X, y = iris
+        model = quick().fit(X, y)
+        proba = model.predict_proba(X)
+        for bad in (
+            {"module": Linear, "module__out_features": 2},
+            {"module": Linear, "module__unknown": 2},
+            {"module": ReturnsString},
+            {"lr": -1.0},
+        ):
+            with pytest.raises((ValueError, TypeError)):
+                model.set_params(**bad).fit(X, y)
+            model.set_params(module=None, lr=0.01)
+            assert_array_equal(model.predict_proba(X), proba)
+            assert_array_equal(model.classes_, [0, 1, 2])
+            assert len(model.history) == 2
+
+
+class TestDivergence:
+    def test_stops_and_keeps_the_last_finite_weights(self, iris):
+        X, y = iris
+        model = quick(
+            module=Linear,
+            optimizer=torch.optim.SGD,
+            lr_schedule="constant",
+            lr=1e-3,
+            max_epochs=1,
+        ).fit(X, y)
+        model.set_params(lr=1e38, max_epochs=20)
+        with pytest.raises(ValueError, match=r"epoch \d+ .*lr=1e\+38.*Lower lr"):
+            model.partial_fit(X, y)
+        assert np.isfinite(model.predict_proba(X)).all()
+        assert model.posterior_.mean().isfinite().all()
+        now = list(model.module_.state_dict().values())
+        assert all(t.isfinite().all() for t in now)
+
+    def test_weights_of_the_epoch_before(self, iris):
+        """Divergence in the second epoch leaves what the first has learnt."""
+        kwargs = {"module": Linear, "lr_schedule": "constant"}
+        kwargs |= {"optimizer": torch.optim.SGD, "batch_size": -1, "weight_decay": 0.0}
+        model = quick(lr=0.5, max_epochs=1, **kwargs).fit(*iris)
+        proba = model.predict_proba(iris[0])
+        with torch.no_grad():
+            model.optimizer_.param_groups[0]["lr"] = INF
+        with pytest.raises(ValueError, match="epoch 2"):
+            model.partial_fit(*iris)
+        assert_array_equal(model.predict_proba(iris[0]), proba)
+
+
+class TestInterrupt:
+    def test_leaves_a_usable_model(self, iris):
+        """Ctrl-C in the fourth epoch: six steps of two per epoch are done."""
+        X, y = iris
+        model = quick(module=Interrupting, max_epochs=20).fit(X, y)
+        assert model.n_iter_ == 3
+        assert (model.posterior_.visits == 3).all()
+        assert model.predict(X).shape == (150,)
+        model.module_.steps = 100
+        model.set_params(max_epochs=1).partial_fit(X, y)
+        assert (model.posterior_.visits == 4).all()
+
+
+class TestPrediction:
+    @pytest.mark.parametrize("method", ["predict", "predict_proba", "decision_function"])
+    def test_before_fit(self, iris, method):
+        with pytest.raises(NotFittedError, match="not fitted yet"):
+            getattr(BSDClassifier(), method)(iris[0])
+
+    def test_number_of_features(self, iris):
+        X, y = iris
+        model = quick().fit(X, y)
+        with pytest.raises(ValueError, match="3 features, but .* expecting 4 features"):
+            model.predict(X[:, :3])
+        with pytest.raises(ValueError, match="3 features"):
+            model.partial_fit(X[:, :3], y)
+
+    def test_names_of_features(self, iris):
+        frame = pd.DataFrame(iris[0], columns=list("abcd"))
+        model = quick().fit(frame, iris[1])
+        with pytest.raises(ValueError, match="feature names"):
+            model.predict(frame[list("abdc")])
+
+    def test_image_sizes(self, digits):
+        X, y = (a[:100] for a in digits)
+        model = quick(module=Convolution, max_epochs=1).fit(X, y)
+        with pytest.raises(ValueError, match=r"\(1, 6, 6\).*\(1, 8, 8\)"):
+            model.predict(X[:, :, :6, :6])
+        with pytest.raises(ValueError, match="3 channels"):
+            model.predict(X.repeat(3, 1))
+        with pytest.raises(ValueError, match=r"\(64,\).*\(1, 8, 8\)"):
+            model.predict(X.reshape(100, -1))
+
+    def test_type_of_images(self, uint8_digits):
+        X, y = (a[:100] for a in uint8_digits)
+        model = quick(max_epochs=1).fit(X, y)
+        with pytest.raises(ValueError, match="float images.*fitted on uint8"):
+            model.predict(X / 255)
+        model.fit(X / 255, y)
+        with pytest.raises(ValueError, match="uint8 images.*fitted on float"):
+            model.predict(X)
+
+
+class TestPartialFit:
+    def test_unseen_class(self, iris):
+        X, y = iris
+        model = quick().partial_fit(X[y < 2], y[y < 2])
+        proba = model.predict_proba(X)
+        with pytest.raises(ValueError, match=r"\[2\].*the classes are \[0, 1\]"):
+            model.partial_fit(X, y)
+        assert_array_equal(model.predict_proba(X), proba)
+        with pytest.raises(ValueError, match=r"not among the known classes: \[0\]"):
+            quick().partial_fit(X, y, classes=[1, 2])
+
+    def test_other_classes(self, iris):
+        model = quick().partial_fit(*iris)
+        with pytest.raises(ValueError, match=r"classes=\[0, 1\] differ.*\[0, 1, 2\]"):
+            model.partial_fit(*iris, classes=[0, 1])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(4), 0
+
+
+class TestDataset:
+    def test_without_length(self):
+        with pytest.raises(ValueError, match="Stream has no length"):
+            quick().fit(Stream())
+
+    def test_empty(self):
+        with pytest.raises(ValueError, match="Dataset is empty"):
+            quick().fit(Images([], []))
+
+    def test_no_pairs(self):
+        with pytest.raises(ValueError, match=r"pairs \(x, y\), got tuple of 1"):
+            quick().fit(TensorDataset(torch.zeros(5, 4)))
+
+    def test_sampling_with_replacement(self, iris):
+        sampler = WeightedRandomSampler(
+            np.ones(150), 150, generator=torch.Generator().manual_seed(0)
+        )
+        model = quick(iterator_train__sampler=sampler)
+        with pytest.raises(ValueError, match="occurs more than once in the batch"):
+            model.fit(*iris)
+
+    def test_split_that_is_no_subset(self, iris):
+        def split(dataset, y):
+            return TensorDataset(torch.zeros(5, 4), torch.zeros(5)), None
+
+        with pytest.raises(ValueError, match="train_split returned a TensorDataset"):
+            quick(train_split=split).fit(*iris)
+
+    def test_arguments_for_no_split(self, iris):
+        with pytest.raises(TypeError, match=r"\['groups'\].*train_split, which is None"):
+            quick().fit(*iris, groups=np.ones(150))
