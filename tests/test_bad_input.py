@@ -60,7 +60,8 @@ PARAMETERS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in PARAMETERS for value in values]
+    ("name", "value"),
+    [(name, value) for name, values in PARAMETERS for value in values],
 )
 def test_parameters(iris, name, value):
     model = quick(**{name: value})
@@ -153,7 +154,9 @@ class TestX:
         flat = X.reshape(50, -1)
         with pytest.raises(ValueError, match=r"64 features.*multiplies out to 192"):
             quick(image_shape=(3, 8, 8)).fit(flat, y)
-        with pytest.raises(ValueError, match=r"\(1, 8, 8\).*image_shape is \(1, 4, 16\)"):
+        with pytest.raises(
+            ValueError, match=r"\(1, 8, 8\).*image_shape is \(1, 4, 16\)"
+        ):
             quick(image_shape=(1, 4, 16)).fit(X, y)
 
     def test_augmentation_of_a_table(self, iris):
@@ -314,7 +317,9 @@ class TestInterrupt:
 
 
 class TestPrediction:
-    @pytest.mark.parametrize("method", ["predict", "predict_proba", "decision_function"])
+    @pytest.mark.parametrize(
+        "method", ["predict", "predict_proba", "decision_function"]
+    )
     def test_before_fit(self, iris, method):
         with pytest.raises(NotFittedError, match="not fitted yet"):
             getattr(BSDClassifier(), method)(iris[0])
@@ -404,5 +409,7 @@ class TestDataset:
             quick(train_split=split).fit(*iris)
 
     def test_arguments_for_no_split(self, iris):
-        with pytest.raises(TypeError, match=r"\['groups'\].*train_split, which is None"):
+        with pytest.raises(
+            TypeError, match=r"\['groups'\].*train_split, which is None"
+        ):
             quick().fit(*iris, groups=np.ones(150))

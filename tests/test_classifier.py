@@ -604,7 +604,9 @@ class TestMetaEstimators:
 
     def test_column_transformer(self, iris):
         X, y = iris
-        frame = pd.DataFrame(X, columns=list("abcd")).assign(e=np.array(["u", "v"])[y % 2])
+        frame = pd.DataFrame(X, columns=list("abcd")).assign(
+            e=np.array(["u", "v"])[y % 2]
+        )
         model = make_pipeline(
             make_column_transformer(
                 (StandardScaler(), list("abcd")), (OneHotEncoder(), ["e"])

@@ -1,0 +1,75 @@
+"""The default networks, and the augmentation of batches."""
+
+import pytest
+import torch
+
+from skbsd.augmentation import flip_crop
+from skbsd.networks import MLP, SmallResNet, default_network
+
+
+class TestDefaultNetwork:
+    @pytest.mark.parametrize("shape", [(5,), (1, 8, 8), (3, 32, 32), (2, 9, 17)])
+    def test_shapes(self, shape):
+        network = default_network(shape, 7).eval()
+        assert network(torch.zeros(2, *shape)).shape == (2, 7)
+        assert isinstance(network, MLP if len(shape) == 1 else SmallResNet)
+
+    def test_width_follows_the_size_of_the_image(self):
+        assert default_network((1, 8, 8), 2).head.in_features == 64
+        assert default_network((1, 32, 32), 2).head.in_features == 128
+        assert default_network((1, 8, 8), 2, widths=(4, 6)).head.in_features == 6
+
+    def test_residual_network_halves_the_image_between_blocks(self):
+        network = SmallResNet(3, 10)
+        out = network.blocks(network.stem(torch.zeros(1, 3, 32, 32)))
+        assert out.shape == (1, 128, 8, 8)
+
+    def test_layers(self):
+        sizes = [m.weight.shape for m in MLP(4, 3, hidden=(6, 5))[::2]]
+        assert sizes == [(6, 4), (5, 6), (3, 5)]
+        assert MLP(4, 3, hidden=())(torch.zeros(2, 4)).shape == (2, 3)
+
+    @pytest.mark.parametrize("shape", [(), (4, 4), (1, 2, 3, 4)])
+    def test_other_shapes(self, shape):
+        with pytest.raises(ValueError, match="no default network.*Pass module"):
+            default_network(shape, 2)
+
+
+class TestFlipCrop:
+    @pytest.fixture
+    def images(self):
+        generator = torch.Generator().manual_seed(0)
+        shape = (400, 2, 6, 7)
+        return torch.randint(1, 256, shape, generator=generator, dtype=torch.uint8)
+
+    def test_every_result_is_a_shift_of_the_image_or_its_mirror(self, images):
+        out = flip_crop(images, padding=1)
+        assert out.dtype == images.dtype
+        assert out.shape == images.shape
+        padded = torch.nn.functional.pad(images, (1,) * 4)
+        candidates = [
+            mirrored
+            for dy in range(3)
+            for dx in range(3)
+            for window in [padded[:, :, dy : dy + 6, dx : dx + 7]]
+            for mirrored in (window, window.flip(-1))
+        ]
+        hits = torch.stack([(c == out).flatten(1).all(1) for c in candidates])
+        assert (hits.sum(0) == 1).all()  # a draw per sample
+        counts = hits.sum(1)
+        assert (counts > 5).all()  # about 22 of 400 for each of 18
+        assert counts[1::2].sum() == pytest.approx(200, abs=50)
+
+    def test_does_not_write_to_its_input(self, images):
+        before = images.clone()
+        flip_crop(images)
+        assert torch.equal(images, before)
+
+    def test_padding_follows_the_size(self):
+        images = torch.ones(200, 1, 32, 32)
+        rows = flip_crop(images).sum((1, 3)).eq(0).sum(1)
+        assert rows.max() == 4
+
+    def test_floats(self, images):
+        out = flip_crop(images.float())
+        assert out.dtype == torch.float32

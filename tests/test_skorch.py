@@ -1,0 +1,272 @@
+"""What skorch documents, a BSDClassifier does too."""
+
+import io
+from contextlib import redirect_stdout
+
+import numpy as np
+import pytest
+import sklearn
+import torch
+from modules import Linear
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.metrics import accuracy_score, log_loss
+from sklearn.model_selection import GroupKFold
+from skorch import NeuralNetClassifier
+from skorch.callbacks import (
+    BatchScoring,
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    EpochScoring,
+    GradientNormClipping,
+    LRScheduler,
+    ProgressBar,
+    TrainEndCheckpoint,
+)
+from skorch.dataset import Dataset, ValidSplit
+from skorch.helper import predefined_split
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+
+from skbsd import BSDClassifier
+
+
+def quick(**kwargs):
+    return BSDClassifier(**({"max_epochs": 3, "random_state": 0} | kwargs))
+
+
+SPLIT = ValidSplit(5, stratified=True)
+
+
+def test_is_a_skorch_net():
+    assert issubclass(BSDClassifier, NeuralNetClassifier)
+
+
+class TestHistory:
+    def test_same_keys_and_types_as_skorchs(self, iris):
+        X, y = iris[0].astype(np.float32), iris[1]
+        ours = quick(module=Linear, train_split=SPLIT).fit(X, y).history
+        theirs = (
+            NeuralNetClassifier(
+                Linear,
+                criterion=torch.nn.CrossEntropyLoss,
+                train_split=SPLIT,
+                max_epochs=3,
+                verbose=0,
+            )
+            .fit(X, y)
+            .history
+        )
+        for row, other in zip(ours, theirs, strict=True):
+            assert row.keys() == other.keys()
+            for key, value in other.items():
+                assert type(row[key]) is type(value), key
+            for batch, expected in zip(row["batches"], other["batches"], strict=True):
+                assert batch.keys() == expected.keys()
+                for key, value in expected.items():
+                    assert type(batch[key]) is type(value), key
+        file = io.StringIO()
+        ours.to_file(file)  # everything in it can be written as JSON
+
+    def test_values(self, iris):
+        X, y = iris
+        model = quick(train_split=SPLIT).fit(X, y)
+        history = model.history
+        assert history is model.history_
+        sizes = history[0, "batches", :, "train_batch_size"][:1]
+        assert sizes == [120]
+        _, valid = SPLIT(Dataset(X, y), y)
+        rows = np.asarray(valid.indices)
+        proba = model.predict_proba(X[rows])
+        assert history[-1, "valid_loss"] == pytest.approx(
+            log_loss(y[rows], proba), rel=1e-5
+        )
+        assert history[-1, "valid_acc"] == accuracy_score(
+            y[rows], model.predict(X[rows])
+        )
+        losses = [row["batches"][0]["train_loss"] for row in history]
+        assert history[:, "train_loss"] == losses
+
+    def test_verbose(self, iris):
+        for verbose in (0, 1):
+            out = io.StringIO()
+            with redirect_stdout(out):
+                quick(verbose=verbose).fit(*iris).fit(*iris)
+            assert ("train_loss" in out.getvalue()) == bool(verbose)
+            assert verbose or out.getvalue() == ""
+
+
+class TestTrainSplit:
+    def test_only_the_training_rows_are_visited(self, iris):
+        X, y = iris
+        model = quick(train_split=SPLIT).fit(X, y)
+        train, _ = SPLIT(Dataset(X, y), y)
+        visited = np.zeros(150, int)
+        visited[train.indices] = 3
+        assert_array_equal(model.posterior_.visits, visited)
+
+    def test_predefined_split(self, iris):
+        X, y = iris
+        named = np.array(["a", "b", "c"])[y]
+        other = Dataset(X[::2].astype(np.float32), named[::2])
+        model = quick(train_split=predefined_split(other), max_epochs=20).fit(X, named)
+        assert (model.posterior_.visits == 20).all()
+        assert model.history[-1, "valid_acc"] == model.score(X[::2], named[::2]) > 0.8
+
+    def test_dataset(self, iris):
+        dataset = Dataset(iris[0].astype(np.float32), iris[1])
+        model = quick(train_split=SPLIT).fit(dataset)
+        assert model.posterior_.visits.sum() == 3 * 120
+        assert 0 <= model.history[-1, "valid_acc"] <= 1
+
+    @pytest.mark.parametrize("routing", [False, True])
+    def test_groups(self, iris, routing):
+        X, y = iris
+        groups = np.arange(150) % 5
+        cv = GroupKFold(5)
+        with sklearn.config_context(enable_metadata_routing=routing):
+            if routing:
+                cv.set_split_request(groups=True)
+            model = quick(train_split=ValidSplit(cv)).fit(X, y, groups=groups)
+        left_out = groups[model.posterior_.visits.numpy() == 0]
+        assert len(set(left_out)) == 1
+        assert len(left_out) == 30
+
+    def test_weights_of_the_training_rows(self, iris):
+        X, y = iris
+        weight = np.arange(150) % 2
+        model = quick(train_split=SPLIT).fit(X, y, sample_weight=weight)
+        assert (model.posterior_.visits[weight == 0] == 0).all()
+
+
+class TestCallbacks:
+    def test_epoch_scoring(self, iris):
+        X, y = iris
+        named = np.array(["a", "b", "c"])[y]
+        callbacks = [
+            EpochScoring("accuracy", name="train_acc", on_train=True),
+            EpochScoring("neg_log_loss", name="nll", lower_is_better=False),
+            EpochScoring("accuracy", name="uncached", use_caching=False),
+            BatchScoring("accuracy", name="batch_acc", lower_is_better=False),
+        ]
+        model = quick(callbacks=callbacks, train_split=SPLIT, max_epochs=20)
+        history = model.fit(X, named).history
+        assert history[-1, "train_acc"] > 0.8
+        assert history[-1, "uncached"] == history[-1, "valid_acc"]
+        assert history[-1, "batch_acc"] == pytest.approx(history[-1, "valid_acc"])
+        assert history[-1, "nll"] == pytest.approx(-history[-1, "valid_loss"], rel=1e-5)
+
+    def test_train_accuracy_of_labels_with_gaps(self, iris):
+        X, y = iris
+        scoring = EpochScoring("accuracy", name="train_acc", on_train=True)
+        model = quick(callbacks=[scoring], max_epochs=30).fit(X, y * 10 - 5)
+        assert model.history[-1, "train_acc"] > 0.9
+
+    def test_early_stopping(self, iris):
+        stop = EarlyStopping("train_loss", patience=2, threshold=10.0)
+        model = quick(callbacks=[stop], max_epochs=50).fit(*iris)
+        assert model.n_iter_ == len(model.history) == 3
+        assert (model.posterior_.visits == 3).all()
+
+    def test_early_stopping_loads_the_best(self, iris):
+        stop = EarlyStopping("valid_loss", patience=3, load_best=True)
+        model = quick(callbacks=[stop], train_split=SPLIT, max_epochs=50, lr=0.5).fit(
+            *iris
+        )
+        assert model.predict(iris[0]).shape == (150,)
+
+    def test_checkpoint(self, iris, tmp_path):
+        checkpoint = Checkpoint(
+            monitor="valid_loss_best",
+            dirname=tmp_path,
+            f_posterior="posterior.pt",
+        )
+        model = quick(module=Linear, callbacks=[checkpoint], train_split=SPLIT)
+        model.fit(*iris)
+        assert {p.name for p in tmp_path.iterdir()} >= {"params.pt", "posterior.pt"}
+        other = quick(module=Linear, random_state=1).fit(*iris)
+        other.load_params(checkpoint=checkpoint)
+        best = int(np.argmin(model.history[:, "valid_loss"]))
+        assert len(other.history) == best + 1
+
+    def test_train_end_checkpoint(self, iris, tmp_path):
+        callback = TrainEndCheckpoint(dirname=tmp_path)
+        model = quick(module=Linear, callbacks=[callback]).fit(*iris)
+        other = quick(module=Linear).initialize()
+        other.load_params(f_params=tmp_path / "train_end_params.pt")
+        assert_allclose(
+            other.predict_proba(iris[0]), model.predict_proba(iris[0]), atol=1e-6
+        )
+
+    def test_lr_scheduler_takes_the_place_of_the_schedule(self, iris):
+        policy = LRScheduler(StepLR, step_size=1, gamma=0.1)
+        model = quick(callbacks=[policy], lr=1.0).fit(*iris)
+        assert_allclose(model.history[:, "event_lr"], [1.0, 0.1, 0.01])
+
+    def test_lr_scheduler_by_batch_sees_the_loss(self, iris):
+        policy = LRScheduler(
+            ReduceLROnPlateau, monitor="train_loss", step_every="batch", patience=0
+        )
+        model = quick(callbacks=[policy]).fit(*iris)
+        assert len(model.history[-1, "batches", :, "event_lr"]) == 2
+
+    def test_batch_callbacks_see_the_loss_at_once(self, iris):
+        seen = []
+
+        class Watch(Callback):
+            def on_batch_end(self, net, batch, training, loss, y_pred, **kwargs):
+                X, y = batch
+                recorded = net.history[-1, "batches", -1, "train_loss"]
+                seen.append((recorded, float(loss), len(X), len(y), len(y_pred)))
+
+        quick(callbacks=[Watch]).fit(*iris)
+        assert [row[2:] for row in seen] == [(128,) * 3, (22,) * 3] * 3
+        assert all(row[0] == row[1] for row in seen)
+
+    def test_losses_are_the_same_whether_watched_or_not(self, iris):
+        class Watch(Callback):
+            def on_batch_end(self, net, **kwargs):
+                pass
+
+        one = quick().fit(*iris)
+        other = quick(callbacks=[Watch]).fit(*iris)
+        batches = [
+            m.history[:, "batches", :, ("train_loss", "train_batch_size")]
+            for m in (one, other)
+        ]
+        assert batches[0] == batches[1]
+
+    def test_progress_bar(self, iris, capsys):
+        quick(callbacks=[ProgressBar(mininterval=0)], batch_size=10).fit(*iris)
+        assert "train_loss" in capsys.readouterr().err
+
+    def test_gradient_clipping(self, iris):
+        norms = []
+
+        class Norm(Callback):
+            def on_grad_computed(self, net, named_parameters, **kwargs):
+                norms.append(max(p.grad.abs().max() for _, p in named_parameters))
+
+        clip = GradientNormClipping(1e-4)
+        quick(callbacks=[clip, Norm]).fit(*iris)
+        assert len(norms) == 6
+        assert max(norms) <= 1e-4
+
+    def test_predicting_within_an_epoch(self, iris):
+        class Predict(Callback):
+            def on_batch_end(self, net, **kwargs):
+                net.predict(iris[0])
+                assert net.module_.training
+
+        quick(callbacks=[Predict]).fit(*iris)
+
+    def test_parameters_of_callbacks(self, iris, capsys):
+        model = quick(verbose=1, callbacks__print_log=None).fit(*iris)
+        assert capsys.readouterr().out == ""
+        model = quick(callbacks=[("stop", EarlyStopping("train_loss"))], max_epochs=50)
+        model.set_params(callbacks__stop__patience=2, callbacks__stop__threshold=10.0)
+        assert model.fit(*iris).n_iter_ == 3
+
+    def test_disable(self, iris):
+        model = quick(callbacks="disable").fit(*iris)
+        assert model.n_iter_ == 3
+        assert model.history[-1, "batches", -1, "train_loss"] > 0
