@@ -350,5 +350,6 @@ def _checksum(values) -> tuple:
         values = values.cpu().numpy()
     if values.dtype.kind == "O":
         values = values.astype(str)
-    data = np.ascontiguousarray(values)
-    return (data.shape, data.dtype.str, zlib.crc32(data.reshape(-1).view(np.uint8).data))
+    values = np.ascontiguousarray(values)
+    octets = values.reshape(-1).view(np.uint8).data
+    return (values.shape, values.dtype.str, zlib.crc32(octets))

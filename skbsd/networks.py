@@ -9,7 +9,7 @@ from torch import Tensor, nn
 __all__ = ["MLP", "SmallResNet", "default_network"]
 
 
-class MLP(nn.Sequential):
+class MLP(nn.Module):
     """Multi-layer perceptron for tables.
 
     Parameters
@@ -32,11 +32,25 @@ class MLP(nn.Sequential):
     def __init__(
         self, in_features: int, n_classes: int, hidden: Sequence[int] = (128, 128)
     ):
+        super().__init__()
         layers: list[nn.Module] = []
         for width in hidden:
             layers += [nn.Linear(in_features, width), nn.ReLU()]
             in_features = width
-        super().__init__(*layers, nn.Linear(in_features, n_classes))
+        self.layers = nn.Sequential(*layers, nn.Linear(in_features, n_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, in_features)
+
+        Returns
+        -------
+        Tensor of shape (n, n_classes)
+        """
+        return self.layers(x)
 
 
 class _ResidualBlock(nn.Module):

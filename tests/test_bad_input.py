@@ -221,7 +221,7 @@ class TestWeights:
 
     def test_one_class_left(self, iris):
         X, y = iris
-        with pytest.raises(ValueError, match="only one class is left .*: .*2"):
+        with pytest.raises(ValueError, match=r"only one class is left .*: .*2"):
             quick().fit(X, y, sample_weight=(y == 2))
 
     def test_class_weight_of_unknown_class(self, iris):
@@ -327,7 +327,9 @@ class TestPrediction:
     def test_number_of_features(self, iris):
         X, y = iris
         model = quick().fit(X, y)
-        with pytest.raises(ValueError, match="3 features, but .* expecting 4 features"):
+        with pytest.raises(
+            ValueError, match=r"3 features, but .* expecting 4 features"
+        ):
             model.predict(X[:, :3])
         with pytest.raises(ValueError, match="3 features"):
             model.partial_fit(X[:, :3], y)
@@ -351,10 +353,10 @@ class TestPrediction:
     def test_type_of_images(self, uint8_digits):
         X, y = (a[:100] for a in uint8_digits)
         model = quick(max_epochs=1).fit(X, y)
-        with pytest.raises(ValueError, match="float images.*fitted on uint8"):
+        with pytest.raises(ValueError, match=r"float images.*fitted on uint8"):
             model.predict(X / 255)
         model.fit(X / 255, y)
-        with pytest.raises(ValueError, match="uint8 images.*fitted on float"):
+        with pytest.raises(ValueError, match=r"uint8 images.*fitted on float"):
             model.predict(X)
 
 

@@ -241,7 +241,7 @@ class TestParameters:
 
     def test_default_network_takes_arguments(self, iris, digits):
         model = quick(module__hidden=(5,)).fit(*iris)
-        assert model.module_[0].out_features == 5
+        assert model.module_.layers[0].out_features == 5
         X, y = (a[:200] for a in digits)
         model = quick(module__widths=(4, 8), max_epochs=1).fit(X, y)
         assert model.module_.head.in_features == 8
@@ -307,14 +307,16 @@ class TestParameters:
         assert proba.dtype == np.float32
         assert_allclose(proba.sum(1), 1, atol=1e-6)
         assert model.score(*iris) > 0.8
-        assert model.module_[0].weight.dtype == torch.float32
+        assert model.module_.layers[0].weight.dtype == torch.float32
 
     def test_double_precision_where_all_is_one_batch(self, iris):
         X, y = iris
-        assert quick().fit(X[::2], y[::2]).module_[0].weight.dtype == torch.float64
+        assert (
+            quick().fit(X[::2], y[::2]).module_.layers[0].weight.dtype == torch.float64
+        )
         single = quick(precision="float32").fit(X[::2], y[::2])
-        assert single.module_[0].weight.dtype == torch.float32
-        assert quick().fit(X, y).module_[0].weight.dtype == torch.float32
+        assert single.module_.layers[0].weight.dtype == torch.float32
+        assert quick().fit(X, y).module_.layers[0].weight.dtype == torch.float32
 
 
 class TestWeights:

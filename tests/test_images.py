@@ -25,13 +25,13 @@ class TestDefaultNetwork:
         assert out.shape == (1, 128, 8, 8)
 
     def test_layers(self):
-        sizes = [m.weight.shape for m in MLP(4, 3, hidden=(6, 5))[::2]]
+        sizes = [m.weight.shape for m in MLP(4, 3, hidden=(6, 5)).layers[::2]]
         assert sizes == [(6, 4), (5, 6), (3, 5)]
         assert MLP(4, 3, hidden=())(torch.zeros(2, 4)).shape == (2, 3)
 
     @pytest.mark.parametrize("shape", [(), (4, 4), (1, 2, 3, 4)])
     def test_other_shapes(self, shape):
-        with pytest.raises(ValueError, match="no default network.*Pass module"):
+        with pytest.raises(ValueError, match=r"no default network.*Pass module"):
             default_network(shape, 2)
 
 

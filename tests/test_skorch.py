@@ -1,6 +1,7 @@
 """What skorch documents, a BSDClassifier does too."""
 
 import io
+import time
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -236,7 +237,11 @@ class TestCallbacks:
         assert batches[0] == batches[1]
 
     def test_progress_bar(self, iris, capsys):
-        quick(callbacks=[ProgressBar(mininterval=0)], batch_size=10).fit(*iris)
+        class Sleep(Callback):
+            def on_batch_end(self, net, **kwargs):
+                time.sleep(0.11)  # the bar is drawn ten times a second at most
+
+        quick(callbacks=[Sleep, ProgressBar()]).fit(*iris)
         assert "train_loss" in capsys.readouterr().err
 
     def test_gradient_clipping(self, iris):
