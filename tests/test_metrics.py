@@ -1,96 +1,27 @@
 import inspect
-import pickle
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp, softmax
+from metric_calls import (
+    EVENTS,
+    METRICS,
+    NORMS,
+    STRATEGIES,
+    VARIANTS,
+    numbers,
+    sample,
+)
 from scipy.stats import norm as gaussian
-from sklearn import config_context
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.datasets import load_breast_cancer, load_iris
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import brier_score_loss, log_loss, make_scorer
-from sklearn.metrics import get_scorer as sklearn_get_scorer
-from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
-from sklearn.preprocessing import scale
 from torchmetrics.functional.classification import multiclass_calibration_error
 from torchmetrics.functional.classification.calibration_error import _ce_compute
 
-from skbsd import metrics
 from skbsd.metrics import (
-    brier_decomposition,
     calibration_curve,
     expected_calibration_error,
-    get_scorer,
-    get_scorer_names,
-    log_loss_decomposition,
     smooth_calibration_error,
 )
-
-STRATEGIES = ("uniform", "quantile")
-NORMS = ("l1", "l2", "max")
-EVENTS = ("top-label", "classwise")
-METRICS = (
-    expected_calibration_error,
-    calibration_curve,
-    smooth_calibration_error,
-    brier_decomposition,
-    log_loss_decomposition,
-)
-SCORERS = {
-    "neg_brier_miscalibration": lambda y, p: brier_decomposition(y, p).miscalibration,
-    "neg_classwise_calibration_error": lambda y, p: expected_calibration_error(
-        y, p, multiclass="classwise"
-    ),
-    "neg_expected_calibration_error": expected_calibration_error,
-    "neg_log_loss_miscalibration": lambda y, p: (
-        log_loss_decomposition(y, p).miscalibration
-    ),
-    "neg_smooth_calibration_error": smooth_calibration_error,
-}
-
-
-def numbers(result):
-    """Flatten the result of any metric."""
-    if isinstance(result, list):
-        return np.concatenate([numbers(part) for part in result])
-    if isinstance(result, metrics.CalibrationCurve):
-        result = [result.confidence, result.accuracy, result.count, *result.edges.T]
-    return np.ravel(result).astype(float)
-
-
-def variants():
-    """Every metric with every choice of its own."""
-    for metric in METRICS:
-        parameters = inspect.signature(metric).parameters
-        calls = [{}]
-        for name, values in (
-            ("multiclass", EVENTS),
-            ("strategy", STRATEGIES),
-            ("norm", NORMS),
-            ("scale_by_half", (True, False)),
-        ):
-            if name in parameters:
-                calls = [{**call, name: value} for call in calls for value in values]
-        for call in calls:
-            yield pytest.param(
-                metric, call, id="-".join([metric.__name__, *map(str, call.values())])
-            )
-
-
-VARIANTS = list(variants())
-
-
-def sample(n, n_classes, *, seed=0, dtype=np.float64, sharpness=2.0):
-    """Overconfident predictions and the labels drawn from milder ones."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(n, n_classes))
-    # The largest of Gumbel-perturbed logits is a draw from their softmax.
-    y = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
-    return y, softmax((sharpness * logits).astype(dtype), axis=1)
 
 
 def edge_case(name, dtype):
@@ -440,93 +371,6 @@ def test_smooth_error_of_calibrated_predictions_vanishes():
     assert errors[-1] < 0.01 < errors[0]
 
 
-def test_brier_decomposition_by_hand():
-    # PAV maps 1/4 to 1/3 and 3/4 to 1.
-    parts = brier_decomposition([0, 0, 1, 1], [0.25, 0.25, 0.25, 0.75])
-    np.testing.assert_allclose(parts, [3 / 16, 3 / 16 - 1 / 6, 1 / 6])
-    # PAV pools the first two, in the wrong order.
-    parts = brier_decomposition([1, 0, 1], [0.1, 0.2, 0.8], scale_by_half=False)
-    np.testing.assert_allclose(parts.refinement, 2 * 0.5 / 3)
-    # A perfect ranking is refined to nothing, however bad the probabilities.
-    parts = brier_decomposition([0, 0, 1], [0.1, 0.2, 0.3])
-    assert parts.refinement == pytest.approx(0, abs=1e-15)
-
-
-def test_log_loss_decomposition_by_hand():
-    # Confidence .9, right three times of four: tempering turns it into 3/4.
-    parts = log_loss_decomposition([0, 1, 1, 1], [0.1, 0.1, 0.9, 0.9])
-    entropy = -0.75 * np.log(0.75) - 0.25 * np.log(0.25)
-    score = -0.75 * np.log(0.9) - 0.25 * np.log(0.1)
-    np.testing.assert_allclose(parts, [score, score - entropy, entropy])
-    # Worse than chance: the best temperature is infinite.
-    parts = log_loss_decomposition([0, 1, 2], np.roll(np.eye(3), 1, axis=0))
-    assert parts.refinement == pytest.approx(np.log(3))
-    # Always right: the best temperature is zero, and ties remain.
-    parts = log_loss_decomposition([0, 1, 2], 0.1 + 0.7 * np.eye(3))
-    assert parts.refinement == 0
-    parts = log_loss_decomposition([0, 1], [[0.4, 0.4, 0.2], [0.1, 0.8, 0.1]])
-    assert parts.refinement == pytest.approx(np.log(2) / 2)
-
-
-@pytest.mark.parametrize("sharpness", [0.3, 1.0, 3.0])
-def test_log_loss_refinement_is_the_least_of_all_temperatures(sharpness):
-    y, p = sample(200, 4, sharpness=sharpness)
-
-    def loss(inverse):
-        logits = inverse * np.log(p)
-        return np.mean(logsumexp(logits, axis=1) - logits[np.arange(200), y])
-
-    best = minimize_scalar(loss, bounds=(0, 20), method="bounded").fun
-    parts = log_loss_decomposition(y, p)
-    assert parts.refinement == pytest.approx(best, abs=1e-9)
-    assert parts.miscalibration == pytest.approx(log_loss(y, p) - best, abs=1e-9)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n_classes", [2, 3, 10])
-def test_decompositions_add_up_to_the_scores_of_scikit_learn(n_classes, dtype):
-    y, p = sample(150, n_classes, dtype=dtype)
-    labels, weight = np.arange(n_classes), np.linspace(0.1, 2, 150)
-    p[0] = np.eye(n_classes)[(y[0] + 1) % n_classes]  # an infinite loss, if unclipped
-    settings = {"labels": labels, "sample_weight": weight}
-    results = [(log_loss_decomposition(y, p, **settings), log_loss(y, p, **settings))]
-    for half in (True, False, "auto"):
-        settings["scale_by_half"] = half
-        parts = brier_decomposition(y, p, **settings)
-        results.append((parts, brier_score_loss(y, p, **settings)))
-    for parts, score in results:
-        assert parts.score == parts.miscalibration + parts.refinement
-        assert parts.score == pytest.approx(
-            score, rel=5e-6 if dtype == np.float32 else 1e-12
-        )
-        assert parts.miscalibration > 0
-        assert parts.refinement > 0
-
-
-@pytest.mark.parametrize("split", [brier_decomposition, log_loss_decomposition])
-def test_miscalibration_is_never_negative(split):
-    for seed in range(30):
-        y, p = sample(25, 3, seed=seed, sharpness=[0.0, 0.5, 1.0, 4.0][seed % 4])
-        parts = split(y, p, labels=range(3))
-        assert parts.miscalibration >= 0
-        assert parts.refinement >= 0
-
-
-def test_recalibrated_predictions_are_calibrated():
-    y, p = sample(200, 3)
-    frequencies = np.tile(np.bincount(y) / 200, (200, 1))
-    parts = brier_decomposition(y, frequencies)
-    assert parts.miscalibration == pytest.approx(0, abs=1e-15)
-
-    def loss(inverse):
-        return log_loss(y, softmax(inverse * np.log(p), axis=1))
-
-    best = minimize_scalar(loss, bounds=(0, 5), method="bounded").x
-    tempered = softmax(best * np.log(p), axis=1)
-    assert log_loss_decomposition(y, p).miscalibration > 0.01
-    assert log_loss_decomposition(y, tempered).miscalibration < 1e-9
-
-
 Y, P = [0, 1, 2, 1], np.array([[0.6, 0.3, 0.1]] * 4)
 TWO = [0.1, 0.2, 0.3, 0.4]
 BAD_ROW = [*P[:3].tolist(), [0.6, 0.3, 0.2]]
@@ -603,130 +447,3 @@ def test_invalid_parameters(name, value):
                 ValueError, match=f"The '{name}' parameter of {metric.__name__}"
             ):
                 metric(y, p, **arguments)
-
-
-@pytest.fixture(scope="module")
-def data():
-    """Bundled data sets: three classes, and two named by strings."""
-    X, y = load_iris(return_X_y=True)
-    X_2, y_2 = load_breast_cancer(return_X_y=True)
-    return {
-        "integers": (scale(X[:, :2]), y),
-        "strings": (scale(X[:, :2]), np.array(["se", "ve", "vi"])[y]),
-        "two": (scale(X_2[:150, :3]), np.array(["good", "bad"])[y_2[:150]]),
-    }
-
-
-class Fixed(ClassifierMixin, BaseEstimator):
-    """Predict the probabilities it is given as X."""
-
-    def fit(self, X, y):
-        self.classes_ = np.unique(y)
-        return self
-
-    def predict_proba(self, X):
-        return np.asarray(X)
-
-
-@pytest.mark.parametrize("name", SCORERS)
-@pytest.mark.parametrize("kind", ["integers", "strings", "two"])
-def test_scorer_is_the_negated_metric(data, name, kind):
-    X, y = data[kind]
-    scorer = get_scorer(name)
-    classifier = LogisticRegression().fit(X, y)
-    expected = -SCORERS[name](y, classifier.predict_proba(X))
-    assert scorer(classifier, X, y) == pytest.approx(expected)
-    assert expected < 0
-    assert pickle.loads(pickle.dumps(scorer))(classifier, X, y) == pytest.approx(
-        expected
-    )
-    scores = cross_val_score(LogisticRegression(), X, y, scoring=scorer, cv=3)
-    assert ((scores < 0) & (scores > -0.5)).all()
-
-
-@pytest.mark.parametrize("name", SCORERS)
-@pytest.mark.parametrize("absent", ["a", "b", "c", "bc"])
-@pytest.mark.parametrize("n_classes", [2, 3])
-def test_scorer_of_a_fold_without_a_class(name, absent, n_classes):
-    codes, p = sample(60, n_classes)
-    names = np.array(list("abc"))
-    classifier = Fixed().fit(p, names[np.arange(n_classes)])
-    kept = ~np.isin(names[codes], list(absent))
-    expected = -SCORERS[name](codes[kept], p[kept])
-    score = get_scorer(name)(classifier, p[kept], names[codes[kept]])
-    assert score == pytest.approx(expected)
-
-
-def test_scorer_keeps_labels_that_are_given(data):
-    X, y = data["two"]
-    classifier = LogisticRegression().fit(X, y)
-    p = classifier.predict_proba(X)
-    for kwargs in ({}, {"pos_label": "bad"}, {"pos_label": "good"}):
-        scorer = make_scorer(
-            smooth_calibration_error, response_method="predict_proba", **kwargs
-        )
-        assert scorer(classifier, X, y) == pytest.approx(smooth_calibration_error(y, p))
-
-
-def test_scorers_in_a_grid_search_of_two_processes(data):
-    X, y = data["strings"]
-    scoring = {name: get_scorer(name) for name in SCORERS}
-    search = GridSearchCV(
-        LogisticRegression(),
-        {"C": [0.01, 1]},
-        scoring=scoring,
-        refit="neg_log_loss_miscalibration",
-        cv=2,
-        n_jobs=2,
-        error_score="raise",
-    )
-    search.fit(X, y)
-    for name in SCORERS:
-        assert (search.cv_results_[f"mean_test_{name}"] < 0).all()
-    # Strong regularisation makes for underconfidence.
-    assert search.best_params_ == {"C": 1}
-    assert search.score(X, y) < 0
-
-
-def test_scorers_together_with_those_of_scikit_learn(data):
-    X, y = data["two"]
-    scoring = {name: get_scorer(name) for name in [*SCORERS, "accuracy", "roc_auc"]}
-    scores = cross_validate(LogisticRegression(), X, y, scoring=scoring, cv=2)
-    assert all(np.isfinite(scores[f"test_{name}"]).all() for name in scoring)
-
-
-@pytest.mark.parametrize("name", SCORERS)
-def test_scorer_takes_routed_weights(data, name):
-    X, y = data["strings"]
-    weight = np.where(np.arange(len(y)) % 3, 0.0, 1.0)
-    kept = weight > 0
-    with config_context(enable_metadata_routing=True):
-        scorer = get_scorer(name).set_score_request(sample_weight=True)
-        classifier = LogisticRegression().set_fit_request(sample_weight=False)
-        result = cross_validate(
-            classifier, X, y, scoring=scorer, cv=[(np.arange(150), np.arange(150))],
-            params={"sample_weight": weight},
-        )  # fmt: skip
-        classifier.fit(X, y)
-        expected = get_scorer(name)(classifier, X[kept], y[kept])
-        assert scorer(classifier, X, y, sample_weight=weight) == pytest.approx(expected)
-        # A request is of one copy.
-        requests = get_scorer(name).get_metadata_routing().score.requests
-        assert requests.get("sample_weight") is None
-    np.testing.assert_allclose(result["test_score"], expected)
-
-
-def test_get_scorer():
-    names = get_scorer_names()
-    assert names == sorted(names)
-    assert {*SCORERS, "accuracy", "neg_log_loss"} <= set(names)
-    assert all(callable(get_scorer(name)) for name in names)
-    assert get_scorer("neg_smooth_calibration_error") is not get_scorer(
-        "neg_smooth_calibration_error"
-    )
-    assert str(get_scorer("accuracy")) == str(sklearn_get_scorer("accuracy"))
-    assert get_scorer(len) is len
-    assert get_scorer(None) is None
-    with pytest.raises(ValueError, match=r"'ece' is not .*neg_expected_calibration"):
-        get_scorer("ece")
-    assert metrics.__all__ == sorted(metrics.__all__)
