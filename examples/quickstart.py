@@ -1,0 +1,84 @@
+"""Bayesian self-distillation against cross-entropy on scikit-learn's digits.
+
+A small network learns to read from 449 images of digits, few enough for it to become
+over-confident. It is trained five times with cross-entropy and five times by BSD, on
+the same splits and from the same seeds, and tested on the other 1,348 images. Then
+GridSearchCV looks for the best prior strength by accuracy and calibration error, and
+cross_val_score estimates the calibration error of the default. Takes about half a
+minute on two cores, and writes a table and a reliability diagram to examples/output.
+
+    python examples/quickstart.py
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+from comparison import Comparison
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from skbsd import BSDClassifier
+from skbsd.metrics import get_scorer
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output")
+parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
+args = parser.parse_args()
+
+X, y = load_digits(return_X_y=True)
+bsd = make_pipeline(StandardScaler(), BSDClassifier())
+# The same network and training: an infinite prior strength is cross-entropy.
+cross_entropy = clone(bsd).set_params(bsdclassifier__prior_strength=math.inf)
+
+print("Digits: 449 to train on, 1,348 to test on; five splits and seeds\n")
+comparison = Comparison(args.output)
+for seed in range(5):
+    X_train, X_test, y_train, y_test = train_test_split(
+        X, y, test_size=0.75, random_state=seed, stratify=y
+    )
+    for name, model in (("CE", cross_entropy), ("BSD", bsd)):
+        model.set_params(bsdclassifier__random_state=seed).fit(X_train, y_train)
+        comparison.add(name, seed, y_test, model.predict_proba(X_test), model.classes_)
+print()
+comparison.summary()
+
+print("\nGridSearchCV over prior_strength, 5 folds of the last split's training set")
+search = GridSearchCV(
+    bsd,
+    {"bsdclassifier__prior_strength": [100.0, 300.0, 1000.0, 3000.0, math.inf]},
+    scoring={
+        "accuracy": "accuracy",
+        "ece": get_scorer("neg_expected_calibration_error"),
+        "nll": "neg_log_loss",
+    },
+    refit="nll",
+    n_jobs=args.jobs,
+    verbose=1,
+).fit(X_train, y_train)
+results = search.cv_results_
+print("prior_strength  accuracy   ECE     NLL")
+for row in zip(
+    results["param_bsdclassifier__prior_strength"],
+    100 * results["mean_test_accuracy"],
+    -100 * results["mean_test_ece"],
+    -results["mean_test_nll"],
+    strict=True,
+):
+    print("{:>14}  {:6.1f} %  {:4.1f} %  {:.3f}".format(*row))
+best = search.best_params_["bsdclassifier__prior_strength"]
+accuracy = search.best_estimator_.score(X_test, y_test)
+print(f"best by NLL: {best:g}, with {100 * accuracy:.1f} % accuracy on the test set")
+
+errors = -cross_val_score(
+    bsd, X, y, scoring=get_scorer("neg_expected_calibration_error"), n_jobs=args.jobs
+)
+print(
+    f"\ncross_val_score: ECE {100 * errors.mean():.1f} ± {100 * errors.std():.1f} % "
+    "with the default prior strength"
+)
+
+comparison.write("quickstart", "Digits, five seeds")
