@@ -90,9 +90,8 @@ def search_prior_strength(model: BSDClassifier, X, y) -> None:
         print("{:>14}  {:6.1f} %  {:4.1f} %".format(*row))
     scorer = get_scorer("neg_expected_calibration_error")
     errors = -cross_val_score(model, X, y, scoring=scorer, cv=3, verbose=3)
-    print(
-        f"cross_val_score: ECE {100 * errors.mean():.1f} ± {100 * errors.std():.1f} %"
-    )
+    mean, spread = 100 * errors.mean(), 100 * errors.std()
+    print(f"cross_val_score: ECE {mean:.1f} ± {spread:.1f} %")
 
 
 def main() -> None:
