@@ -143,7 +143,7 @@ class BSDClassifier(InputHandling):
 
     References
     ----------
-    .. [1] F. Adelöw, M. Gamba, A. Maki, "Bayesian Self-Distillation for Image
+    .. [1] A. Adelöw, M. Gamba, A. Maki, "Bayesian Self-Distillation for Image
        Classification", arXiv:2512.24162.
 
     Examples

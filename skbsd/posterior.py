@@ -54,7 +54,7 @@ def prior_concentration(
 
     References
     ----------
-    .. [1] F. Adelöw, M. Gamba, A. Maki, "Bayesian Self-Distillation for Image
+    .. [1] A. Adelöw, M. Gamba, A. Maki, "Bayesian Self-Distillation for Image
        Classification", arXiv:2512.24162.
     """
     # A quarter leaves room for the evidence: the sum of the row must not overflow.
@@ -204,7 +204,7 @@ class DirichletPosterior:
 
     References
     ----------
-    .. [1] F. Adelöw, M. Gamba, A. Maki, "Bayesian Self-Distillation for Image
+    .. [1] A. Adelöw, M. Gamba, A. Maki, "Bayesian Self-Distillation for Image
        Classification", arXiv:2512.24162.
 
     Examples
