@@ -249,6 +249,12 @@ class InputHandling(TrainingLoop):
             x = _AUGMENTATIONS.get(augment, augment)(x)
         if x.dtype != torch.uint8:
             return x.to(self._float_dtype) if x.is_floating_point() else x
+        if not hasattr(self, "classes_"):
+            raise ValueError(
+                "uint8 images are standardised with statistics of the training images, "
+                "which are not among saved weights. Save whole estimators with pickle "
+                "or joblib, or train on float images."
+            )
         x = x.to(self._float_dtype)
         if not self._input_is_uint8:  # a Dataset's images, whose statistics nobody took
             return x / 255

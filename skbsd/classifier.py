@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import torch
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted, validate_data
 from skorch.callbacks import EpochScoring, EpochTimer, PassthroughScoring, PrintLog
 from skorch.utils import is_dataset, to_device
@@ -353,8 +354,14 @@ class BSDClassifier(InputHandling):
         ndarray of shape (n_samples,)
             Values of `classes_`.
         """
-        labels = self._all_logits(X).argmax(dim=1).numpy()
-        return self.classes_[labels]
+        codes = self._all_logits(X).argmax(dim=1).numpy()
+        if not hasattr(self, "classes_"):
+            raise NotFittedError(
+                f"this {type(self).__name__} has weights, but was never fitted and so "
+                "knows no classes. Use predict_proba, or save whole estimators with "
+                "pickle or joblib."
+            )
+        return self.classes_[codes]
 
     def forward_iter(self, X, training=False, device="cpu"):
         """Yield the logits of one batch after the other.

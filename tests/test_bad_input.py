@@ -360,6 +360,22 @@ class TestPrediction:
             model.predict(X)
 
 
+class TestWeightsWithoutFit:
+    """What `initialize` and `load_params` alone cannot know."""
+
+    def test_classes(self, iris):
+        model = quick(module=Linear).initialize()
+        assert model.predict_proba(iris[0]).shape == (150, 3)
+        with pytest.raises(NotFittedError, match=r"knows no classes.*predict_proba"):
+            model.predict(iris[0])
+
+    def test_statistics_of_images(self, uint8_digits):
+        model = quick(module=Convolution).initialize()
+        assert model.predict_proba(uint8_digits[0][:5] / 255).shape == (5, 10)
+        with pytest.raises(ValueError, match=r"standardised.*pickle"):
+            model.predict_proba(uint8_digits[0][:5])
+
+
 class TestPartialFit:
     def test_unseen_class(self, iris):
         X, y = iris

@@ -19,6 +19,7 @@ from modules import (
     ReturnsTuple,
 )
 from numpy.testing import assert_allclose, assert_array_equal
+from skorch.exceptions import DeviceWarning
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import make_column_transformer
@@ -548,6 +549,15 @@ class TestPersistence:
             a = copy.deepcopy(model).partial_fit(X, y)
             assert same_weights(other.partial_fit(X, y), a)
             assert other.posterior_.visits.tolist() == [6] * len(y)
+
+    def test_from_a_gpu_to_a_machine_without(self, iris, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        model = quick().fit(*iris)
+        model.device, model.device_ = "cuda", torch.device("cuda")
+        with pytest.warns(DeviceWarning, match="Setting self.device = cpu"):
+            other = pickle.loads(pickle.dumps(model))
+        assert other.device_.type == torch.device(other.device).type == "cpu"
+        assert other.predict(iris[0]).shape == (150,)
 
     def test_unfitted(self):
         assert pickle.loads(pickle.dumps(quick(lr=0.5))).lr == 0.5

@@ -1,0 +1,84 @@
+"""What only a CUDA device can show. Skipped where there is none."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from modules import Linear
+from numpy.testing import assert_allclose
+
+from skbsd import BSDClassifier
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def quick(**kwargs):
+    return BSDClassifier(**({"max_epochs": 20, "random_state": 0} | kwargs))
+
+
+def test_auto_is_cuda(iris):
+    model = quick().fit(*iris)
+    assert model.device_.type == "cuda"
+    assert model.posterior_.device.type == "cuda"
+    assert next(model.module_.parameters()).is_cuda
+    assert model.score(*iris) > 0.9
+
+
+def test_agrees_with_the_cpu(iris):
+    kwargs = {"module": Linear(), "precision": "float32", "batch_size": -1}
+    on_gpu = quick(device="cuda", **kwargs).fit(*iris)
+    on_cpu = quick(device="cpu", **kwargs).fit(*iris)
+    assert_allclose(
+        on_gpu.predict_proba(iris[0]), on_cpu.predict_proba(iris[0]), atol=1e-3
+    )
+    torch.testing.assert_close(
+        on_gpu.posterior_.mean().cpu(), on_cpu.posterior_.mean(), atol=1e-3, rtol=0
+    )
+
+
+def test_images_with_augmentation_and_validation(uint8_digits):
+    from skorch.dataset import ValidSplit
+
+    X, y = uint8_digits
+    model = quick(
+        augmentation="flip-crop", train_split=ValidSplit(5, stratified=True)
+    ).fit(X, y, sample_weight=np.ones(len(y)))
+    assert model.history[-1, "valid_acc"] > 0.8
+
+
+def test_tensors_on_the_device_stay_there(iris):
+    X = torch.tensor(iris[0], dtype=torch.float32, device="cuda")
+    model = quick().fit(X, torch.tensor(iris[1], device="cuda"))
+    assert model.predict_proba(X).shape == (150, 3)
+
+
+def test_global_generators_are_left_alone(iris):
+    before = torch.cuda.get_rng_state()
+    quick().fit(*iris)
+    assert torch.equal(before, torch.cuda.get_rng_state())
+
+
+@pytest.mark.filterwarnings("default")
+def test_loads_where_there_is_no_gpu(iris, tmp_path):
+    model = quick(module=None).fit(*iris)
+    file = tmp_path / "model.pkl"
+    file.write_bytes(pickle.dumps(model))
+    code = (
+        "import pickle, sys; model = pickle.load(open(sys.argv[1], 'rb')); "
+        "assert model.device_.type == model.posterior_.device.type == 'cpu'; "
+        "print(model.predict([[0.0] * 4])[0])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(file)],
+        env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == str(model.predict(np.zeros((1, 4)))[0])
