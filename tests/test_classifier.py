@@ -19,7 +19,6 @@ from modules import (
     ReturnsTuple,
 )
 from numpy.testing import assert_allclose, assert_array_equal
-from skorch.exceptions import DeviceWarning
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import make_column_transformer
@@ -36,6 +35,7 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from skorch.exceptions import DeviceWarning
 from torch.nn.functional import cross_entropy
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from torchvision.models import resnet18
@@ -554,7 +554,7 @@ class TestPersistence:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         model = quick().fit(*iris)
         model.device, model.device_ = "cuda", torch.device("cuda")
-        with pytest.warns(DeviceWarning, match="Setting self.device = cpu"):
+        with pytest.warns(DeviceWarning):
             other = pickle.loads(pickle.dumps(model))
         assert other.device_.type == torch.device(other.device).type == "cpu"
         assert other.predict(iris[0]).shape == (150,)
