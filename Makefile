@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test format clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python examples/quickstart.py

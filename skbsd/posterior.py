@@ -348,6 +348,7 @@ class DirichletPosterior:
         A row whose prediction is not finite keeps its belief, so that a diverging
         network does not take the posterior with it.
         """
+        index = torch.as_tensor(index, device=self.device)
         if logits.shape != (len(index), self.n_classes):
             raise ValueError(
                 f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
