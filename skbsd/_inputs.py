@@ -8,7 +8,6 @@ import torch
 from sklearn.utils import check_consistent_length
 from sklearn.utils.metadata_routing import _routing_enabled, process_routing
 from sklearn.utils.validation import validate_data
-from skorch.dataset import Dataset as SkorchDataset
 from skorch.utils import is_dataset, to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
@@ -111,7 +110,7 @@ class InputHandling(TrainingLoop):
         datasets : dict
             X and both parts as callbacks know them.
         """
-        whole = data.X if is_dataset(data.X) else SkorchDataset(data.X, data.y)
+        whole = self.get_dataset(data.X, data.y)  # itself, where X is a Dataset
         datasets = {"X": data.X, "dataset_train": whole, "dataset_valid": None}
         rows = np.arange(len(data.y))
         if self.train_split is None:

@@ -12,6 +12,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from skorch import NeuralNetClassifier
+from skorch.dataset import Dataset
 from skorch.history import History
 from torch import nn
 
@@ -35,6 +36,7 @@ class Net(NeuralNetClassifier):
     history_ = None
     virtual_params_: dict = {}  # noqa: RUF012 (replaced, never changed in place)
     criterion = nn.CrossEntropyLoss
+    dataset = Dataset
     classes = None
     predict_nonlinearity = "auto"
     use_caching = "auto"

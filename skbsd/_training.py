@@ -7,7 +7,8 @@ from contextlib import nullcontext
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EpochScoring, LRScheduler
-from skorch.utils import TeeGenerator
+from skorch.dataset import unpack_data
+from skorch.utils import TeeGenerator, to_tensor
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -201,9 +202,48 @@ class TrainingLoop(Net):
         """
         with torch.no_grad():
             logits = self._logits(batch, training=False)
-            at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
-            loss = self.criterion_(logits.to(at_least_float32), batch.y)
-            return {"loss": loss, "y_pred": logits}
+            return {"loss": self.get_loss(logits, batch.y), "y_pred": logits}
+
+    def evaluation_step(self, batch, training=False) -> Tensor:
+        """Compute the logits of a pair (x, y), as skorch's loaders give it.
+
+        Parameters
+        ----------
+        batch : tuple of (x, y)
+        training : bool, default=False
+            Run the network in training mode, with gradients.
+
+        Returns
+        -------
+        Tensor of shape (n, n_classes)
+        """
+        self.check_is_fitted()
+        x, _ = unpack_data(batch)
+        with torch.set_grad_enabled(training):
+            self._set_training(training)
+            x = self._prepare(to_tensor(x, self.device_), training=False)
+            return self.infer(x)
+
+    def get_loss(self, y_pred, y_true, X=None, training=False) -> Tensor:
+        """Compute the cross-entropy of logits with class indices.
+
+        This is the loss of validation; that of training is the posterior's.
+
+        Parameters
+        ----------
+        y_pred : Tensor of shape (n, n_classes)
+            Logits.
+        y_true : array-like of shape (n,)
+            Class indices.
+        X, training
+            Unused, as in skorch.
+
+        Returns
+        -------
+        Tensor of shape ()
+        """
+        logits = y_pred.to(torch.promote_types(y_pred.dtype, torch.float32))
+        return self.criterion_(logits, to_tensor(y_true, self.device_))
 
     def infer(self, x, **fit_params) -> Tensor:
         """Run the network on a prepared batch.

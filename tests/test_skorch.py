@@ -42,6 +42,20 @@ def test_is_a_skorch_net():
     assert issubclass(BSDClassifier, NeuralNetClassifier)
 
 
+def test_steps_of_skorchs_loop_that_users_call():
+    X = np.random.default_rng(0).normal(size=(150, 4))
+    y = np.arange(150) % 3
+    model = quick(module=Linear).fit(X, y)
+    logits = model.forward(X)
+    assert logits.shape == (150, 3)
+    (batch,) = model.get_iterator(model.get_dataset(X[:5], y[:5]))
+    assert_allclose(model.evaluation_step(batch), logits[:5], rtol=1e-6)
+    expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y))
+    assert_allclose(model.get_loss(logits, y), expected)
+    train, valid = quick(train_split=SPLIT).get_split_datasets(X, y)
+    assert (len(train), len(valid)) == (120, 30)
+
+
 class TestHistory:
     def test_same_keys_and_types_as_skorchs(self, iris):
         X, y = iris[0].astype(np.float32), iris[1]
