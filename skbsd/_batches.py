@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from skorch.utils import to_device
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Sampler, default_collate
 
 
 class Batch(NamedTuple):
@@ -34,12 +34,22 @@ class Batch(NamedTuple):
     unique: bool
 
 
+def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
+    """Start and end of each batch of n samples.
+
+    A sample that would be left alone in the last batch joins the one before: batch
+    normalisation has no variance for it.
+    """
+    starts = list(range(0, n, batch_size))
+    if len(starts) > 1 and n - starts[-1] == 1:
+        del starts[-1]
+    return list(zip(starts, [*starts[1:], n], strict=True))
+
+
 class ResidentBatches:
     """Batches gathered from tensors that are where they are needed.
 
-    One gather per batch instead of a fetch and a collation per sample. A sample that
-    would be left alone in the last batch joins the one before: batch normalisation
-    has no variance for it.
+    One gather per batch instead of a fetch and a collation per sample.
 
     Parameters
     ----------
@@ -60,12 +70,8 @@ class ResidentBatches:
         self.y = y
         self.weight = weight
         self.rows = rows
-        n = len(rows)
-        starts = list(range(0, n, batch_size))
-        if len(starts) > 1 and n - starts[-1] == 1:
-            del starts[-1]
-        self._bounds = list(zip(starts, [*starts[1:], n], strict=True))
-        self.shuffle = shuffle and len(starts) > 1
+        self._bounds = batch_bounds(len(rows), batch_size)
+        self.shuffle = shuffle and len(self._bounds) > 1
 
     def __len__(self) -> int:
         return len(self._bounds)
@@ -136,7 +142,39 @@ class IndexedCollate:
         items : list of (x, y, row)
         """
         x, y = self.collate([item[:2] for item in items])
-        return x, y, default_collate([item[2] for item in items])
+        codes = default_collate([item[1] for item in items])
+        if not (isinstance(y, Tensor) and torch.equal(y, codes)):
+            raise ValueError(
+                f"collate_fn turned the class indices {codes.tolist()} into {y!r}; "
+                "expected them unchanged, as a Tensor. Targets come from the samples' "
+                "posteriors, so inputs of several samples cannot be mixed here."
+            )
+        return x, codes, default_collate([item[2] for item in items])
+
+
+class WholeBatches(Sampler):
+    """Batches of a Dataset's items, bounded as those of :class:`ResidentBatches`.
+
+    Parameters
+    ----------
+    n : int
+        Number of items.
+    batch_size : int
+    shuffle : bool
+    """
+
+    def __init__(self, n: int, batch_size: int, *, shuffle: bool):
+        self.n = n
+        self.bounds = batch_bounds(n, batch_size)
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
+        for start, stop in self.bounds:
+            yield order[start:stop].tolist()
 
 
 class LoaderBatches:
@@ -148,12 +186,15 @@ class LoaderBatches:
     weight : Tensor of shape (n_samples,) or None
     device : torch.device
         Where batches are wanted.
+    unique : bool
+        Whether a batch is known to hold no sample twice.
     """
 
-    def __init__(self, loader, weight, device: torch.device):
+    def __init__(self, loader, weight, device: torch.device, *, unique: bool):
         self.loader = loader
         self.weight = weight
         self.device = device
+        self.unique = unique
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -166,8 +207,7 @@ class LoaderBatches:
                 y.to(self.device),
                 index,
                 None if self.weight is None else self.weight.index_select(0, index),
-                # A sampler may draw with replacement.
-                unique=False,
+                unique=self.unique,
             )
 
 
@@ -188,12 +228,13 @@ def channel_statistics(images: Tensor, rows: np.ndarray, weight: np.ndarray | No
     """
     sums = torch.zeros(3, images.shape[1], dtype=torch.float64)
     for chunk in torch.from_numpy(rows).split(1024):
-        x = images[chunk.to(images.device)].double()
+        # On the CPU: double precision is not to be had everywhere.
+        x = images[chunk.to(images.device)].cpu().double()
         w = torch.ones(len(x)) if weight is None else torch.from_numpy(weight)[chunk]
         w = w.to(x).view(-1, 1, 1, 1)
         # The weight counts once per pixel.
         moments = (torch.ones_like(x) * w, x * w, x.square() * w)
-        sums += torch.stack([m.sum(dim=(0, 2, 3)) for m in moments]).cpu()
+        sums += torch.stack([m.sum(dim=(0, 2, 3)) for m in moments])
     mean = sums[1] / sums[0]
     std = (sums[2] / sums[0] - mean.square()).clamp(min=0).sqrt()
     return mean.numpy(), torch.where(std > 0, std, 1.0).numpy()

@@ -10,13 +10,14 @@ import torch
 from sklearn.utils import assert_all_finite, check_array, column_or_1d
 from sklearn.utils._param_validation import (
     Interval,
+    Options,
     StrOptions,
     validate_parameter_constraints,
 )
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 # (n, height, width, channels): a last axis this short with a longer first one.
 _CHANNELS = (1, 3, 4)
@@ -29,7 +30,10 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         "discount": [Interval(Real, 0, 1, closed="right")],
         "prior_floor": [Interval(Real, 0, None, closed="neither")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left"), _Is(-1)],
+        "batch_size": [
+            Interval(Integral, 1, None, closed="left"),
+            Options(Integral, {-1}),
+        ],
         "lr": [Interval(Real, 0, None, closed="neither")],
         "optimizer": [callable],
         "lr_schedule": [StrOptions(set(schedules))],
@@ -55,6 +59,11 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
             f"module must be a torch.nn.Module (a class or an instance) or None, got "
             f"{module!r}."
         )
+    if params["prior_floor"] >= params["prior_strength"]:
+        raise ValueError(
+            f"prior_floor={params['prior_floor']!r} must be smaller than "
+            f"prior_strength={params['prior_strength']!r}: the label comes first."
+        )
     shape = params["image_shape"]
     if shape is not None and not (
         len(shape) == 3 and all(isinstance(s, Integral) and int(s) > 0 for s in shape)
@@ -63,16 +72,6 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
             "image_shape must be (channels, height, width), three positive integers, "
             f"got {shape!r}."
         )
-
-
-class _Is(Interval):
-    """The one value besides a range, named in scikit-learn's message."""
-
-    def __init__(self, value: int):
-        super().__init__(Integral, value, value + 1, closed="left")
-
-    def __str__(self):
-        return str(self.left)
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -84,7 +83,7 @@ def check_device(device: str | torch.device) -> torch.device:
         return torch.device("mps" if mps else "cpu")
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
+        torch.zeros(1, device=found).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device={device!r} is unknown or not available here ({error}). Use "
@@ -109,6 +108,12 @@ def check_X(X, *, image_shape=None, name: str = "X"):
     ndarray or Tensor
         uint8 (images only), float32 or float64.
     """
+    if isinstance(X, DataLoader) or type(X) is dict:
+        raise TypeError(
+            f"{name} is a {type(X).__name__}; expected an array, a DataFrame, a Tensor "
+            "or a Dataset. Pass a DataLoader's `dataset`, and parameters of loading as "
+            "iterator_train__*."
+        )
     if isinstance(X, torch.Tensor):
         X = _check_tensor(X, name)
     else:
@@ -130,7 +135,11 @@ def check_X(X, *, image_shape=None, name: str = "X"):
             "channels last; expected (n_samples, channels, height, width). Convert "
             "with np.moveaxis(X, -1, 1), or pass image_shape if this is meant."
         )
-    return _as_uint8_or_float(X)
+    X = _as_uint8_or_float(X)
+    if isinstance(X, torch.Tensor):
+        return X
+    # torch knows neither negative strides nor foreign byte orders.
+    return np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))
 
 
 def _check_tensor(X: torch.Tensor, name: str) -> torch.Tensor:
@@ -259,10 +268,12 @@ def encode(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.searchsorted(classes, y)
 
 
-def check_weight(sample_weight, class_weight, X, y: np.ndarray) -> np.ndarray | None:
-    """Combine sample and class weights into one of mean 1, or None.
+def check_weight(
+    sample_weight, class_weight, X, y, classes, *, several_classes: bool
+) -> np.ndarray | None:
+    """Combine sample and class weights into one, at most 1, or None.
 
-    Rows of weight zero count as absent: the mean is over the others.
+    Where `several_classes`, more than one class has to have weight.
     """
     if sample_weight is None and class_weight is None:
         return None
@@ -275,19 +286,30 @@ def check_weight(sample_weight, class_weight, X, y: np.ndarray) -> np.ndarray | 
             sample_weight, X, dtype=np.float64, ensure_non_negative=True, copy=True
         )
     if class_weight is not None:
-        weight *= compute_sample_weight(class_weight, y)
+        if isinstance(class_weight, dict):
+            # Over all classes: a later part of a stream may lack some.
+            of_class = compute_class_weight(class_weight, classes=classes, y=classes)
+            of_class = of_class[np.searchsorted(classes, y)]
+        else:
+            of_class = compute_sample_weight(class_weight, y)
+        if not (np.isfinite(of_class) & (of_class >= 0)).all():
+            raise ValueError(
+                f"class_weight={class_weight!r} holds negative values, NaN or "
+                "infinity; weights must be finite and not negative."
+            )
+        weight *= of_class / (of_class.max() or 1.0)
     positive = weight > 0
     if not positive.any():
         raise ValueError(
             "Sample weights must contain at least one non-zero number, but all "
             f"{len(weight)} are zero."
         )
-    if len(np.unique(y[positive])) < 2:
+    if several_classes and len(np.unique(y[positive])) < 2:
         raise ValueError(
             "only one class is left after removing samples of weight zero: "
             f"{y[positive][0]!r}; a classifier needs at least two classes."
         )
-    return weight / weight[positive].mean()
+    return weight / weight.max()
 
 
 def check_dataset(dataset: Dataset) -> None:
@@ -315,20 +337,22 @@ def _describe(item) -> str:
 
 def dataset_labels(dataset: Dataset) -> np.ndarray:
     """Return the label of every sample, without loading inputs where possible."""
-    if isinstance(dataset, TensorDataset):
+    # These types exactly: a subclass may return other labels than it stores.
+    if type(dataset) is TensorDataset:
         return _as_numpy(dataset.tensors[-1])
-    if isinstance(dataset, Subset):
+    if type(dataset) is Subset:
         return dataset_labels(dataset.dataset)[np.asarray(dataset.indices)]
-    if isinstance(dataset, ConcatDataset):
+    if type(dataset) is ConcatDataset:
         return np.concatenate([dataset_labels(part) for part in dataset.datasets])
-    # torchvision's data sets keep labels here; a transform would change them.
-    targets = getattr(dataset, "targets", None)
+    of_torchvision = type(dataset).__module__.startswith("torchvision.datasets.")
+    targets = getattr(dataset, "targets", None) if of_torchvision else None
     if targets is not None and getattr(dataset, "target_transform", None) is None:
         targets = _as_numpy(targets)
         if targets.shape == (len(dataset),):  # type: ignore[arg-type]
             return targets
     labels = [dataset[i][1] for i in range(len(dataset))]  # type: ignore[arg-type]
-    return np.asarray([y.item() if isinstance(y, torch.Tensor) else y for y in labels])
+    is_tensor = [isinstance(label, torch.Tensor) for label in labels]
+    return np.asarray(list(map(_as_numpy, labels)) if all(is_tensor) else labels)
 
 
 def _as_numpy(values) -> np.ndarray:
@@ -339,17 +363,16 @@ def _as_numpy(values) -> np.ndarray:
 
 def fingerprint(X, y: np.ndarray) -> tuple:
     """Return what tells whether two calls were given the same samples."""
-    return (type(X).__name__, len(X), *_checksum(X), *_checksum(y))
+    return (len(X), *_checksum(X), *_checksum(y))
 
 
 def _checksum(values) -> tuple:
     if isinstance(values, Dataset):
         # Its contents may be random or costly; its labels stand for it.
-        return ()
+        tensors = values.tensors if type(values) is TensorDataset else ()
+        return (type(values).__name__, *map(_checksum, tensors))
     if isinstance(values, torch.Tensor):
         values = values.cpu().numpy()
-    if values.dtype.kind == "O":
-        values = values.astype(str)
     values = np.ascontiguousarray(values)
     octets = values.reshape(-1).view(np.uint8).data
     return (values.shape, values.dtype.str, zlib.crc32(octets))

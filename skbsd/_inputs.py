@@ -6,14 +6,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from sklearn.utils import check_consistent_length
-from sklearn.utils.metadata_routing import _routing_enabled, process_routing
+from sklearn.utils.metadata_routing import (
+    MetadataRouter,
+    _routing_enabled,
+    process_routing,
+)
 from sklearn.utils.validation import validate_data
 from skorch.utils import is_dataset, to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from . import _checks
-from ._batches import IndexedCollate, IndexedDataset, LoaderBatches, ResidentBatches
+from ._batches import (
+    IndexedCollate,
+    IndexedDataset,
+    LoaderBatches,
+    ResidentBatches,
+    WholeBatches,
+)
 from ._training import SCHEDULES, TrainingLoop
 from .augmentation import flip_crop
 
@@ -59,7 +69,7 @@ class InputHandling(TrainingLoop):
             y = _checks.check_y(y, name)
             if not reset:
                 self._check_like_training(given, X)
-            if self.augmentation in _AUGMENTATIONS and X.ndim != 4:
+            if isinstance(self.augmentation, str) and X.ndim != 4:
                 raise ValueError(
                     f"augmentation={self.augmentation!r} needs images, X has shape "
                     f"{tuple(X.shape)}; pass 4-D X or image_shape."
@@ -67,7 +77,14 @@ class InputHandling(TrainingLoop):
         check_consistent_length(X, y)
         classes = _checks.find_classes(y) if known is None else known
         codes = _checks.encode(y, classes)
-        weight = _checks.check_weight(sample_weight, self.class_weight, X, y)
+        weight = _checks.check_weight(
+            sample_weight,
+            self.class_weight,
+            X,
+            y,
+            classes,
+            several_classes=known is None,
+        )
         return TrainingData(given, X, y, classes, codes, weight)
 
     def _check_like_training(self, given, X) -> None:
@@ -80,16 +97,24 @@ class InputHandling(TrainingLoop):
                 f"X has samples of shape {shape}, but {type(self).__name__} was fitted "
                 f"on samples of shape {self._input_shape}. Reshape your data."
             )
-        if len(shape) == 1 or self.image_shape is not None:
-            validate_data(self, given, skip_check_array=True, reset=False)
+        if len(shape) == 1:
+            self._note_features(given, X, reset=False)
             return
-        is_uint8 = X.dtype in (np.uint8, torch.uint8)
         if shape[0] != self._input_shape[0]:
             raise ValueError(
                 f"X has images of {shape[0]} channels, but {type(self).__name__} was "
                 f"fitted on {self._input_shape[0]}; expected shape (n_samples, "
                 f"{', '.join(map(str, self._input_shape))})."
             )
+        self._check_image_type(X.dtype in (np.uint8, torch.uint8))
+
+    def _note_features(self, given, X, *, reset: bool) -> None:
+        """Take note of number and names of the features, or compare with them."""
+        # What has no names is looked at as checked: it may be flat rows, or images.
+        named = given if hasattr(given, "columns") else X.reshape(len(X), -1)
+        validate_data(self, named, skip_check_array=True, reset=reset)
+
+    def _check_image_type(self, is_uint8: bool) -> None:
         if is_uint8 != self._input_is_uint8:
             kinds = ("float", "uint8")
             raise ValueError(
@@ -134,7 +159,7 @@ class InputHandling(TrainingLoop):
             )
         rows = self._weighted(rows, data)
         if isinstance(valid, Subset) and valid.dataset is whole:
-            return rows, np.asarray(valid.indices), datasets
+            return rows, self._weighted(np.asarray(valid.indices), data), datasets
         if valid is None:
             return rows, None, datasets
         y = _checks.dataset_labels(valid)
@@ -147,7 +172,9 @@ class InputHandling(TrainingLoop):
         return rows if data.weight is None else rows[data.weight[rows] > 0]
 
     def _route_split_params(self, caller: str, split_params: dict) -> dict:
-        if not _routing_enabled():
+        # skorch routes from 1.4 on.
+        routes = isinstance(self.get_metadata_routing(), MetadataRouter)
+        if not (_routing_enabled() and routes):
             return split_params
         return process_routing(self, caller, **split_params)["splitter"]["split"]
 
@@ -155,7 +182,9 @@ class InputHandling(TrainingLoop):
         """Return the shape of a sample as the network sees it."""
         if self.image_shape is not None:
             return tuple(self.image_shape)
-        return tuple(np.shape(X[0][0]) if is_dataset(X) else X.shape[1:])
+        if is_dataset(X):
+            return tuple(getattr(X[0][0], "shape", ()))
+        return tuple(X.shape[1:])
 
     def _resident(self, data: TrainingData, device, dtype) -> TrainingData:
         """Put arrays on the device, or leave them on the CPU where they do not fit."""
@@ -167,25 +196,39 @@ class InputHandling(TrainingLoop):
             X = torch.from_numpy(X if X.flags.writeable else X.copy())
         if X.dtype != torch.uint8:
             X = _narrow(X, dtype)
+        if self._loads("iterator_train") or self._loads("iterator_valid"):
+            return data._replace(X=X.cpu())  # for the loader's processes
         if device.type == "cuda" and not X.is_cuda:
             free, _ = torch.cuda.mem_get_info(device)
             if X.nbytes > free / 2:
                 return data._replace(X=X)
         return data._replace(X=X.to(device))
 
+    def _loads(self, side: str) -> bool:
+        """Whether arrays too go through a loader: where the user has set one."""
+        options = self.get_params_for(side).keys() - {"batch_size"}
+        return bool(options) or getattr(self, side) is not DataLoader
+
     def _make_batches(self, data: TrainingData, rows: np.ndarray, *, training: bool):
         """Gather arrays on the device; load a Dataset, or as the user has set."""
         side = "iterator_train" if training else "iterator_valid"
         iterator, kwargs = getattr(self, side), self.get_params_for(side)
         batch_size = kwargs.pop("batch_size", self.batch_size)
+        if len(rows) == 0:
+            raise ValueError(
+                f"no samples are left to {'train' if training else 'validate'} on, of "
+                f"{len(data.y)}; look at train_split and sample_weight."
+            )
         if batch_size == -1:
             batch_size = len(rows)
         weight = None
-        if data.weight is not None:
+        if data.weight is not None and training:
             weight = torch.as_tensor(
-                data.weight, dtype=self._float_dtype, device=self.device_
+                data.weight / data.weight[rows].mean(),
+                dtype=self._float_dtype,
+                device=self.device_,
             )
-        if not is_dataset(data.X) and iterator is DataLoader and not kwargs:
+        if not is_dataset(data.X) and not self._loads(side):
             return ResidentBatches(
                 data.X,
                 torch.as_tensor(data.codes, device=self.device_),
@@ -194,14 +237,31 @@ class InputHandling(TrainingLoop):
                 batch_size,
                 shuffle=training,
             )
-        items = data.X if is_dataset(data.X) else TensorDataset(data.X, data.X)
+        items = data.X if is_dataset(data.X) else TensorDataset(data.X)
         dataset = IndexedDataset(items, data.codes, rows)
         kwargs["collate_fn"] = IndexedCollate(kwargs.get("collate_fn", default_collate))
-        if not {"batch_sampler", "sampler", "shuffle"} & kwargs.keys():
-            kwargs["shuffle"] = training
-        if "batch_sampler" not in kwargs:
+        own_order = iterator is DataLoader and not kwargs.keys() & {
+            "batch_sampler",
+            "drop_last",
+            "sampler",
+            "shuffle",
+        }
+        if own_order:
+            kwargs["batch_sampler"] = WholeBatches(
+                len(dataset), batch_size, shuffle=training
+            )
+        elif "batch_sampler" not in kwargs:
             kwargs["batch_size"] = batch_size
-        return LoaderBatches(iterator(dataset, **kwargs), weight, self.device_)
+            if "sampler" not in kwargs:
+                kwargs.setdefault("shuffle", training)
+        loader = iterator(dataset, **kwargs)
+        if len(loader) == 0:
+            raise ValueError(
+                f"{side} yields no batch of {len(rows)} samples with "
+                f"batch_size={batch_size}; drop_last leaves an incomplete one out."
+            )
+        # Other samplers may draw with replacement.
+        return LoaderBatches(loader, weight, self.device_, unique=own_order)
 
     def _prediction_batches(self, X):
         kwargs = self.get_params_for("iterator_valid")
@@ -244,8 +304,9 @@ class InputHandling(TrainingLoop):
         if self.image_shape is not None and x.ndim == 2:
             x = x.reshape(len(x), *self.image_shape)
         if training and self.augmentation is not None:
-            augment: Any = self.augmentation
-            x = _AUGMENTATIONS.get(augment, augment)(x)
+            x = self._augment(x)
+        if x.ndim == 4 and hasattr(self, "n_features_in_"):  # of a Dataset too
+            self._check_image_type(x.dtype == torch.uint8)
         if x.dtype != torch.uint8:
             return x.to(self._float_dtype) if x.is_floating_point() else x
         if not hasattr(self, "classes_"):
@@ -262,6 +323,20 @@ class InputHandling(TrainingLoop):
             for s in (self.image_mean_, self.image_std_)
         )
         return (x - mean) / std
+
+    def _augment(self, x: Tensor) -> Tensor:
+        augment: Any = self.augmentation
+        if isinstance(augment, str):
+            augment = _AUGMENTATIONS[augment]
+        out = augment(x)
+        kind, shape = getattr(out, "dtype", type(out)), getattr(out, "shape", None)
+        if kind != x.dtype or shape != x.shape:
+            raise ValueError(
+                f"augmentation={self.augmentation!r} turned a batch of {x.dtype} and "
+                f"shape {tuple(x.shape)} into {kind} and shape {shape}; expected the "
+                "same type and shape."
+            )
+        return out
 
     def _check_output(self, logits) -> None:
         """Look at a network's first output."""

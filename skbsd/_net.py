@@ -1,12 +1,14 @@
 """skorch's net with scikit-learn's manners: parameters, pickling, device, generators.
 
 skorch's constructor sets fitted state, its `set_params` rebuilds a fitted network and
-its loading changes the `device` parameter. Here the constructor only assigns,
-parameters take effect at the next `fit`, and no method changes one.
+its loading changes the `device` parameter. Here the constructor only assigns, and what
+concerns training takes effect at the next `fit`.
 """
 
 import inspect
+import threading
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 import torch
 from sklearn.base import BaseEstimator
@@ -18,6 +20,9 @@ from torch import nn
 
 from ._checks import check_device
 
+# torch's generators belong to the process: fits in several threads take turns.
+_GENERATOR_LOCK = threading.RLock()
+
 _PREFIXES = (
     "module",
     "optimizer",
@@ -26,6 +31,9 @@ _PREFIXES = (
     "iterator_valid",
     "compile",
 )
+
+# Options of an optimizer that speak against fusing it, or decide it.
+_NOT_FUSED = {"capturable", "differentiable", "foreach", "fused"}
 
 
 class Net(NeuralNetClassifier):
@@ -51,12 +59,30 @@ class Net(NeuralNetClassifier):
 
     device_: torch.device
     _params_to_validate: set[str]
-    _generator_state: tuple
+    _generator_state: dict
+
+    @classmethod
+    def _constructor_names(cls) -> set[str]:
+        """Names in the constructors' signatures, those of subclasses included."""
+        classes = cls.__mro__[: cls.__mro__.index(Net)]
+        inits = [vars(c)["__init__"] for c in classes if "__init__" in vars(c)]
+        return {
+            p.name
+            for init in inits
+            for p in inspect.signature(init).parameters.values()
+            if p.name != "self" and p.kind != p.VAR_KEYWORD
+        }
 
     def _get_param_names(self):
-        named = inspect.signature(type(self).__init__).parameters.values()
-        names = [p.name for p in named if p.name != "self" and p.kind != p.VAR_KEYWORD]
-        return sorted([*names, *self._params_to_validate])
+        return sorted(self._constructor_names() | self._params_to_validate)
+
+    def __setattr__(self, name, value):
+        # skorch takes any module that is set for a component of the net, but a
+        # parameter may be one: a transform as augmentation.
+        if name.endswith("_"):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
 
     def get_params(self, deep=True):
         """Get the parameters, those of components given as `module__width` too.
@@ -76,7 +102,10 @@ class Net(NeuralNetClassifier):
         """Set parameters, for the next call of `fit`.
 
         `lr`, `optimizer__*` and `callbacks__*` also reach a live optimizer or
-        callback, so that a callback can change them while training runs.
+        callback, so that a callback can change them while training runs (the learning
+        rate with ``lr_schedule="constant"``; other schedules set it in each step).
+        A fitted estimator predicts as `precision`, `compile` and `image_shape` say
+        now.
 
         Parameters
         ----------
@@ -111,12 +140,14 @@ class Net(NeuralNetClassifier):
         for name in sorted(names):
             prefix, _, rest = name.partition("__")
             if not rest or prefix not in _PREFIXES:
-                meant = [p for p in _PREFIXES if name.startswith(p + "_") and not rest]
-                hint = f" Did you mean {meant[0]}__*?" if meant else ""
+                known = sorted(self._constructor_names())
+                meant = [f"{p}__*" for p in _PREFIXES if name.startswith(p + "_")]
+                meant += get_close_matches(name, known, n=1)
+                hint = f" Did you mean {meant[0]}?" if meant else ""
                 raise ValueError(
                     f"Invalid parameter {name!r} for estimator {type(self).__name__}."
-                    f"{hint} Valid parameters are {self._get_param_names()}, and those "
-                    f"with a prefix: {', '.join(p + '__*' for p in _PREFIXES)}."
+                    f"{hint} Valid parameters are {known}, and those with a prefix: "
+                    f"{', '.join(p + '__*' for p in _PREFIXES)}."
                 )
 
     def _validate_params(self):
@@ -162,8 +193,8 @@ class Net(NeuralNetClassifier):
     def initialize_optimizer(self, triggered_directly=None):
         """Build the optimizer, with `lr`, `weight_decay` and ``optimizer__*``.
 
-        `weight_decay` is passed to optimizers that have it, and those that come in a
-        fused form use it.
+        `weight_decay` is passed to optimizers that have it; SGD, Adam and AdamW are
+        fused where torch can.
 
         Parameters
         ----------
@@ -180,10 +211,20 @@ class Net(NeuralNetClassifier):
         accepted = inspect.signature(self.optimizer).parameters
         if "weight_decay" in accepted:
             kwargs.setdefault("weight_decay", self.weight_decay)
-        if "fused" in accepted and not {"foreach", "fused"} & kwargs.keys():
+        if self._can_fuse() and not kwargs.keys() & _NOT_FUSED:
             kwargs["fused"] = True
         self.optimizer_ = self.optimizer(*args, **kwargs)
         return self
+
+    def _can_fuse(self) -> bool:
+        """Whether torch has the optimizer in a fused form for this network."""
+        sparse = any(getattr(m, "sparse", False) for m in self.module_.modules())
+        return (
+            self.optimizer in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+            and self.device_.type in ("cpu", "cuda")
+            and not sparse
+            and all(p.is_floating_point() for p in self.module_.parameters())
+        )
 
     def initialize_history(self):
         """Start a new history; that of the last fit stays as it is.
@@ -224,20 +265,20 @@ class Net(NeuralNetClassifier):
         `fresh` seeds them from `random_state`; otherwise they go on from the last
         call, so that partial_fit does not repeat the same order of samples.
         """
-        before = _generator_state(device)
-        try:
-            if fresh:
-                seed = check_random_state(self.random_state).randint(2**31 - 1)
-                torch.default_generator.manual_seed(int(seed))
-                if device.type == "cuda":
-                    with torch.cuda.device(device):
-                        torch.cuda.manual_seed(int(seed))
-            else:
-                _set_generator_state(device, self._generator_state)
-            yield
-        finally:
-            self._generator_state = _generator_state(device)
-            _set_generator_state(device, before)
+        with _GENERATOR_LOCK:
+            before = _generator_state(device)
+            try:
+                if fresh:
+                    seed = check_random_state(self.random_state).randint(2**31 - 1)
+                    _seed(device, int(seed))
+                    # For a copy made while training, such as a callback's.
+                    self._generator_state = _generator_state(device)
+                else:
+                    _set_generator_state(device, self._generator_state)
+                yield
+            finally:
+                self._generator_state = _generator_state(device)
+                _set_generator_state(device, before)
 
     def __getstate__(self):
         state = super().__getstate__()
@@ -247,8 +288,11 @@ class Net(NeuralNetClassifier):
     def __setstate__(self, state):
         requested = state["device"]
         if requested == "auto":
-            # What is here counts, not what was where the model was fitted.
-            state = {**state, "device": str(check_device("auto"))}
+            # What is here counts, not what was where the model was fitted; double
+            # precision is the CPU's.
+            exact = state.get("_float_dtype") == torch.float64
+            found = torch.device("cpu") if exact else check_device("auto")
+            state = {**state, "device": str(found)}
         super().__setstate__(state)
         if "device_" in state:
             self.device_ = check_device(self.device)
@@ -259,13 +303,36 @@ class Net(NeuralNetClassifier):
             self.device = "auto"
 
 
-def _generator_state(device: torch.device) -> tuple:
-    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), on_device
+def _generator_state(device: torch.device) -> dict:
+    """Return the states of the generators that training draws from, by device type."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        state[device.type] = module.get_rng_state(*_index(device))
+    return state
 
 
-def _set_generator_state(device: torch.device, state: tuple) -> None:
-    on_cpu, on_device = state
-    torch.set_rng_state(on_cpu)
-    if device.type == "cuda" and on_device is not None:
-        torch.cuda.set_rng_state(on_device, device)
+def _set_generator_state(device: torch.device, state: dict) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cpu":
+        return
+    if device.type in state:
+        module = torch.get_device_module(device)
+        module.set_rng_state(state[device.type], *_index(device))
+    else:
+        # A model that was fitted elsewhere: what comes follows from its own state.
+        _seed(device, int(torch.randint(2**31, ())))
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def _index(device: torch.device) -> tuple:
+    # Of the types with a generator, CUDA alone may have several devices.
+    return (device,) if device.type == "cuda" else ()

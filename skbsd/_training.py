@@ -1,15 +1,22 @@
 """The epoch and the step: skorch's loop, given batches that know their samples."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
+from itertools import chain
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EpochScoring, LRScheduler
+from skorch.callbacks import (
+    Callback,
+    EpochScoring,
+    GradientNormClipping,
+    LRScheduler,
+)
 from skorch.dataset import unpack_data
 from skorch.utils import TeeGenerator, to_tensor
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ._batches import Batch
@@ -32,8 +39,14 @@ def _constant(progress: float) -> float:
     return 1.0
 
 
+_BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
+
 # From the share of training that lies behind, in (0, 1), to a factor of `lr`.
 SCHEDULES = {"one-cycle": _one_cycle, "cosine": _cosine, "constant": _constant}
+
+
+def _overrides(listener, base: type, hooks: tuple[str, ...]) -> bool:
+    return any(getattr(type(listener), h) is not getattr(base, h) for h in hooks)
 
 
 class DivergenceError(ValueError):
@@ -64,6 +77,7 @@ class TrainingLoop(Net):
         if any(isinstance(c, LRScheduler) for c in self._callback_list()):
             self._schedule = _constant
         self._step, self._n_steps = 0, epochs * len(batches)
+        self._epochs_run = 0
         self._base_lrs = [group["lr"] for group in self.optimizer_.param_groups]
         self._output_checked = False
         try:
@@ -76,6 +90,7 @@ class TrainingLoop(Net):
                     valid_batches, False, "valid", self.validation_step
                 )
                 self.notify("on_epoch_end", **datasets)
+                self._epochs_run += 1
         finally:
             self._scale_learning_rate(1.0)
 
@@ -137,7 +152,8 @@ class TrainingLoop(Net):
         dict
             "loss" and "y_pred" of the first evaluation, on the device.
         """
-        self._set_learning_rate()
+        # The middle of the step: the first and the last count too.
+        self._scale_learning_rate(self._schedule((self._step + 0.5) / self._n_steps))
         first: dict = {}
 
         def closure():
@@ -160,6 +176,7 @@ class TrainingLoop(Net):
             return loss
 
         self.optimizer_.step(closure)
+        self._step += 1
         return first
 
     def train_step_single(self, batch: Batch, **fit_params) -> dict:
@@ -272,7 +289,11 @@ class TrainingLoop(Net):
         return out[0] if isinstance(out, tuple | list) else out
 
     def _logits(self, batch: Batch, *, training: bool) -> Tensor:
-        return self.infer(self._prepare(batch.x, training=training))
+        return self._infer_any_size(self._prepare(batch.x, training=training))
+
+    def _infer_any_size(self, x) -> Tensor:
+        """Run the network on samples of a size that it may not be able to take."""
+        raise NotImplementedError
 
     def _prepare(self, x, *, training: bool):
         """Return what the network is given for a batch as it was stored."""
@@ -305,32 +326,28 @@ class TrainingLoop(Net):
             return nullcontext()
         return torch.autocast(self.device_.type, dtype=torch.bfloat16)
 
-    def _set_learning_rate(self) -> None:
-        # The middle of the step: the first and the last count too.
-        self._scale_learning_rate(self._schedule((self._step + 0.5) / self._n_steps))
-        self._step += 1
-
     def _scale_learning_rate(self, factor: float) -> None:
         if self._schedule is _constant:
             return  # a callback may have set it
         for group, lr in zip(self.optimizer_.param_groups, self._base_lrs, strict=True):
             group["lr"] = lr * factor
 
-    def _copy_weights(self) -> list[Tensor]:
-        return [t.detach().clone() for t in self.module_.state_dict().values()]
+    def _copy_weights(self) -> list[tuple[Tensor, Tensor]]:
+        """Return parameters and buffers, each with a copy of what it holds."""
+        tensors = chain(self.module_.parameters(), self.module_.buffers())
+        return [(t, t.detach().clone()) for t in tensors if not is_lazy(t)]
 
-    def _check_finite(self, weights: Iterable[Tensor]) -> None:
+    def _check_finite(self, weights: list[tuple[Tensor, Tensor]]) -> None:
         """Raise, with the weights from before the epoch, if training diverged."""
         losses = self.history[-1, "batches", :, "train_loss"]
         finite = [t.detach().isfinite().all() for t in self.module_.parameters()]
         if all(map(math.isfinite, losses)) and torch.stack(finite).all():
             return
         with torch.no_grad():
-            for now, before in zip(
-                self.module_.state_dict().values(), weights, strict=True
-            ):
+            for now, before in weights:
                 now.copy_(before)
         self.optimizer_.state.clear()
+        del self.history[-1]["train_batch_count"]  # the epoch does not count
         epoch = self.history[-1, "epoch"]
         raise DivergenceError(
             f"the training loss became NaN or infinite in epoch {epoch} at a learning "
@@ -344,15 +361,10 @@ class TrainingLoop(Net):
 
     def _listened(self, training: bool) -> bool:
         """Whether anything looks at single batches."""
-        hooks = ("on_batch_begin", "on_batch_end")
-        if any(getattr(type(self), h) is not getattr(NeuralNet, h) for h in hooks):
-            return True
-        return any(
+        return _overrides(self, NeuralNet, _BATCH_HOOKS) or any(
             callback.on_train == training
             if isinstance(callback, EpochScoring)
-            else any(
-                getattr(type(callback), h) is not getattr(Callback, h) for h in hooks
-            )
+            else _overrides(callback, Callback, _BATCH_HOOKS)
             for callback in self._callback_list()
         )
 
@@ -360,15 +372,14 @@ class TrainingLoop(Net):
         """Whether anything may read a batch's loss before the epoch ends."""
 
         def waits(callback) -> bool:
-            if isinstance(callback, EpochScoring):
+            if isinstance(callback, EpochScoring | GradientNormClipping):
                 return False
             if type(callback) is LRScheduler:
-                return callback.step_every == "batch" and (
-                    callback.policy_ is ReduceLROnPlateau
-                )
-            return type(callback).on_batch_end is not Callback.on_batch_end
+                by_batch = callback.step_every == "batch"
+                return by_batch and callback.policy_ is ReduceLROnPlateau
+            return _overrides(callback, Callback, _BATCH_HOOKS)
 
-        return type(self).on_batch_end is not NeuralNet.on_batch_end or any(
+        return _overrides(self, NeuralNet, _BATCH_HOOKS) or any(
             map(waits, self._callback_list())
         )
 

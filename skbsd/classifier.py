@@ -1,12 +1,11 @@
 """Bayesian self-distillation as a scikit-learn classifier."""
 
 import copy
-import math
 
 import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import EpochScoring, EpochTimer, PassthroughScoring, PrintLog
 from skorch.utils import is_dataset, to_device
 from torch import Tensor, nn
@@ -36,7 +35,8 @@ class BSDClassifier(InputHandling):
     module : torch.nn.Module (class or instance), default=None
         A network that returns logits of shape (n, n_classes); the first entry of a
         tuple, or the `logits` of an object, count too. An instance is copied and
-        trained from the weights that it has. None chooses from the shape of X:
+        trained from the weights that it has (with ``module__*``, its class is
+        instantiated anew). None chooses from the shape of X:
         :class:`skbsd.networks.MLP` for tables and
         :class:`skbsd.networks.SmallResNet` for images.
     prior_strength : float, default=100.0
@@ -49,7 +49,7 @@ class BSDClassifier(InputHandling):
         1 the label is forgotten exponentially; keep
         `prior_strength >= 1 / (1 - discount)`.
     prior_floor : float, default=1e-3
-        eps > 0: the prior concentration of each other class.
+        eps > 0, less than c: the prior concentration of each other class.
     max_epochs : int, default=40
         Passes over the data in each call of `fit` or `partial_fit`.
     batch_size : int, default=128
@@ -80,15 +80,17 @@ class BSDClassifier(InputHandling):
     device : str or torch.device, default="auto"
         "auto" is cuda, then mps, then cpu, what there is first.
     train_split : callable, default=None
-        Such as :class:`skorch.dataset.ValidSplit`, to hold out validation data. None
-        trains on all of X.
+        Such as :class:`skorch.dataset.ValidSplit`, to hold out validation data, which
+        callbacks that monitor `valid_loss` need. None trains on all of X.
     class_weight : dict or "balanced", default=None
         Weights of the classes, as in scikit-learn; multiplied with `sample_weight`.
     callbacks : list of skorch callbacks, "disable" or None, default=None
         In addition to skorch's default ones.
     iterator_train, iterator_valid : callable, default=torch.utils.data.DataLoader
         How a Dataset is loaded, with ``iterator_train__*`` such as `num_workers`.
-        Arrays are gathered on the device instead, unless one of these is set.
+        Arrays are gathered on the device instead, unless one of these (other than the
+        batch size) is set. A sampler must not draw with replacement: each sample is
+        visited once per step at most.
     warm_start : bool, default=False
         Let `fit` go on from the network of the last call.
     verbose : int, default=0
@@ -261,16 +263,17 @@ class BSDClassifier(InputHandling):
         -----
         An interrupt (Ctrl-C) ends training and leaves a usable model.
         """
-        fresh = not (self.warm_start and self.initialized_)
+        keep = self.warm_start and self.initialized_
+        fresh = not (keep and self._has_classes())
         known = None if fresh else self.classes_
         data = self._check_training_data(X, y, sample_weight, known, reset=fresh)
-        return self._train(data, "fit", split_params, fresh=fresh)
+        return self._train(data, "fit", split_params, fresh=fresh, keep=keep)
 
     def partial_fit(self, X, y=None, classes=None, sample_weight=None, **split_params):
         """Train the network further, for `max_epochs` more.
 
-        With the X and y of the last call the samples keep their posteriors; other
-        data get fresh ones.
+        With the X, y and prior of the last call the samples keep their posteriors;
+        others get fresh ones. A Dataset counts as the same if its type and labels are.
 
         Parameters
         ----------
@@ -294,7 +297,8 @@ class BSDClassifier(InputHandling):
         ValueError
             As in :meth:`fit`, and for labels that are not among the classes.
         """
-        fresh = not self.initialized_
+        keep = self.initialized_
+        fresh = not (keep and self._has_classes())
         known = None if fresh else self.classes_
         if classes is not None:
             classes = _checks.find_classes(
@@ -307,7 +311,7 @@ class BSDClassifier(InputHandling):
                 )
             known = classes
         data = self._check_training_data(X, y, sample_weight, known, reset=fresh)
-        return self._train(data, "partial_fit", split_params, fresh=fresh)
+        return self._train(data, "partial_fit", split_params, fresh=fresh, keep=keep)
 
     def predict_proba(self, X):
         """Predict the probability of each class.
@@ -324,6 +328,20 @@ class BSDClassifier(InputHandling):
             softmax of the logits; columns in the order of `classes_`.
         """
         return self._all_logits(X).softmax(dim=1).numpy()
+
+    def predict_log_proba(self, X):
+        """Predict the logarithm of the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, Tensor or Dataset
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Finite also where the probability is too small for a float.
+        """
+        return self._all_logits(X).log_softmax(dim=1).numpy()
 
     def decision_function(self, X):
         """Compute the logits.
@@ -355,7 +373,7 @@ class BSDClassifier(InputHandling):
             Values of `classes_`.
         """
         codes = self._all_logits(X).argmax(dim=1).numpy()
-        if not hasattr(self, "classes_"):
+        if not self._has_classes():
             raise NotFittedError(
                 f"this {type(self).__name__} has weights, but was never fitted and so "
                 "knows no classes. Use predict_proba, or save whole estimators with "
@@ -386,6 +404,8 @@ class BSDClassifier(InputHandling):
             for x in batches:
                 with torch.set_grad_enabled(training):
                     logits = self._infer_any_size(self._prepare(x, training=False))
+                    if logits.ndim != 2:
+                        self._check_output(logits)
                 yield to_device(logits, device)
         finally:
             # Callbacks predict in the middle of an epoch.
@@ -398,7 +418,11 @@ class BSDClassifier(InputHandling):
         -------
         self
         """
-        kwargs = self.get_params_for("module")
+        kwargs = {
+            # As an instance of a whole network is, below.
+            name: copy.deepcopy(value) if isinstance(value, nn.Module) else value
+            for name, value in self.get_params_for("module").items()
+        }
         if self.module is None:
             if not hasattr(self, "_input_shape"):
                 raise ValueError(
@@ -413,30 +437,37 @@ class BSDClassifier(InputHandling):
         self.module_ = module.to(self._float_dtype)
         return self
 
-    def _train(self, data: TrainingData, caller: str, split_params, *, fresh: bool):
-        device = _checks.check_device(self.device) if fresh else self.device_
-        dtype = self._choose_dtype(data, device) if fresh else self._float_dtype
+    def _train(
+        self, data: TrainingData, caller: str, split_params, *, fresh: bool, keep: bool
+    ):
+        """Train; `fresh` for data not seen before, `keep` for a network that stays."""
+        device = self.device_ if keep else _checks.check_device(self.device)
+        dtype = self._float_dtype if keep else self._choose_dtype(data, device)
         rows, valid, datasets = self._split(data, caller, split_params)
         resident = self._resident(data, device, dtype)
-        before = dict(self.__dict__)
+        before, n_epochs = dict(self.__dict__), len(self.history_ or ())
+        had_model = hasattr(self, "module_")
+        self._step = self._epochs_run = 0
         try:
             with self._own_generators(device, fresh=fresh):
                 if fresh:
-                    self._start(resident, rows, device, dtype)
-                self._continue_posterior(resident)
+                    self._start(resident, rows, device, dtype, keep=keep)
+                self._continue_posterior(data)
                 self._run(resident, rows, valid, datasets)
-        except DivergenceError:
-            raise
-        except Exception:
-            # Such as a network that does not fit the data: as if never called.
-            if fresh and not self._epochs_done():
+        except Exception as error:
+            # Such as a network that does not fit the data. As if never called, unless
+            # something was learnt; or where there was no model, the weights of before
+            # it diverged.
+            nothing_learnt = not (self._epochs_run if not keep else self._step)
+            if nothing_learnt and (had_model or not isinstance(error, DivergenceError)):
                 self.__dict__.clear()
                 self.__dict__.update(before)
+                del (self.history_ or [])[n_epochs:]
             raise
         return self
 
-    def _start(self, data: TrainingData, rows, device, dtype) -> None:
-        """Take note of the data and build everything anew."""
+    def _start(self, data: TrainingData, rows, device, dtype, *, keep: bool) -> None:
+        """Take note of the data, and build everything anew unless told to keep it."""
         for attribute in (
             "n_features_in_",
             "feature_names_in_",
@@ -450,14 +481,14 @@ class BSDClassifier(InputHandling):
         self._input_shape = self._sample_shape(data.X)
         self._input_is_uint8 = False
         if not is_dataset(data.X):
-            validate_data(self, data.given, skip_check_array=True, reset=True)
-            self.n_features_in_ = math.prod(self._input_shape)
+            self._note_features(data.given, data.X, reset=True)
             self._input_is_uint8 = data.X.dtype == torch.uint8
         if self._input_is_uint8:
             self.image_mean_, self.image_std_ = channel_statistics(
                 data.X, rows, data.weight
             )
-        self.initialize()
+        if not keep:
+            self.initialize()
 
     def _choose_dtype(self, data: TrainingData, device: torch.device) -> torch.dtype:
         """Double precision where it costs little and makes `fit` exact."""
@@ -487,16 +518,17 @@ class BSDClassifier(InputHandling):
         except KeyboardInterrupt:
             # Ctrl-C, or a callback such as EarlyStopping.
             pass
+        except DivergenceError:
+            self.notify("on_train_end", X=X, y=data.y)
+            raise
         finally:
-            self.n_iter_ = self._epochs_done()
+            self.n_iter_ = sum("train_batch_count" in epoch for epoch in self.history)
         self.notify("on_train_end", X=X, y=data.y)
-
-    def _epochs_done(self) -> int:
-        return sum("train_batch_count" in epoch for epoch in self.history_ or [])
 
     def _continue_posterior(self, data: TrainingData) -> None:
         """Keep the posterior where the samples are the last call's."""
-        fingerprint = _checks.fingerprint(data.X, data.codes)
+        prior = (self.prior_strength, self.discount, self.prior_floor)
+        fingerprint = (prior, *_checks.fingerprint(data.X, data.codes))
         if hasattr(self, "posterior_") and fingerprint == self._fingerprint:
             return
         self._fingerprint = fingerprint
@@ -509,6 +541,10 @@ class BSDClassifier(InputHandling):
             dtype=self._float_dtype,
             device=self.device_,
         )
+
+    def _has_classes(self) -> bool:
+        """Whether it has seen data, and not only loaded weights."""
+        return hasattr(self, "classes_")
 
     def _all_logits(self, X) -> Tensor:
         # forward_iter is looked up on the instance: skorch's scoring callbacks put

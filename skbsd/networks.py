@@ -156,8 +156,8 @@ def default_network(shape: Sequence[int], n_classes: int, **kwargs) -> nn.Module
     Returns
     -------
     MLP or SmallResNet
-        Images of less than 16 pixels a side get a residual network of half the width:
-        they hold less to see.
+        Images whose longer side is less than 16 pixels get a residual network of half
+        the width: they hold less to see.
 
     Raises
     ------

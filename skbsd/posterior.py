@@ -234,8 +234,14 @@ class DirichletPosterior:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ):
-        labels = torch.as_tensor(labels, dtype=torch.int64, device=device)
-        largest = torch.finfo(dtype).max
+        labels = torch.as_tensor(labels)
+        if labels.is_floating_point():
+            raise ValueError(
+                f"labels must be integers, got {labels.dtype}; encode them as indices "
+                "of the classes."
+            )
+        labels = labels.to(device or labels.device, torch.int64, copy=True)
+        largest = torch.finfo(dtype).max / 4
         if labels.ndim != 1:
             raise ValueError(
                 f"labels must be one-dimensional, got shape {tuple(labels.shape)}."
@@ -252,15 +258,22 @@ class DirichletPosterior:
             raise ValueError(
                 f"prior_strength must lie in (0, inf], got {prior_strength!r}."
             )
-        if dtype == torch.float16 and prior_strength > largest / 4:
+        if prior_strength > largest and (
+            dtype == torch.float16 or not math.isinf(prior_strength)
+        ):
             raise ValueError(
-                f"prior_strength={prior_strength!r} does not fit in a float16 store "
-                f"(at most {largest / 4:g}); use dtype=torch.float32."
+                f"prior_strength={prior_strength!r} does not fit in a store of {dtype} "
+                f"(at most {largest:g}); use infinity, and at least float32."
             )
         if not 0 < discount <= 1:
             raise ValueError(f"discount must lie in (0, 1], got {discount!r}.")
         if not 0 < prior_floor < math.inf:
             raise ValueError(f"prior_floor must lie in (0, inf), got {prior_floor!r}.")
+        if prior_floor >= prior_strength:
+            raise ValueError(
+                f"prior_floor={prior_floor!r} must be smaller than "
+                f"prior_strength={prior_strength!r}: the label comes first."
+            )
         self.prior_strength = float(prior_strength)
         self.discount = float(discount)
         self.prior_floor = float(prior_floor)
@@ -422,8 +435,9 @@ class DirichletPosterior:
         """
         if math.isinf(self.prior_strength):
             return torch.ones_like(self._alpha[:, 0])
-        left = self.prior_strength * self.discount ** self.visits.double()
-        return (left / self._alpha.double().sum(dim=-1)).to(self.dtype)
+        # In double precision, which not every device has.
+        left = self.prior_strength * self.discount ** self.visits.cpu().double()
+        return (left / self._alpha.cpu().double().sum(dim=-1)).to(self._alpha)
 
     def to(self, device: torch.device | str) -> "DirichletPosterior":
         """Move the rows to a device, in place.
@@ -483,8 +497,11 @@ class DirichletPosterior:
                     f"state_dict[{name!r}] must have shape {tuple(tensor.shape)}, got "
                     f"{tuple(state_dict[name].shape)}; it belongs to other data."
                 )
-        for name in ("alpha", "labels", "visits"):
-            own[name].copy_(state_dict[name])
+        # An infinite prior's stand-in may be that of a wider type.
+        largest = torch.finfo(self.dtype).max / 4
+        self._alpha.copy_(state_dict["alpha"].clamp(max=largest))
+        self.labels.copy_(state_dict["labels"])
+        self.visits.copy_(state_dict["visits"])
         self.prior_strength, self.discount, self.prior_floor = state_dict[
             "parameters"
         ].tolist()

@@ -92,3 +92,26 @@ class Images(torch.utils.data.Dataset):
 class InPlace(Linear):
     def forward(self, x):
         return super().forward(x.mul_(0.5))
+
+
+class Squeezed(Linear):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+class WithBody(nn.Module):
+    def __init__(self, body=None):
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class Relabelled(torch.utils.data.TensorDataset):
+    """Returns other labels than it stores."""
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return x, (y + 1) % 3

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import quick
 from modules import (
     Convolution,
     Images,
@@ -15,19 +16,17 @@ from modules import (
     ReturnsNaN,
     ReturnsProbabilities,
     ReturnsString,
+    Squeezed,
 )
 from numpy.testing import assert_array_equal
 from scipy import sparse
 from sklearn.exceptions import NotFittedError
+from skorch.callbacks import EarlyStopping
 from torch.utils.data import IterableDataset, TensorDataset, WeightedRandomSampler
 
 from skbsd import BSDClassifier
 
 NAN, INF = float("nan"), float("inf")
-
-
-def quick(**kwargs):
-    return BSDClassifier(**({"max_epochs": 2, "random_state": 0} | kwargs))
 
 
 def with_value(X, value):
@@ -159,6 +158,14 @@ class TestX:
         ):
             quick(image_shape=(1, 4, 16)).fit(X, y)
 
+    @pytest.mark.parametrize(
+        "augment", [torch.Tensor.float, lambda x: x[:5], lambda x: None]
+    )
+    def test_augmentation_that_changes_type_or_shape(self, uint8_digits, augment):
+        X, y = (a[:50] for a in uint8_digits)
+        with pytest.raises(ValueError, match=r"augmentation=.* turned a batch of"):
+            quick(augmentation=augment).fit(X, y)
+
     def test_augmentation_of_a_table(self, iris):
         with pytest.raises(ValueError, match=r"'flip-crop' needs images.*\(150, 4\)"):
             quick(augmentation="flip-crop").fit(*iris)
@@ -168,6 +175,18 @@ class TestX:
         for given in (X, torch.tensor(X)):
             with pytest.raises(ValueError, match=r"inconsistent.*\[150, 149\]"):
                 quick().fit(given, y[:-1])
+
+
+def test_floor_above_strength(iris):
+    with pytest.raises(ValueError, match=r"prior_floor=10 must be smaller than"):
+        quick(prior_floor=10, prior_strength=0.5).fit(*iris)
+
+
+def test_typing_error(iris):
+    with pytest.raises(ValueError, match=r"'max_epoch' .*Did you mean max_epochs"):
+        BSDClassifier(max_epoch=3).fit(*iris)
+    with pytest.raises(ValueError, match=r"Did you mean iterator_train__\*"):
+        BSDClassifier(iterator_train_shuffle=True).fit(*iris)
 
 
 class TestY:
@@ -219,6 +238,11 @@ class TestWeights:
         with pytest.raises(ValueError, match=message):
             quick().fit(*iris, sample_weight=weight)
 
+    @pytest.mark.parametrize("value", [-1.0, NAN, INF])
+    def test_class_weight(self, iris, value):
+        with pytest.raises(ValueError, match=r"class_weight=.*negative values, NaN"):
+            quick(class_weight={0: value, 1: 1, 2: 1}).fit(*iris)
+
     def test_one_class_left(self, iris):
         X, y = iris
         with pytest.raises(ValueError, match=r"only one class is left .*: .*2"):
@@ -254,6 +278,37 @@ class TestModule:
         with pytest.raises(ValueError, match="module=None is chosen from the data"):
             BSDClassifier().initialize()
 
+    @pytest.mark.parametrize(
+        "parameters",
+        [
+            {"optimizer__unknown": 1},
+            {"module__unknown": 1},
+            {"callbacks": [EarlyStopping()]},  # monitors valid_loss: there is none
+            {"optimizer": torch.optim.SGD, "lr": 1e38, "lr_schedule": "constant"},
+        ],
+        ids=str,
+    )
+    def test_a_refit_that_fails_at_the_start_changes_nothing(self, iris, parameters):
+        X, y = iris
+        model = quick(max_epochs=5).fit(X, y)
+        proba = model.predict_proba(X)
+        model.set_params(**parameters)
+        with pytest.raises((TypeError, ValueError, KeyError)):
+            model.fit(X[:, :2], np.array(["a", "b", "c"])[y])
+        assert_array_equal(model.classes_, [0, 1, 2])
+        assert_array_equal(model.predict_proba(X), proba)
+        assert model.n_iter_ == len(model.history) == 5
+
+    def test_a_partial_fit_that_fails_changes_nothing(self, digits):
+        X, y = (a[:100] for a in digits)
+        model = quick(module=Convolution).fit(X, y)
+        with pytest.raises(ValueError, match=r"\(1, 6, 6\).*\(1, 8, 8\)"):
+            model.partial_fit(X[:, :, :6, :6], y)
+        assert len(model.history) == 3
+        assert (model.posterior_.visits == 3).all()
+        model.partial_fit(X, y)
+        assert (model.posterior_.visits == 6).all()
+
     def test_fitted_estimator_survives(self, iris):
         X, y = iris
         model = quick().fit(X, y)
@@ -269,7 +324,7 @@ class TestModule:
             model.set_params(module=None, lr=0.01)
             assert_array_equal(model.predict_proba(X), proba)
             assert_array_equal(model.classes_, [0, 1, 2])
-            assert len(model.history) == 2
+            assert len(model.history) == 3
 
 
 class TestDivergence:
@@ -289,6 +344,13 @@ class TestDivergence:
         assert model.posterior_.mean().isfinite().all()
         now = list(model.module_.state_dict().values())
         assert all(t.isfinite().all() for t in now)
+
+    def test_the_epoch_does_not_count(self, iris):
+        model = quick(module=ReturnsNaN)
+        with pytest.raises(ValueError, match="epoch 1"):
+            model.fit(*iris)
+        assert model.n_iter_ == 0
+        assert all(p.isfinite().all() for p in model.module_.parameters())
 
     def test_weights_of_the_epoch_before(self, iris):
         """Divergence in the second epoch leaves what the first has learnt."""
@@ -355,9 +417,22 @@ class TestPrediction:
         model = quick(max_epochs=1).fit(X, y)
         with pytest.raises(ValueError, match=r"float images.*fitted on uint8"):
             model.predict(X / 255)
+        with pytest.raises(ValueError, match=r"float images.*fitted on uint8"):
+            model.predict(Images(torch.tensor(X / 255), y))
         model.fit(X / 255, y)
         with pytest.raises(ValueError, match=r"uint8 images.*fitted on float"):
             model.predict(X)
+
+    def test_type_of_flat_images(self, uint8_digits):
+        X, y = (a[:100].reshape(100, -1) for a in uint8_digits)
+        model = quick(max_epochs=1, image_shape=(1, 8, 8)).fit(X, y.ravel())
+        with pytest.raises(ValueError, match=r"float images.*fitted on uint8"):
+            model.predict(X.astype(float))
+
+    def test_squeezed_output(self, iris):
+        model = quick(module=Squeezed).fit(*iris)
+        with pytest.raises(ValueError, match=r"returned shape \(3,\).*expected"):
+            model.predict(iris[0][:1])
 
 
 class TestWeightsWithoutFit:
@@ -418,6 +493,24 @@ class TestDataset:
         model = quick(iterator_train__sampler=sampler)
         with pytest.raises(ValueError, match="occurs more than once in the batch"):
             model.fit(*iris)
+
+    def test_no_batch(self, iris):
+        model = quick(iterator_train__drop_last=True, batch_size=1000)
+        with pytest.raises(ValueError, match=r"no batch of 150 .*batch_size=1000"):
+            model.fit(*iris)
+
+    def test_collate_that_mixes_labels(self, iris):
+        def collate(pairs):
+            x, y = torch.utils.data.default_collate(pairs)
+            return x, 0.5 * y
+
+        with pytest.raises(ValueError, match="expected them unchanged"):
+            quick(iterator_train__collate_fn=collate).fit(*iris)
+
+    def test_loader(self, iris):
+        loader = torch.utils.data.DataLoader(Images(*iris))
+        with pytest.raises(TypeError, match=r"X is a DataLoader.*`dataset`"):
+            quick().fit(loader, iris[1])
 
     def test_split_that_is_no_subset(self, iris):
         def split(dataset, y):

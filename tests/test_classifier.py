@@ -1,59 +1,43 @@
 """What scikit-learn's users expect of BSDClassifier, beyond the common checks."""
 
 import copy
-import pickle
+from concurrent.futures import ThreadPoolExecutor
 
-import joblib
 import numpy as np
 import pandas as pd
 import pytest
-import sklearn
 import torch
+from helpers import quick, same_weights, weights
 from modules import (
-    Convolution,
     Dropout,
-    Images,
-    InPlace,
     Linear,
-    ReturnsObject,
-    ReturnsTuple,
+    WithBody,
 )
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
-from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import (
-    GridSearchCV,
-    HalvingGridSearchCV,
-    StratifiedKFold,
     cross_val_score,
-    cross_validate,
     train_test_split,
 )
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
-from skorch.exceptions import DeviceWarning
+from sklearn.preprocessing import StandardScaler
 from torch.nn.functional import cross_entropy
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
-from torchvision.models import resnet18
 
 from skbsd import BSDClassifier
 from skbsd.networks import MLP, SmallResNet
 
 
-def quick(**kwargs):
-    return BSDClassifier(**({"max_epochs": 3, "random_state": 0} | kwargs))
+class Subclass(BSDClassifier):
+    def __init__(self, module=None, *, extra=1, **kwargs):
+        super().__init__(module, **kwargs)
+        self.extra = extra
 
 
-def weights(model):
-    return [t.clone() for t in model.module_.state_dict().values()]
-
-
-def same_weights(one, other):
-    return all(map(torch.equal, weights(one), weights(other)))
+class ToIndex(torch.nn.Module):
+    def forward(self, x):
+        return (x > 0).long()
 
 
 class TestAccuracy:
@@ -171,6 +155,9 @@ class TestOutputs:
         assert logits.shape == (150, 3)
         assert_allclose(model.predict_proba(X), logits.softmax(1), rtol=1e-6)
         assert_array_equal(model.predict(X), logits.argmax(1))
+        assert_allclose(
+            model.predict_log_proba(X), np.log(model.predict_proba(X)), rtol=1e-4
+        )
 
     def test_two_classes(self, iris):
         X, y = iris
@@ -206,6 +193,21 @@ class TestRandomState:
         model = quick().fit(*iris)
         before = weights(model)
         assert all(map(torch.equal, before, weights(model.fit(*iris))))
+
+    def test_threads_take_turns(self, iris):
+        def fit(_):
+            return quick(batch_size=16).fit(*iris)
+
+        with ThreadPoolExecutor(2) as pool:
+            models = list(pool.map(fit, range(4)))
+        assert all(same_weights(models[0], model) for model in models)
+
+    def test_module_within_a_parameter_is_copied(self, iris):
+        body = torch.nn.Linear(4, 8)
+        before = body.weight.clone()
+        model = quick(module=WithBody, module__body=body).fit(*iris)
+        assert torch.equal(body.weight, before)
+        assert same_weights(model, clone(model).fit(*iris))
 
     def test_random_state_object_draws_anew(self, iris):
         model = quick(random_state=np.random.RandomState(0)).fit(*iris)
@@ -302,6 +304,20 @@ class TestParameters:
         assert model.score(*iris) > 0.9
         assert model.posterior_.visits.tolist() == [10] * 150
 
+    def test_modules_with_special_parameters(self, iris):
+        X, y = iris
+        lazy = quick(module=torch.nn.LazyLinear(3), max_epochs=30, lr=0.1).fit(X, y)
+        assert lazy.score(X, y) > 0.8
+        sparse = torch.nn.Sequential(
+            ToIndex(), torch.nn.EmbeddingBag(8, 3, sparse=True, mode="sum")
+        )
+        quick(module=sparse, optimizer=torch.optim.SGD, weight_decay=0.0).fit(X, y)
+
+    def test_subclass_with_further_parameters(self, iris):
+        model = Subclass(extra=2, max_epochs=3, module__hidden=(5,))
+        assert {"extra", "lr", "module__hidden"} <= model.get_params().keys()
+        assert clone(model).fit(*iris).extra == 2
+
     def test_precision_and_compile(self, iris):
         model = quick(precision="bfloat16", max_epochs=20).fit(*iris)
         proba = model.predict_proba(iris[0])
@@ -344,8 +360,13 @@ class TestWeights:
         plain = quick(max_epochs=10).fit(X, y)
         heavy = quick(max_epochs=10, class_weight={0: 1, 1: 1, 2: 100}).fit(X, y)
         assert (heavy.predict(X) == 2).sum() > (plain.predict(X) == 2).sum()
+        X, y = X[30:], y[30:]  # 20 of the first class, 50 of the others
         balanced = quick(class_weight="balanced").fit(X, y)
-        assert same_weights(balanced, quick().fit(X, y, sample_weight=np.ones(150)))
+        weight = np.where(y == 0, 5.0, 2.0)
+        other = quick().fit(X, y, sample_weight=weight)
+        assert_allclose(
+            balanced.predict_proba(X), other.predict_proba(X), rtol=1e-4, atol=1e-6
+        )
 
     def test_weight_of_images_enters_their_statistics(self, uint8_digits):
         X, y = (a[:64] for a in uint8_digits)
@@ -388,273 +409,30 @@ class TestPartialFit:
         X, y = iris
         quick().partial_fit(X, y).partial_fit(X[y == 0], y[y == 0])
 
+    def test_another_prior_is_another_posterior(self, iris):
+        model = quick().fit(*iris).set_params(prior_strength=7.0).partial_fit(*iris)
+        assert model.posterior_.prior_strength == 7.0
+        assert (model.posterior_.visits == 3).all()
+
+    @pytest.mark.parametrize("again", ["partial_fit", "fit"])
+    def test_goes_on_from_loaded_weights(self, iris, tmp_path, again):
+        X, y = iris
+        model = quick(module=Linear, max_epochs=30).fit(X, y)
+        model.save_params(f_params=tmp_path / "params")
+        other = quick(module=Linear, warm_start=True, lr=1e-9, random_state=1)
+        other.initialize().load_params(f_params=tmp_path / "params")
+        getattr(other, again)(X, y)
+        assert_allclose(other.predict_proba(X), model.predict_proba(X), atol=1e-4)
+        assert_array_equal(other.classes_, [0, 1, 2])
+
+    def test_stream_with_weights_and_missing_classes(self, iris):
+        X, y = iris
+        model = quick(class_weight={0: 5}).partial_fit(X, y, classes=[0, 1, 2])
+        model.partial_fit(X[60:], y[60:])
+        model.partial_fit(X[:20], y[:20], sample_weight=np.ones(20))
+        assert (model.posterior_.visits == 3).all()
+
     def test_warm_start(self, iris):
         model = quick(warm_start=True).fit(*iris).fit(*iris)
         assert model.n_iter_ == 6
         assert quick().fit(*iris).fit(*iris).n_iter_ == 3
-
-
-class TestInputs:
-    def test_kinds_of_tables_agree(self, iris):
-        X, y = iris
-        frame = pd.DataFrame(X, columns=list("abcd"))
-        model = quick().fit(frame, y)
-        assert_array_equal(model.feature_names_in_, list("abcd"))
-        assert model.n_features_in_ == 4
-        proba = model.predict_proba(frame)
-        for other in (X.tolist(), torch.tensor(X), np.asfortranarray(X)):
-            assert_array_equal(quick().fit(other, y).predict_proba(other), proba)
-
-    def test_X_is_left_as_it_was(self, iris):
-        X, y = iris[0].astype(np.float32), iris[1]
-        for given in (X, torch.tensor(X)):
-            before = copy.deepcopy(given)
-            model = quick(module=InPlace).fit(given, y)
-            first = model.predict_proba(given)
-            assert_array_equal(given, before)
-            assert_array_equal(model.predict_proba(given), first)
-
-    def test_read_only_arrays(self, iris):
-        X, y = (a.copy() for a in iris)
-        X.flags.writeable = y.flags.writeable = False
-        quick().fit(X, y).partial_fit(X, y).predict(X)
-
-    def test_flat_rows_are_images(self, digits):
-        X, y = (a[:300] for a in digits)
-        flat = X.reshape(300, -1)
-        one = quick(image_shape=(1, 8, 8)).fit(flat, y)
-        other = quick().fit(X, y)
-        assert same_weights(one, other)
-        assert_array_equal(one.predict_proba(flat), other.predict_proba(X))
-        assert one.n_features_in_ == other.n_features_in_ == 64
-
-    def test_uint8_images_are_standardised(self, uint8_digits):
-        X, y = (a[:300] for a in uint8_digits)
-        model = quick().fit(X, y)
-        assert_allclose(model.image_mean_, [X.mean()])
-        assert_allclose(model.image_std_, [X.std()])
-        scaled = ((X - X.mean()) / X.std()).astype(np.float32)
-        other = quick().fit(scaled, y)
-        assert_allclose(model.predict_proba(X), other.predict_proba(scaled), atol=1e-3)
-
-    def test_other_image_size(self, digits):
-        X, y = (a[:300] for a in digits)
-        larger = X.repeat(2, 2).repeat(2, 3)
-        assert quick().fit(X, y).predict_proba(larger).shape == (300, 10)
-
-    def test_callable_augmentation_gets_the_images_as_given(self, uint8_digits):
-        seen = []
-
-        def augment(x):
-            seen.append((x.dtype, tuple(x.shape[1:])))
-            return x
-
-        X, y = (a[:100] for a in uint8_digits)
-        model = quick(augmentation=augment, max_epochs=1).fit(X, y)
-        assert seen == [(torch.uint8, (1, 8, 8))]
-        model.predict(X)
-        assert len(seen) == 1
-
-    def test_a_sample_left_alone_joins_the_batch_before(self, digits):
-        X, y = (a[:129] for a in digits)
-        model = quick(module=Convolution, batch_size=64).fit(X, y)
-        assert model.history[0, "batches", :, "train_batch_size"] == [64, 65]
-
-    @pytest.mark.parametrize("module", [ReturnsTuple, ReturnsObject])
-    def test_outputs_of_networks(self, iris, module):
-        one, other = quick(module=Linear).fit(*iris), quick(module=module).fit(*iris)
-        assert_array_equal(one.predict_proba(iris[0]), other.predict_proba(iris[0]))
-
-    def test_torchvision_network(self):
-        rng = np.random.default_rng(0)
-        X = rng.integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
-        y = np.arange(8) % 2
-        model = quick(module=resnet18, module__num_classes=2, max_epochs=1, lr=1e-3)
-        assert model.fit(X, y).predict_proba(X).shape == (8, 2)
-        model = quick(module=resnet18(num_classes=2), max_epochs=1, lr=1e-3)
-        assert model.fit(X, y).predict_proba(X).shape == (8, 2)
-
-    def test_prediction_in_batches(self, iris):
-        X, y = iris
-        model = quick().fit(X, y)
-        many = np.tile(X, (70, 1))
-        assert_allclose(
-            model.predict_proba(many)[-150:], model.predict_proba(X), atol=1e-6
-        )
-
-
-class TestDataset:
-    def test_kinds(self, iris):
-        X = torch.tensor(iris[0], dtype=torch.float32)
-        y = torch.tensor(iris[1])
-        whole = TensorDataset(X, y)
-        halves = [Subset(whole, range(0, 150, 2)), Subset(whole, range(1, 150, 2))]
-        for dataset in (whole, Images(X, y), ConcatDataset(halves), halves[0]):
-            model = quick(max_epochs=10).fit(dataset)
-            assert model.predict_proba(dataset).shape == (len(dataset), 3)
-            assert len(model.posterior_) == len(dataset)
-            assert (model.posterior_.visits == 10).all()
-        with pytest.raises(AttributeError):
-            model.n_features_in_  # noqa: B018
-
-    def test_labels_of_any_kind(self, iris):
-        X = torch.tensor(iris[0], dtype=torch.float32)
-        named = np.array(["a", "b", "c"])[iris[1]]
-        model = quick(max_epochs=20).fit(Images(X, named))
-        assert (model.predict(X) == named).mean() > 0.8
-
-    def test_rows_are_the_datasets(self, iris):
-        """The posterior of item i belongs to item i, whatever the order."""
-        X, y = torch.tensor(iris[0], dtype=torch.float32), iris[1]
-        model = quick(prior_strength=1e6).fit(Images(X, y))
-        assert_array_equal(model.posterior_.mean().argmax(1), y)
-
-    def test_uint8_images_and_own_module(self, uint8_digits):
-        X, y = (a[:200] for a in uint8_digits)
-        model = quick(module=Convolution).fit(Images(torch.tensor(X), y))
-        assert model.predict_proba(Images(torch.tensor(X), y)).shape == (200, 10)
-
-    def test_partial_fit_and_weights(self, iris):
-        dataset = Images(torch.tensor(iris[0], dtype=torch.float32), iris[1])
-        weight = np.arange(150) % 2
-        model = quick().partial_fit(dataset, sample_weight=weight)
-        model.partial_fit(dataset, sample_weight=weight)
-        assert model.posterior_.visits.tolist() == [6 * w for w in weight]
-
-    def test_loader_parameters(self, iris):
-        dataset = Images(torch.tensor(iris[0], dtype=torch.float32), iris[1])
-        model = quick(iterator_train__batch_size=50, iterator_train__drop_last=True)
-        model.fit(dataset)
-        assert model.history[0, "batches", :, "train_batch_size"] == [50] * 3
-        # The same for arrays, which then go through the loader too.
-        model.set_params(iterator_train__batch_size=40).fit(*iris)
-        assert model.history[0, "batches", :, "train_batch_size"] == [40] * 3
-
-
-class TestPersistence:
-    @pytest.mark.parametrize("precise", [True, False])
-    def test_pickle_and_joblib_and_deepcopy(self, iris, tmp_path, precise):
-        X, y = iris if precise else (iris[0][::2], iris[1][::2])
-        model = quick().fit(X, y)
-        joblib.dump(model, tmp_path / "model.joblib")
-        for other in (
-            pickle.loads(pickle.dumps(model)),
-            joblib.load(tmp_path / "model.joblib"),
-            copy.deepcopy(model),
-        ):
-            assert_array_equal(other.predict_proba(X), model.predict_proba(X))
-            assert torch.equal(other.posterior_.mean(), model.posterior_.mean())
-            assert other.device == "auto"
-            # And training goes on, with the optimizer's state and the generators.
-            a = copy.deepcopy(model).partial_fit(X, y)
-            assert same_weights(other.partial_fit(X, y), a)
-            assert other.posterior_.visits.tolist() == [6] * len(y)
-
-    def test_from_a_gpu_to_a_machine_without(self, iris, monkeypatch):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        model = quick().fit(*iris)
-        model.device, model.device_ = "cuda", torch.device("cuda")
-        with pytest.warns(DeviceWarning):
-            other = pickle.loads(pickle.dumps(model))
-        assert other.device_.type == torch.device(other.device).type == "cpu"
-        assert other.predict(iris[0]).shape == (150,)
-
-    def test_unfitted(self):
-        assert pickle.loads(pickle.dumps(quick(lr=0.5))).lr == 0.5
-
-    @pytest.mark.parametrize("safe", [False, True])
-    def test_save_and_load_params(self, iris, tmp_path, safe):
-        model = quick(module=Linear).fit(*iris)
-        files = {"f_params": tmp_path / "params", "f_posterior": tmp_path / "posterior"}
-        if not safe:
-            files["f_history"] = tmp_path / "history.json"
-            files["f_optimizer"] = tmp_path / "optimizer"
-        model.save_params(**files, use_safetensors=safe)
-        other = quick(module=Linear, random_state=1, max_epochs=1).fit(*iris)
-        other.load_params(**files, use_safetensors=safe)
-        assert same_weights(model, other)
-        assert torch.equal(model.posterior_.mean(), other.posterior_.mean())
-        assert other.device == "auto"
-        fresh = quick(module=Linear).initialize()
-        fresh.load_params(f_params=files["f_params"], use_safetensors=safe)
-        assert_allclose(
-            fresh.predict_proba(iris[0]), model.predict_proba(iris[0]), atol=1e-6
-        )
-
-    def test_compiled_model_is_saved_as_the_plain_one(self, iris):
-        model = quick(module=Linear, compile=True, compile__backend="eager").fit(*iris)
-        assert set(model.module_.state_dict()) == {"layer.weight", "layer.bias"}
-        other = pickle.loads(pickle.dumps(model))
-        assert_array_equal(other.predict_proba(iris[0]), model.predict_proba(iris[0]))
-
-
-class TestMetaEstimators:
-    def test_grid_search(self, iris):
-        model = make_pipeline(StandardScaler(), quick(max_epochs=20))
-        search = GridSearchCV(
-            model,
-            {"bsdclassifier__prior_strength": [10.0, np.inf]},
-            scoring=["accuracy", "neg_log_loss"],
-            refit="accuracy",
-            n_jobs=2,
-            cv=3,
-        ).fit(*iris)
-        assert search.best_score_ > 0.9
-
-    def test_halving_grid_search(self, iris):
-        search = HalvingGridSearchCV(
-            quick(max_epochs=20), {"lr": [1e-5, 1e-2]}, n_jobs=2, random_state=0, cv=3
-        ).fit(*iris)
-        assert search.best_params_ == {"lr": 1e-2}
-
-    def test_cross_validate(self, iris):
-        scores = cross_validate(
-            quick(max_epochs=20), *iris, n_jobs=2, cv=3, return_estimator=True
-        )
-        assert scores["test_score"].mean() > 0.8
-        assert all(len(e.posterior_) == 100 for e in scores["estimator"])
-
-    def test_column_transformer(self, iris):
-        X, y = iris
-        frame = pd.DataFrame(X, columns=list("abcd")).assign(
-            e=np.array(["u", "v"])[y % 2]
-        )
-        model = make_pipeline(
-            make_column_transformer(
-                (StandardScaler(), list("abcd")), (OneHotEncoder(), ["e"])
-            ),
-            quick(max_epochs=20),
-        )
-        assert model.fit(frame, y).score(frame, y) > 0.9
-
-    @pytest.mark.parametrize("n_classes", [2, 3])
-    @pytest.mark.skipif(
-        sklearn.utils.fixes.parse_version(sklearn.__version__)
-        < sklearn.utils.fixes.parse_version("1.8"),
-        reason="scikit-learn has temperature scaling from 1.8 on",
-    )
-    def test_temperature_scaling(self, iris, n_classes):
-        X, y = iris
-        y = np.minimum(y, n_classes - 1)
-        model = quick(max_epochs=20)
-        scaled = CalibratedClassifierCV(model, method="temperature", cv=3).fit(X, y)
-        assert scaled.score(X, y) > 0.8
-        frozen = FrozenEstimator(model.fit(X, y))
-        scaled = CalibratedClassifierCV(frozen, method="temperature").fit(X, y)
-        assert_array_equal(scaled.predict(X), model.predict(X))
-
-    def test_metadata_routing(self, iris):
-        X, y = iris
-        weight = np.random.default_rng(0).random(150)
-        cv = StratifiedKFold(3)
-        with sklearn.config_context(enable_metadata_routing=True):
-            model = quick().set_fit_request(sample_weight=True)
-            model.set_score_request(sample_weight=True)
-            scaler = StandardScaler().set_fit_request(sample_weight=False)
-            pipeline = make_pipeline(scaler, model)
-            scores = cross_validate(
-                pipeline, X, y, params={"sample_weight": weight}, cv=cv
-            )
-            alone = quick().fit(X, y, sample_weight=weight)
-        assert np.isfinite(scores["test_score"]).all()
-        assert same_weights(alone, quick().fit(X, y, sample_weight=weight))

@@ -257,9 +257,11 @@ class TestErrors:
             ({"prior_floor": 0.0}, "prior_floor must lie in .*got 0.0"),
             ({"prior_floor": math.inf}, "prior_floor"),
             ({"prior_floor": math.nan}, "prior_floor"),
+            ({"prior_strength": 1.0, "prior_floor": 2.0}, "must be smaller than"),
+            ({"prior_strength": 1e39, "dtype": torch.float32}, "does not fit"),
             (
                 {"prior_strength": math.inf, "dtype": torch.float16},
-                "does not fit in a float16 store.*float32",
+                "does not fit in a store of torch.float16.*float32",
             ),
         ],
     )
@@ -271,7 +273,9 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"\[0, 4\), got values from 0 to 4"):
             make(torch.tensor([0, 4]))
         with pytest.raises(ValueError, match="one-dimensional"):
-            make(torch.zeros(2, 2))
+            make(torch.zeros(2, 2, dtype=torch.int64))
+        with pytest.raises(ValueError, match=r"integers, got torch.float32"):
+            make(torch.tensor([0.0, 1.5]))
         with pytest.raises(ValueError, match="n_classes must be at least 2, got 1"):
             DirichletPosterior(torch.tensor([0]), 1)
 
@@ -313,6 +317,17 @@ class TestState:
         assert torch.equal(other.concentration(), posterior.concentration())
         assert torch.equal(other.label_mass(), posterior.label_mass())
         assert repr(other) == repr(posterior)
+
+    def test_labels_are_copied(self, posterior, labels):
+        before = labels.clone()
+        make(labels).load_state_dict(make(labels.flip(0)).state_dict())
+        assert torch.equal(labels, before)
+
+    def test_infinite_prior_from_a_wider_type(self, labels):
+        wide = make(labels, prior_strength=math.inf, dtype=torch.float64)
+        narrow = make(labels, dtype=torch.float32)
+        narrow.load_state_dict(wide.state_dict())
+        torch.testing.assert_close(narrow.mean(), one_hot(labels, K).float())
 
     def test_state_of_other_data(self, posterior):
         other = make(torch.zeros(N + 1, dtype=torch.int64))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sklearn
 import torch
+from helpers import quick
 from modules import Linear
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import accuracy_score, log_loss
@@ -29,11 +30,6 @@ from skorch.helper import predefined_split
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from skbsd import BSDClassifier
-
-
-def quick(**kwargs):
-    return BSDClassifier(**({"max_epochs": 3, "random_state": 0} | kwargs))
-
 
 SPLIT = ValidSplit(5, stratified=True)
 
@@ -152,6 +148,21 @@ class TestTrainSplit:
         model = quick(train_split=SPLIT).fit(X, y, sample_weight=weight)
         assert (model.posterior_.visits[weight == 0] == 0).all()
 
+    def test_weight_zero_is_left_out_of_validation_too(self, iris):
+        X, y = iris
+        _, valid = SPLIT(Dataset(X, y), y)
+        wrong = y.copy()
+        wrong[valid.indices[1:]] = (y[valid.indices[1:]] + 1) % 3
+        weight = np.ones(150)
+        weight[valid.indices[1:]] = 0
+        split = ValidSplit(
+            [(np.setdiff1d(np.arange(150), valid.indices), valid.indices)]
+        )
+        model = quick(train_split=split, max_epochs=30)
+        model.fit(X, wrong, sample_weight=weight)
+        assert model.history[-1, "valid_acc"] == 1
+        assert model.history[-1, "batches", -1, "valid_batch_size"] == 1
+
 
 class TestCallbacks:
     def test_epoch_scoring(self, iris):
@@ -184,10 +195,12 @@ class TestCallbacks:
 
     def test_early_stopping_loads_the_best(self, iris):
         stop = EarlyStopping("valid_loss", patience=3, load_best=True)
-        model = quick(callbacks=[stop], train_split=SPLIT, max_epochs=50, lr=0.5).fit(
-            *iris
-        )
-        assert model.predict(iris[0]).shape == (150,)
+        model = quick(callbacks=[stop], train_split=SPLIT, max_epochs=50, lr=0.5)
+        X, y = iris
+        model.fit(X, y)
+        _, valid = SPLIT(Dataset(X, y), y)
+        now = log_loss(y[valid.indices], model.predict_proba(X[valid.indices]))
+        assert now == pytest.approx(min(model.history[:, "valid_loss"]), rel=1e-4)
 
     def test_checkpoint(self, iris, tmp_path):
         checkpoint = Checkpoint(
@@ -202,6 +215,10 @@ class TestCallbacks:
         other.load_params(checkpoint=checkpoint)
         best = int(np.argmin(model.history[:, "valid_loss"]))
         assert len(other.history) == best + 1
+        assert (other.posterior_.visits.max()) == best + 1
+        saved = torch.load(tmp_path / "params.pt")
+        for name, tensor in other.module_.state_dict().items():
+            assert torch.equal(tensor, saved[name])
 
     def test_train_end_checkpoint(self, iris, tmp_path):
         callback = TrainEndCheckpoint(dirname=tmp_path)
