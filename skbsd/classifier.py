@@ -454,7 +454,7 @@ class BSDClassifier(InputHandling):
                     self._start(resident, rows, device, dtype, keep=keep)
                 self._continue_posterior(data)
                 self._run(resident, rows, valid, datasets)
-        except Exception as error:
+        except BaseException as error:
             # Such as a network that does not fit the data. As if never called, unless
             # something was learnt; or where there was no model, the weights of before
             # it diverged.
