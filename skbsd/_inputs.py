@@ -24,7 +24,8 @@ from ._batches import (
     ResidentBatches,
     WholeBatches,
 )
-from ._training import SCHEDULES, TrainingLoop
+from ._net import Net
+from ._schedules import SCHEDULES
 from .augmentation import flip_crop
 
 _AUGMENTATIONS = {"flip-crop": flip_crop}
@@ -41,7 +42,7 @@ class TrainingData(NamedTuple):
     weight: np.ndarray | None
 
 
-class InputHandling(TrainingLoop):
+class InputHandling(Net):
     """Checks, splits and batches, for :class:`skbsd.BSDClassifier`."""
 
     _input_shape: tuple[int, ...]
@@ -283,19 +284,6 @@ class InputHandling(TrainingLoop):
             if x.dtype != torch.uint8:
                 x = _narrow(x, self._float_dtype)
             yield x.to(self.device_)
-
-    def _infer_any_size(self, x):
-        """Run the network, on images of a size that it may not be able to take."""
-        try:
-            return self.infer(x)
-        except RuntimeError as error:
-            fitted = getattr(self, "_input_shape", ())
-            if not isinstance(x, Tensor) or tuple(x.shape[1:]) == fitted:
-                raise
-            raise ValueError(
-                f"the module {type(self.module_).__name__} cannot take samples of "
-                f"shape {tuple(x.shape[1:])}; it was fitted on {fitted}. Resize them."
-            ) from error
 
     def _prepare(self, x, *, training: bool):
         """Augment a batch, and make floats of it."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from itertools import chain
 
+import numpy as np
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import (
@@ -14,35 +15,18 @@ from skorch.callbacks import (
     LRScheduler,
 )
 from skorch.dataset import unpack_data
-from skorch.utils import TeeGenerator, to_tensor
+from skorch.utils import TeeGenerator, is_dataset, to_tensor
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ._batches import Batch
-from ._net import Net
+from . import _checks
+from ._batches import Batch, channel_statistics
+from ._inputs import InputHandling, TrainingData
+from ._schedules import SCHEDULES, constant
 from .posterior import DirichletPosterior, soft_cross_entropy
 
-
-def _one_cycle(progress: float) -> float:
-    warm_up = 0.25
-    if progress < warm_up:
-        return progress / warm_up
-    return _cosine((progress - warm_up) / (1 - warm_up))
-
-
-def _cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _constant(progress: float) -> float:
-    return 1.0
-
-
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
-
-# From the share of training that lies behind, in (0, 1), to a factor of `lr`.
-SCHEDULES = {"one-cycle": _one_cycle, "cosine": _cosine, "constant": _constant}
 
 
 def _overrides(listener, base: type, hooks: tuple[str, ...]) -> bool:
@@ -53,7 +37,7 @@ class DivergenceError(ValueError):
     """The loss became NaN or infinite."""
 
 
-class TrainingLoop(Net):
+class TrainingLoop(InputHandling):
     """What happens between two epochs, for :class:`skbsd.BSDClassifier`.
 
     Overrides the steps of skorch's loop that have to know a sample's row, and those
@@ -71,11 +55,116 @@ class TrainingLoop(Net):
             "samples to their posteriors; fit_loop is not available."
         )
 
+    def _train(
+        self, data: TrainingData, caller: str, split_params, *, fresh: bool, keep: bool
+    ):
+        """Train; `fresh` for data not seen before, `keep` for a network that stays."""
+        device = self.device_ if keep else _checks.check_device(self.device)
+        dtype = self._float_dtype if keep else self._choose_dtype(data, device)
+        rows, valid, datasets = self._split(data, caller, split_params)
+        resident = self._resident(data, device, dtype)
+        before, n_epochs = dict(self.__dict__), len(self.history_ or ())
+        had_model = hasattr(self, "module_")
+        self._step = self._epochs_run = 0
+        try:
+            with self._own_generators(device, fresh=fresh):
+                if fresh:
+                    self._start(resident, rows, device, dtype, keep=keep)
+                self._continue_posterior(data)
+                self._run(resident, rows, valid, datasets)
+        except BaseException as error:
+            # Such as a network that does not fit the data. As if never called, unless
+            # something was learnt; or where there was no model, the weights of before
+            # it diverged.
+            nothing_learnt = not (self._epochs_run if not keep else self._step)
+            if nothing_learnt and (had_model or not isinstance(error, DivergenceError)):
+                self.__dict__.clear()
+                self.__dict__.update(before)
+                del (self.history_ or [])[n_epochs:]
+            raise
+        return self
+
+    def _start(self, data: TrainingData, rows, device, dtype, *, keep: bool) -> None:
+        """Take note of the data, and build everything anew unless told to keep it."""
+        for attribute in (
+            "n_features_in_",
+            "feature_names_in_",
+            "image_mean_",
+            "image_std_",
+            "posterior_",
+        ):
+            self.__dict__.pop(attribute, None)
+        self.device_, self._float_dtype = device, dtype
+        self.classes_inferred_ = data.classes
+        self._input_shape = self._sample_shape(data.X)
+        self._input_is_uint8 = False
+        if not is_dataset(data.X):
+            self._note_features(data.given, data.X, reset=True)
+            self._input_is_uint8 = data.X.dtype == torch.uint8
+        if self._input_is_uint8:
+            self.image_mean_, self.image_std_ = channel_statistics(
+                data.X, rows, data.weight
+            )
+        if not keep:
+            self.initialize()
+
+    def _choose_dtype(self, data: TrainingData, device: torch.device) -> torch.dtype:
+        """Double precision where it costs little and makes `fit` exact."""
+        n = len(data.y) if data.weight is None else np.count_nonzero(data.weight)
+        exact = (
+            self.module is None
+            and self.precision == "auto"
+            and len(self._sample_shape(data.X)) == 1
+            and (self.batch_size == -1 or n <= self.batch_size)
+            and device.type == "cpu"
+        )
+        return torch.float64 if exact else torch.float32
+
+    def _run(self, data: TrainingData, rows, valid, datasets: dict) -> None:
+        """Make the batches and run the epochs between skorch's notifications."""
+        batches = self._make_batches(data, rows, training=True)
+        valid_batches = None
+        if isinstance(valid, TrainingData):
+            valid_rows = np.arange(len(valid.y))
+            valid_batches = self._make_batches(valid, valid_rows, training=False)
+        elif valid is not None:
+            valid_batches = self._make_batches(data, valid, training=False)
+        X = datasets.pop("X")
+        self.notify("on_train_begin", X=X, y=data.y)
+        try:
+            self._run_epochs(self.max_epochs, batches, valid_batches, datasets)
+        except KeyboardInterrupt:
+            # Ctrl-C, or a callback such as EarlyStopping.
+            pass
+        except DivergenceError:
+            self.notify("on_train_end", X=X, y=data.y)
+            raise
+        finally:
+            self.n_iter_ = sum("train_batch_count" in epoch for epoch in self.history)
+        self.notify("on_train_end", X=X, y=data.y)
+
+    def _continue_posterior(self, data: TrainingData) -> None:
+        """Keep the posterior where the samples are the last call's."""
+        prior = (self.prior_strength, self.discount, self.prior_floor)
+        fingerprint = (prior, *_checks.fingerprint(data.X, data.codes))
+        if hasattr(self, "posterior_") and fingerprint == self._fingerprint:
+            return
+        self._fingerprint = fingerprint
+        self.posterior_ = DirichletPosterior(
+            torch.from_numpy(data.codes),
+            len(self.classes_),
+            prior_strength=self.prior_strength,
+            discount=self.discount,
+            prior_floor=self.prior_floor,
+            dtype=self._float_dtype,
+            device=self.device_,
+        )
+
     def _run_epochs(self, epochs: int, batches, valid_batches, datasets: dict) -> None:
         """Run the epochs, and stop with an error where the loss is no number."""
         self._schedule = SCHEDULES[self.lr_schedule]
         if any(isinstance(c, LRScheduler) for c in self._callback_list()):
-            self._schedule = _constant
+            self._schedule = constant
         self._step, self._n_steps = 0, epochs * len(batches)
         self._epochs_run = 0
         self._base_lrs = [group["lr"] for group in self.optimizer_.param_groups]
@@ -292,16 +381,17 @@ class TrainingLoop(Net):
         return self._infer_any_size(self._prepare(batch.x, training=training))
 
     def _infer_any_size(self, x) -> Tensor:
-        """Run the network on samples of a size that it may not be able to take."""
-        raise NotImplementedError
-
-    def _prepare(self, x, *, training: bool):
-        """Return what the network is given for a batch as it was stored."""
-        raise NotImplementedError
-
-    def _check_output(self, logits: Tensor) -> None:
-        """Raise or warn where a network's first output shows it to be unsuitable."""
-        raise NotImplementedError
+        """Run the network, on images of a size that it may not be able to take."""
+        try:
+            return self.infer(x)
+        except RuntimeError as error:
+            fitted = getattr(self, "_input_shape", ())
+            if not isinstance(x, Tensor) or tuple(x.shape[1:]) == fitted:
+                raise
+            raise ValueError(
+                f"the module {type(self.module_).__name__} cannot take samples of "
+                f"shape {tuple(x.shape[1:])}; it was fitted on {fitted}. Resize them."
+            ) from error
 
     @property
     def _network(self):
@@ -327,7 +417,7 @@ class TrainingLoop(Net):
         return torch.autocast(self.device_.type, dtype=torch.bfloat16)
 
     def _scale_learning_rate(self, factor: float) -> None:
-        if self._schedule is _constant:
+        if self._schedule is constant:
             return  # a callback may have set it
         for group, lr in zip(self.optimizer_.param_groups, self._base_lrs, strict=True):
             group["lr"] = lr * factor

@@ -7,21 +7,18 @@ import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import EpochScoring, EpochTimer, PassthroughScoring, PrintLog
-from skorch.utils import is_dataset, to_device
+from skorch.utils import to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from . import _checks
-from ._batches import channel_statistics
-from ._inputs import InputHandling, TrainingData
-from ._training import DivergenceError
+from ._training import TrainingLoop
 from .networks import default_network
-from .posterior import DirichletPosterior
 
 __all__ = ["BSDClassifier"]
 
 
-class BSDClassifier(InputHandling):
+class BSDClassifier(TrainingLoop):
     r"""Neural network classifier trained by Bayesian self-distillation.
 
     Each training sample has a Dirichlet belief about its class. It starts at the
@@ -436,111 +433,6 @@ class BSDClassifier(InputHandling):
             module = self.initialized_instance(self.module, kwargs)
         self.module_ = module.to(self._float_dtype)
         return self
-
-    def _train(
-        self, data: TrainingData, caller: str, split_params, *, fresh: bool, keep: bool
-    ):
-        """Train; `fresh` for data not seen before, `keep` for a network that stays."""
-        device = self.device_ if keep else _checks.check_device(self.device)
-        dtype = self._float_dtype if keep else self._choose_dtype(data, device)
-        rows, valid, datasets = self._split(data, caller, split_params)
-        resident = self._resident(data, device, dtype)
-        before, n_epochs = dict(self.__dict__), len(self.history_ or ())
-        had_model = hasattr(self, "module_")
-        self._step = self._epochs_run = 0
-        try:
-            with self._own_generators(device, fresh=fresh):
-                if fresh:
-                    self._start(resident, rows, device, dtype, keep=keep)
-                self._continue_posterior(data)
-                self._run(resident, rows, valid, datasets)
-        except BaseException as error:
-            # Such as a network that does not fit the data. As if never called, unless
-            # something was learnt; or where there was no model, the weights of before
-            # it diverged.
-            nothing_learnt = not (self._epochs_run if not keep else self._step)
-            if nothing_learnt and (had_model or not isinstance(error, DivergenceError)):
-                self.__dict__.clear()
-                self.__dict__.update(before)
-                del (self.history_ or [])[n_epochs:]
-            raise
-        return self
-
-    def _start(self, data: TrainingData, rows, device, dtype, *, keep: bool) -> None:
-        """Take note of the data, and build everything anew unless told to keep it."""
-        for attribute in (
-            "n_features_in_",
-            "feature_names_in_",
-            "image_mean_",
-            "image_std_",
-            "posterior_",
-        ):
-            self.__dict__.pop(attribute, None)
-        self.device_, self._float_dtype = device, dtype
-        self.classes_inferred_ = data.classes
-        self._input_shape = self._sample_shape(data.X)
-        self._input_is_uint8 = False
-        if not is_dataset(data.X):
-            self._note_features(data.given, data.X, reset=True)
-            self._input_is_uint8 = data.X.dtype == torch.uint8
-        if self._input_is_uint8:
-            self.image_mean_, self.image_std_ = channel_statistics(
-                data.X, rows, data.weight
-            )
-        if not keep:
-            self.initialize()
-
-    def _choose_dtype(self, data: TrainingData, device: torch.device) -> torch.dtype:
-        """Double precision where it costs little and makes `fit` exact."""
-        n = len(data.y) if data.weight is None else np.count_nonzero(data.weight)
-        exact = (
-            self.module is None
-            and self.precision == "auto"
-            and len(self._sample_shape(data.X)) == 1
-            and (self.batch_size == -1 or n <= self.batch_size)
-            and device.type == "cpu"
-        )
-        return torch.float64 if exact else torch.float32
-
-    def _run(self, data: TrainingData, rows, valid, datasets: dict) -> None:
-        """Make the batches and run the epochs between skorch's notifications."""
-        batches = self._make_batches(data, rows, training=True)
-        valid_batches = None
-        if isinstance(valid, TrainingData):
-            valid_rows = np.arange(len(valid.y))
-            valid_batches = self._make_batches(valid, valid_rows, training=False)
-        elif valid is not None:
-            valid_batches = self._make_batches(data, valid, training=False)
-        X = datasets.pop("X")
-        self.notify("on_train_begin", X=X, y=data.y)
-        try:
-            self._run_epochs(self.max_epochs, batches, valid_batches, datasets)
-        except KeyboardInterrupt:
-            # Ctrl-C, or a callback such as EarlyStopping.
-            pass
-        except DivergenceError:
-            self.notify("on_train_end", X=X, y=data.y)
-            raise
-        finally:
-            self.n_iter_ = sum("train_batch_count" in epoch for epoch in self.history)
-        self.notify("on_train_end", X=X, y=data.y)
-
-    def _continue_posterior(self, data: TrainingData) -> None:
-        """Keep the posterior where the samples are the last call's."""
-        prior = (self.prior_strength, self.discount, self.prior_floor)
-        fingerprint = (prior, *_checks.fingerprint(data.X, data.codes))
-        if hasattr(self, "posterior_") and fingerprint == self._fingerprint:
-            return
-        self._fingerprint = fingerprint
-        self.posterior_ = DirichletPosterior(
-            torch.from_numpy(data.codes),
-            len(self.classes_),
-            prior_strength=self.prior_strength,
-            discount=self.discount,
-            prior_floor=self.prior_floor,
-            dtype=self._float_dtype,
-            device=self.device_,
-        )
 
     def _has_classes(self) -> bool:
         """Whether it has seen data, and not only loaded weights."""
