@@ -98,8 +98,9 @@ class InputHandling(Net):
                 f"X has samples of shape {shape}, but {type(self).__name__} was fitted "
                 f"on samples of shape {self._input_shape}. Reshape your data."
             )
-        if len(shape) == 1:
+        if len(shape) == 1 or hasattr(given, "columns"):
             self._note_features(given, X, reset=False)
+        if len(shape) == 1:
             return
         if shape[0] != self._input_shape[0]:
             raise ValueError(

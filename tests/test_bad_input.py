@@ -402,6 +402,13 @@ class TestPrediction:
         with pytest.raises(ValueError, match="feature names"):
             model.predict(frame[list("abdc")])
 
+    def test_names_of_pixels(self, digits):
+        frame = pd.DataFrame(digits[0][:50].reshape(50, -1)).add_prefix("pixel")
+        model = quick(image_shape=(1, 8, 8), max_epochs=1).fit(frame, digits[1][:50])
+        assert model.feature_names_in_[63] == "pixel63"
+        with pytest.raises(ValueError, match="feature names"):
+            model.predict(frame[frame.columns[::-1]])
+
     def test_image_sizes(self, digits):
         X, y = (a[:100] for a in digits)
         model = quick(module=Convolution, max_epochs=1).fit(X, y)
