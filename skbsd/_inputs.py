@@ -49,6 +49,7 @@ class InputHandling(Net):
     _input_is_uint8 = False
     _float_dtype = torch.float32
     _fingerprint: tuple
+    _scaling: tuple[Tensor, Tensor] | None = None
 
     def _check_training_data(self, X, y, sample_weight, known, *, reset):
         """Check everything that `fit` was given, before anything is changed."""
@@ -298,7 +299,7 @@ class InputHandling(Net):
             self._check_image_type(x.dtype == torch.uint8)
         if x.dtype != torch.uint8:
             return x.to(self._float_dtype) if x.is_floating_point() else x
-        if not hasattr(self, "classes_"):
+        if not self._has_classes():
             raise ValueError(
                 "uint8 images are standardised with statistics of the training images, "
                 "which are not among saved weights. Save whole estimators with pickle "
@@ -307,10 +308,13 @@ class InputHandling(Net):
         x = x.to(self._float_dtype)
         if not self._input_is_uint8:  # a Dataset's images, whose statistics nobody took
             return x / 255
-        mean, std = (
-            torch.as_tensor(s, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
-            for s in (self.image_mean_, self.image_std_)
-        )
+        if self._scaling is None:  # once: a copy to the device in each batch would wait
+            mean, std = (
+                torch.as_tensor(s, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+                for s in (self.image_mean_, self.image_std_)
+            )
+            self._scaling = (mean, std)
+        mean, std = self._scaling
         return (x - mean) / std
 
     def _augment(self, x: Tensor) -> Tensor:

@@ -160,6 +160,10 @@ class Net(NeuralNetClassifier):
     def __sklearn_is_fitted__(self):
         return hasattr(self, "module_")
 
+    def _has_classes(self) -> bool:
+        """Whether it has seen data, and not only loaded weights."""
+        return hasattr(self, "classes_")
+
     def initialize(self):
         """Build network, optimizer, callbacks and history on the device.
 
@@ -282,7 +286,9 @@ class Net(NeuralNetClassifier):
 
     def __getstate__(self):
         state = super().__getstate__()
-        state.pop("_compiled", None)
+        # Made again where they are needed.
+        for cache in ("_compiled", "_scaling"):
+            state.pop(cache, None)
         return state
 
     def __setstate__(self, state):

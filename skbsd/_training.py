@@ -69,7 +69,7 @@ class TrainingLoop(InputHandling):
         try:
             with self._own_generators(device, fresh=fresh):
                 if fresh:
-                    self._start(resident, rows, device, dtype, keep=keep)
+                    self._start(resident, rows, dtype, keep=keep)
                 self._continue_posterior(data)
                 self._run(resident, rows, valid, datasets)
         except BaseException as error:
@@ -84,7 +84,7 @@ class TrainingLoop(InputHandling):
             raise
         return self
 
-    def _start(self, data: TrainingData, rows, device, dtype, *, keep: bool) -> None:
+    def _start(self, data: TrainingData, rows, dtype, *, keep: bool) -> None:
         """Take note of the data, and build everything anew unless told to keep it."""
         for attribute in (
             "n_features_in_",
@@ -92,9 +92,10 @@ class TrainingLoop(InputHandling):
             "image_mean_",
             "image_std_",
             "posterior_",
+            "_scaling",
         ):
             self.__dict__.pop(attribute, None)
-        self.device_, self._float_dtype = device, dtype
+        self._float_dtype = dtype
         self.classes_inferred_ = data.classes
         self._input_shape = self._sample_shape(data.X)
         self._input_is_uint8 = False
@@ -165,8 +166,7 @@ class TrainingLoop(InputHandling):
         self._schedule = SCHEDULES[self.lr_schedule]
         if any(isinstance(c, LRScheduler) for c in self._callback_list()):
             self._schedule = constant
-        self._step, self._n_steps = 0, epochs * len(batches)
-        self._epochs_run = 0
+        self._n_steps = epochs * len(batches)
         self._base_lrs = [group["lr"] for group in self.optimizer_.param_groups]
         self._output_checked = False
         try:

@@ -434,10 +434,6 @@ class BSDClassifier(TrainingLoop):
         self.module_ = module.to(self._float_dtype)
         return self
 
-    def _has_classes(self) -> bool:
-        """Whether it has seen data, and not only loaded weights."""
-        return hasattr(self, "classes_")
-
     def _all_logits(self, X) -> Tensor:
         # forward_iter is looked up on the instance: skorch's scoring callbacks put
         # cached predictions in its place.

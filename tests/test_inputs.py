@@ -100,6 +100,14 @@ class TestInputs:
         other = quick().fit(scaled, y)
         assert_allclose(model.predict_proba(X), other.predict_proba(scaled), atol=1e-3)
 
+    def test_statistics_are_those_of_the_last_fit(self, uint8_digits):
+        X, y = (a[:300] for a in uint8_digits)
+        model = quick(max_epochs=1).fit(X, y)
+        model.fit(X // 2, y)
+        assert same_weights(model, quick(max_epochs=1).fit(X // 2, y))
+        proba = model.predict_proba(X)
+        assert_array_equal(copy.deepcopy(model).predict_proba(X), proba)
+
     def test_other_image_size(self, digits):
         X, y = (a[:300] for a in digits)
         larger = X.repeat(2, 2).repeat(2, 3)
