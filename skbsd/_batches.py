@@ -1,6 +1,7 @@
 """Batches that know which training samples they hold."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,21 @@ class Batch(NamedTuple):
     unique: bool
 
 
+def move(x, device: torch.device):
+    """Copy a batch to a device, without waiting where its memory is pinned.
+
+    Parameters
+    ----------
+    x : Tensor, or whatever holds tensors that :func:`skorch.utils.to_device` knows
+    device : torch.device
+    """
+    if isinstance(x, Tensor):
+        return x.to(device, non_blocking=True)
+    if isinstance(x, Mapping):
+        return type(x)({key: move(value, device) for key, value in x.items()})
+    return to_device(x, device)
+
+
 def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
     """Start and end of each batch of n samples.
 
@@ -49,7 +65,8 @@ def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
 class ResidentBatches:
     """Batches gathered from tensors that are where they are needed.
 
-    One gather per batch instead of a fetch and a collation per sample.
+    One gather per epoch, or per batch where a second copy of the inputs would take too
+    much memory, instead of a fetch and a collation per sample.
 
     Parameters
     ----------
@@ -65,35 +82,34 @@ class ResidentBatches:
         of one batch keeps its order.
     """
 
+    # Bytes that a second copy of the inputs may take.
+    COPY = 2**28
+
     def __init__(self, x, y, weight, rows, batch_size: int, *, shuffle: bool):
         self.x = x
         self.y = y
         self.weight = weight
         self.rows = rows
-        self._bounds = batch_bounds(len(rows), batch_size)
-        self.shuffle = shuffle and len(self._bounds) > 1
+        self._sizes = [b - a for a, b in batch_bounds(len(rows), batch_size)]
+        self.shuffle = shuffle and len(self._sizes) > 1
 
     def __len__(self) -> int:
-        return len(self._bounds)
+        return len(self._sizes)
 
     def __iter__(self) -> Iterator[Batch]:
-        rows = self.rows
+        order = self.rows
         if self.shuffle:
-            rows = rows[torch.randperm(len(rows), device=rows.device)]
-        for start, stop in self._bounds:
-            index = rows[start:stop]
-            yield Batch(
-                self._gather(index),
-                self.y.index_select(0, index),
-                index,
-                None if self.weight is None else self.weight.index_select(0, index),
-                unique=True,
-            )
-
-    def _gather(self, index: Tensor) -> Tensor:
-        if self.x.device == index.device:
-            return self.x.index_select(0, index)
-        return self.x.index_select(0, index.to(self.x.device)).to(index.device)
+            order = order[torch.randperm(len(order), device=order.device)]
+        rows = order.split(self._sizes)
+        if self.x.nbytes <= self.COPY:
+            x = iter(self.x.index_select(0, order).split(self._sizes))
+        else:
+            x = (self.x.index_select(0, index) for index in rows)
+        y = self.y.index_select(0, order).split(self._sizes)
+        weight = repeat(None)
+        if self.weight is not None:
+            weight = self.weight.index_select(0, order).split(self._sizes)
+        yield from map(Batch, x, y, rows, weight, repeat(True))
 
 
 class IndexedDataset(Dataset):
@@ -120,6 +136,42 @@ class IndexedDataset(Dataset):
     def __getitem__(self, i):
         row = int(self.rows[i])
         return self.dataset[row][0], int(self.codes[row]), row
+
+    def __getitems__(self, batch: list[int]):
+        if not hasattr(self.dataset, "__getitems__"):
+            return [self[i] for i in batch]
+        rows = self.rows[batch].tolist()
+        items = self.dataset.__getitems__(rows)
+        return [
+            (item[0], int(self.codes[row]), row)
+            for item, row in zip(items, rows, strict=True)
+        ]
+
+
+class IndexedTensor(Dataset):
+    """A tensor too large for the device, as :class:`IndexedDataset`, batch by batch.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_samples, ...)
+    codes : ndarray of shape (n_samples,)
+    rows : ndarray of int
+        Which rows take part.
+    """
+
+    def __init__(self, x: Tensor, codes: np.ndarray, rows: np.ndarray):
+        self.x = x
+        self.codes = torch.from_numpy(codes)
+        self.rows = torch.from_numpy(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, batch: list[int]):
+        # A loader fetches a batch at once from a Dataset with this method; there is
+        # nothing left to collate.
+        rows = self.rows[batch]
+        return self.x.index_select(0, rows), self.codes[rows], rows
 
 
 class IndexedCollate:
@@ -201,10 +253,10 @@ class LoaderBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for x, y, index in self.loader:
-            index = index.to(self.device)
+            index = index.to(self.device, non_blocking=True)
             yield Batch(
-                to_device(x, self.device),
-                y.to(self.device),
+                move(x, self.device),
+                y.to(self.device, non_blocking=True),
                 index,
                 None if self.weight is None else self.weight.index_select(0, index),
                 unique=self.unique,

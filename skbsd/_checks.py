@@ -41,6 +41,8 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         "augmentation": [StrOptions(set(augmentations)), callable, None],
         "image_shape": [tuple, list, None],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
+        "posterior_dtype": [StrOptions({"float32", "float16"})],
+        "channels_last": ["boolean", StrOptions({"auto"})],
         "compile": ["boolean"],
         "device": [str, torch.device],
         "train_split": [callable, None],
@@ -58,6 +60,17 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         raise ValueError(
             f"module must be a torch.nn.Module (a class or an instance) or None, got "
             f"{module!r}."
+        )
+    half = torch.finfo(torch.float16)
+    if params["posterior_dtype"] == "float16" and not (
+        params["prior_strength"] <= half.max / 4
+        and params["prior_floor"] >= half.smallest_normal
+    ):
+        raise ValueError(
+            f"posterior_dtype='float16' holds numbers from {half.smallest_normal:.1g} "
+            f"to {half.max:g}: prior_strength may be at most {half.max / 4:g}, got "
+            f"{params['prior_strength']!r}, and prior_floor at least "
+            f"{half.smallest_normal:.1g}, got {params['prior_floor']!r}. Use 'float32'."
         )
     shape = params["image_shape"]
     if shape is not None and not (

@@ -14,15 +14,23 @@ from sklearn.utils.metadata_routing import (
 from sklearn.utils.validation import validate_data
 from skorch.utils import is_dataset, to_device
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from . import _checks
 from ._batches import (
     IndexedCollate,
     IndexedDataset,
+    IndexedTensor,
     LoaderBatches,
     ResidentBatches,
     WholeBatches,
+    move,
 )
 from ._net import Net
 from ._schedules import SCHEDULES
@@ -231,7 +239,8 @@ class InputHandling(Net):
                 dtype=self._float_dtype,
                 device=self.device_,
             )
-        if not is_dataset(data.X) and not self._loads(side):
+        own = not self._loads(side)
+        if own and isinstance(data.X, Tensor) and data.X.device.type == self.device_.type:
             return ResidentBatches(
                 data.X,
                 torch.as_tensor(data.codes, device=self.device_),
@@ -240,9 +249,18 @@ class InputHandling(Net):
                 batch_size,
                 shuffle=training,
             )
-        items = data.X if is_dataset(data.X) else TensorDataset(data.X)
-        dataset = IndexedDataset(items, data.codes, rows)
-        kwargs["collate_fn"] = IndexedCollate(kwargs.get("collate_fn", default_collate))
+        dataset: Dataset
+        if own and isinstance(data.X, Tensor):
+            dataset = IndexedTensor(data.X, data.codes, rows)
+            kwargs["collate_fn"] = _as_fetched
+        else:
+            items = data.X if is_dataset(data.X) else TensorDataset(data.X)
+            dataset = IndexedDataset(items, data.codes, rows)
+            kwargs["collate_fn"] = IndexedCollate(
+                kwargs.get("collate_fn", default_collate)
+            )
+        if iterator is DataLoader:
+            kwargs.setdefault("pin_memory", self.device_.type == "cuda")
         own_order = iterator is DataLoader and not kwargs.keys() & {
             "batch_sampler",
             "drop_last",
@@ -332,7 +350,7 @@ class InputHandling(Net):
         return out
 
     def _check_output(self, logits) -> None:
-        """Look at a network's first output."""
+        """Raise where a network's output is not what it has to be."""
         network = type(self.module_).__name__
         if not isinstance(logits, Tensor):
             raise TypeError(
@@ -347,17 +365,24 @@ class InputHandling(Net):
                 f"{len(self.classes_)}), a logit per class. Set the width of its last "
                 "layer."
             )
-        values = logits.detach().float()
+
+    def _check_values(self, logits: Tensor) -> None:
+        """Warn of a network whose output looks like probabilities."""
+        values = logits.float()
         if ((values >= 0) & (values <= 1)).all() and torch.allclose(
             values.sum(dim=1), torch.ones(()).to(values), atol=1e-3
         ):
             warnings.warn(
-                f"the module {network} seems to return probabilities; expected logits. "
+                f"the module {type(self.module_).__name__} seems to return probabilities; expected logits. "
                 "Leave out its last softmax, or training will be slow and the "
                 "predicted probabilities wrong.",
                 UserWarning,
                 stacklevel=2,
             )
+
+
+def _as_fetched(batch):
+    return batch
 
 
 def _narrow(X: Tensor, dtype: torch.dtype) -> Tensor:

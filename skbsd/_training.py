@@ -1,43 +1,29 @@
 """The epoch and the step: skorch's loop, given batches that know their samples."""
 
 import math
-from collections.abc import Mapping
-from contextlib import nullcontext
 from itertools import chain
 
 import numpy as np
 import torch
-from skorch import NeuralNet
-from skorch.callbacks import (
-    Callback,
-    EpochScoring,
-    GradientNormClipping,
-    LRScheduler,
-)
+from skorch.callbacks import Callback, LRScheduler
 from skorch.dataset import unpack_data
 from skorch.utils import TeeGenerator, is_dataset, to_tensor
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from . import _checks
+from . import _callbacks, _checks
 from ._batches import Batch, channel_statistics
-from ._inputs import InputHandling, TrainingData
+from ._forward import ForwardPass
+from ._inputs import TrainingData
 from ._schedules import SCHEDULES, constant
 from .posterior import DirichletPosterior, soft_cross_entropy
-
-_BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
-
-
-def _overrides(listener, base: type, hooks: tuple[str, ...]) -> bool:
-    return any(getattr(type(listener), h) is not getattr(base, h) for h in hooks)
 
 
 class DivergenceError(ValueError):
     """The loss became NaN or infinite."""
 
 
-class TrainingLoop(InputHandling):
+class TrainingLoop(ForwardPass):
     """What happens between two epochs, for :class:`skbsd.BSDClassifier`.
 
     Overrides the steps of skorch's loop that have to know a sample's row, and those
@@ -46,7 +32,7 @@ class TrainingLoop(InputHandling):
     """
 
     posterior_: DirichletPosterior
-    _compiled: tuple | None = None
+    valid_hits_: tuple[int, int]
 
     def fit_loop(self, *args, **kwargs):
         """Not available: use :meth:`fit` or :meth:`partial_fit`."""
@@ -108,6 +94,7 @@ class TrainingLoop(InputHandling):
             )
         if not keep:
             self.initialize()
+            self._choose_memory_format()
 
     def _choose_dtype(self, data: TrainingData, device: torch.device) -> torch.dtype:
         """Double precision where it costs little and makes `fit` exact."""
@@ -146,7 +133,8 @@ class TrainingLoop(InputHandling):
 
     def _continue_posterior(self, data: TrainingData) -> None:
         """Keep the posterior where the samples are the last call's."""
-        prior = (self.prior_strength, self.discount, self.prior_floor)
+        half = self.posterior_dtype == "float16"
+        prior = (self.prior_strength, self.discount, self.prior_floor, half)
         fingerprint = (prior, *_checks.fingerprint(data.X, data.codes))
         if hasattr(self, "posterior_") and fingerprint == self._fingerprint:
             return
@@ -157,24 +145,32 @@ class TrainingLoop(InputHandling):
             prior_strength=self.prior_strength,
             discount=self.discount,
             prior_floor=self.prior_floor,
-            dtype=self._float_dtype,
+            dtype=torch.float16 if half else self._float_dtype,
             device=self.device_,
         )
 
     def _run_epochs(self, epochs: int, batches, valid_batches, datasets: dict) -> None:
         """Run the epochs, and stop with an error where the loss is no number."""
         self._schedule = SCHEDULES[self.lr_schedule]
-        if any(isinstance(c, LRScheduler) for c in self._callback_list()):
+        callbacks = self._callback_list()
+        if any(isinstance(c, LRScheduler) for c in callbacks):
             self._schedule = constant
         self._n_steps = epochs * len(batches)
         self._base_lrs = [group["lr"] for group in self.optimizer_.param_groups]
-        self._output_checked = False
+        self._gradients_heard = _callbacks.hear_gradients(self, callbacks)
+        # torch's own optimizers need no closure, LBFGS excepted; others may.
+        self._takes_closure = isinstance(self.optimizer_, torch.optim.LBFGS) or not (
+            type(self.optimizer_).__module__.startswith("torch.optim.")
+        )
+        self._first_logits = None
         try:
             for _ in range(epochs):
                 weights = self._copy_weights()
                 self.notify("on_epoch_begin", **datasets)
                 self.run_single_epoch(batches, True, "train", self.train_step)
                 self._check_finite(weights)
+                if self._epochs_run == 0:
+                    self._check_values(self._first_logits)
                 self.run_single_epoch(
                     valid_batches, False, "valid", self.validation_step
                 )
@@ -202,26 +198,44 @@ class TrainingLoop(InputHandling):
         if iterator is None:
             return
         self._set_training(training)
-        listened = self._listened(training)
-        awaited = listened and self._awaited()
-        first = len(self.history[-1]["batches"])
+        callbacks = self._callback_list()
+        listened = _callbacks.listens(self, callbacks, training=training)
+        awaited = listened and _callbacks.waits(self, callbacks)
+        counting = not training and _callbacks.counts_hits(callbacks)
+        records = self.history[-1]["batches"]
+        first = len(records)
         losses: list[Tensor] = []
+        hits: list[Tensor] = []
+        sizes: list[int] = []
         try:
             for batch in iterator:
-                pair = self._labelled(batch) if listened else (batch.x, batch.y)
-                self.notify("on_batch_begin", batch=pair, training=training)
+                if listened:
+                    pair = self._labelled(batch)
+                    self.notify("on_batch_begin", batch=pair, training=training)
                 step = step_fn(batch, **fit_params)
                 losses.append(step["loss"])
-                if awaited:
-                    self.history.record_batch(f"{prefix}_loss", step["loss"].item())
-                self.history.record_batch(f"{prefix}_batch_size", len(batch.rows))
-                self.notify("on_batch_end", batch=pair, training=training, **step)
+                sizes.append(len(batch.rows))
+                if counting:
+                    hits.append((step["y_pred"].argmax(dim=1) == batch.y).sum())
+                if listened:
+                    if awaited:
+                        self.history.record_batch(
+                            f"{prefix}_loss", step["loss"].item()
+                        )
+                    self.history.record_batch(f"{prefix}_batch_size", sizes[-1])
+                    self.notify("on_batch_end", batch=pair, training=training, **step)
         finally:
-            # Also when interrupted, so that the history tells what was done.
+            # Once per epoch: to read a number means to wait for the device. Also when
+            # interrupted, so that the history tells what was done.
             values = torch.stack(losses).tolist() if losses else []
-            records = self.history[-1]["batches"][first:]
-            for record, value in zip(records, values, strict=False):
-                record[f"{prefix}_loss"] = value
+            if not listened:
+                records.extend({} for _ in losses)
+            for record, value, size in zip(
+                records[first:], values, sizes, strict=False
+            ):
+                record |= {f"{prefix}_loss": value, f"{prefix}_batch_size": size}
+        if counting:
+            self.valid_hits_ = (int(torch.stack(hits).sum()), sum(sizes))
         self.history.record(f"{prefix}_batch_count", len(losses))
 
     def train_step(self, batch: Batch, **fit_params) -> dict:
@@ -246,25 +260,29 @@ class TrainingLoop(InputHandling):
         first: dict = {}
 
         def closure():
-            self.optimizer_.zero_grad()
+            self._forget_gradients()
             if first:
                 target = self.posterior_.mean(batch.rows)
-                logits = self._logits(batch, training=True)
+                logits = self._logits(batch.x, training=True)
                 loss = soft_cross_entropy(logits, target.to(logits), batch.weight)
                 loss.backward()
             else:
-                step = self.train_step_single(batch)
-                loss = step["loss"]
-                first.update(step)
-            self.notify(
-                "on_grad_computed",
-                named_parameters=TeeGenerator(self.get_all_learnable_params()),
-                batch=(batch.x, batch.y),
-                training=True,
-            )
+                first.update(self.train_step_single(batch))
+                loss = first["loss"]
+            if self._gradients_heard:
+                self.notify(
+                    "on_grad_computed",
+                    named_parameters=TeeGenerator(self.get_all_learnable_params()),
+                    batch=(batch.x, batch.y),
+                    training=True,
+                )
             return loss
 
-        self.optimizer_.step(closure)
+        if self._takes_closure:
+            self.optimizer_.step(closure)
+        else:
+            closure()
+            self.optimizer_.step()
         self._step += 1
         return first
 
@@ -282,15 +300,16 @@ class TrainingLoop(InputHandling):
         dict
             "loss" and "y_pred", detached.
         """
-        logits = self._logits(batch, training=True)
-        if not self._output_checked:
-            self._check_output(logits)
-            self._output_checked = True
-        loss = self.posterior_.step(
-            logits, batch.rows, batch.weight, assume_unique=batch.unique
-        )
-        loss.backward()
-        return {"loss": loss.detach(), "y_pred": logits.detach()}
+        with self._compile_timer(batch.x):
+            logits = self._logits(batch.x, training=True)
+            if self._first_logits is None:
+                self._check_output(logits)
+                self._first_logits = logits.detach()
+            loss, gradient = self.posterior_.visit(
+                logits, batch.rows, batch.weight, assume_unique=batch.unique
+            )
+            logits.backward(gradient)
+        return {"loss": loss, "y_pred": logits.detach()}
 
     def validation_step(self, batch: Batch, **fit_params) -> dict:
         """Compute cross-entropy with the labels.
@@ -307,7 +326,7 @@ class TrainingLoop(InputHandling):
             "loss" and "y_pred".
         """
         with torch.no_grad():
-            logits = self._logits(batch, training=False)
+            logits = self._logits(batch.x, training=False)
             return {"loss": self.get_loss(logits, batch.y), "y_pred": logits}
 
     def evaluation_step(self, batch, training=False) -> Tensor:
@@ -327,8 +346,7 @@ class TrainingLoop(InputHandling):
         x, _ = unpack_data(batch)
         with torch.set_grad_enabled(training):
             self._set_training(training)
-            x = self._prepare(to_tensor(x, self.device_), training=False)
-            return self.infer(x)
+            return self._logits(to_tensor(x, self.device_), training=False)
 
     def get_loss(self, y_pred, y_true, X=None, training=False) -> Tensor:
         """Compute the cross-entropy of logits with class indices.
@@ -351,70 +369,13 @@ class TrainingLoop(InputHandling):
         logits = y_pred.to(torch.promote_types(y_pred.dtype, torch.float32))
         return self.criterion_(logits, to_tensor(y_true, self.device_))
 
-    def infer(self, x, **fit_params) -> Tensor:
-        """Run the network on a prepared batch.
-
-        Parameters
-        ----------
-        x : Tensor, or dict of Tensor
-            A dict is passed as keyword arguments.
-        **fit_params : dict
-            Further keyword arguments of the network.
-
-        Returns
-        -------
-        Tensor of shape (n, n_classes)
-            Logits: the network's output, its first entry where it is a tuple, or its
-            `logits` where it has such an attribute.
-        """
-        with self._autocast():
-            if isinstance(x, Mapping):
-                out = self._network(**x, **fit_params)
-            else:
-                out = self._network(x, **fit_params)
-        if isinstance(out, Tensor):
-            return out
-        out = getattr(out, "logits", out)
-        return out[0] if isinstance(out, tuple | list) else out
-
-    def _logits(self, batch: Batch, *, training: bool) -> Tensor:
-        return self._infer_any_size(self._prepare(batch.x, training=training))
-
-    def _infer_any_size(self, x) -> Tensor:
-        """Run the network, on images of a size that it may not be able to take."""
-        try:
-            return self.infer(x)
-        except RuntimeError as error:
-            fitted = getattr(self, "_input_shape", ())
-            if not isinstance(x, Tensor) or tuple(x.shape[1:]) == fitted:
-                raise
-            raise ValueError(
-                f"the module {type(self.module_).__name__} cannot take samples of "
-                f"shape {tuple(x.shape[1:])}; it was fitted on {fitted}. Resize them."
-            ) from error
-
-    @property
-    def _network(self):
-        """The module, or its compiled form.
-
-        Kept beside `module_`, whose state and pickle stay those of the module.
-        """
-        if not self.compile:
-            return self.module_
-        if self._compiled is None or self._compiled[0] is not self.module_:
-            compiled = torch.compile(self.module_, **self.get_params_for("compile"))
-            self._compiled = (self.module_, compiled)
-        return self._compiled[1]
-
-    def _autocast(self):
-        bfloat16 = self.precision == "bfloat16" or (
-            self.precision == "auto"
-            and self.device_.type == "cuda"
-            and torch.cuda.is_bf16_supported(including_emulation=False)
-        )
-        if not bfloat16:
-            return nullcontext()
-        return torch.autocast(self.device_.type, dtype=torch.bfloat16)
+    def _forget_gradients(self) -> None:
+        """Do what `zero_grad` does, which spends its time on hooks for tracing."""
+        if type(self.optimizer_).zero_grad is not torch.optim.Optimizer.zero_grad:
+            return self.optimizer_.zero_grad()
+        for group in self.optimizer_.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def _scale_learning_rate(self, factor: float) -> None:
         if self._schedule is constant:
@@ -430,8 +391,9 @@ class TrainingLoop(InputHandling):
     def _check_finite(self, weights: list[tuple[Tensor, Tensor]]) -> None:
         """Raise, with the weights from before the epoch, if training diverged."""
         losses = self.history[-1, "batches", :, "train_loss"]
-        finite = [t.detach().isfinite().all() for t in self.module_.parameters()]
-        if all(map(math.isfinite, losses)) and torch.stack(finite).all():
+        # A sum passes on what is not finite, and is fast.
+        sums = [p.detach().sum().float() for p in self.module_.parameters()]
+        if all(map(math.isfinite, [*losses, *torch.stack(sums).tolist()])):
             return
         with torch.no_grad():
             for now, before in weights:
@@ -448,30 +410,6 @@ class TrainingLoop(InputHandling):
 
     def _callback_list(self) -> list[Callback]:
         return [callback for _, callback in self.callbacks_]
-
-    def _listened(self, training: bool) -> bool:
-        """Whether anything looks at single batches."""
-        return _overrides(self, NeuralNet, _BATCH_HOOKS) or any(
-            callback.on_train == training
-            if isinstance(callback, EpochScoring)
-            else _overrides(callback, Callback, _BATCH_HOOKS)
-            for callback in self._callback_list()
-        )
-
-    def _awaited(self) -> bool:
-        """Whether anything may read a batch's loss before the epoch ends."""
-
-        def waits(callback) -> bool:
-            if isinstance(callback, EpochScoring | GradientNormClipping):
-                return False
-            if type(callback) is LRScheduler:
-                by_batch = callback.step_every == "batch"
-                return by_batch and callback.policy_ is ReduceLROnPlateau
-            return _overrides(callback, Callback, _BATCH_HOOKS)
-
-        return _overrides(self, NeuralNet, _BATCH_HOOKS) or any(
-            map(waits, self._callback_list())
-        )
 
     def _labelled(self, batch: Batch) -> tuple:
         """Return (x, y) with the labels that `predict` would return."""

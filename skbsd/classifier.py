@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import EpochScoring, EpochTimer, PassthroughScoring, PrintLog
+from skorch.callbacks import EpochTimer, PassthroughScoring
 from skorch.utils import to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from . import _checks
+from ._callbacks import EpochLog, ValidationAccuracy
 from ._training import TrainingLoop
 from .networks import default_network
 
@@ -178,6 +179,8 @@ class BSDClassifier(TrainingLoop):
         augmentation=None,
         image_shape=None,
         precision="auto",
+        posterior_dtype="float32",
+        channels_last="auto",
         compile=False,
         device="auto",
         train_split=None,
@@ -203,6 +206,8 @@ class BSDClassifier(TrainingLoop):
         self.augmentation = augmentation
         self.image_shape = image_shape
         self.precision = precision
+        self.posterior_dtype = posterior_dtype
+        self.channels_last = channels_last
         self.compile = compile
         self.device = device
         self.train_split = train_split
@@ -224,9 +229,9 @@ class BSDClassifier(TrainingLoop):
             ("valid_loss", PassthroughScoring("valid_loss")),
             (
                 "valid_acc",
-                EpochScoring("accuracy", name="valid_acc", lower_is_better=False),
+                ValidationAccuracy("accuracy", name="valid_acc", lower_is_better=False),
             ),
-            ("print_log", PrintLog()),
+            ("print_log", EpochLog()),
         ]
 
     def fit(self, X, y=None, sample_weight=None, **split_params):
@@ -400,7 +405,7 @@ class BSDClassifier(TrainingLoop):
         try:
             for x in batches:
                 with torch.set_grad_enabled(training):
-                    logits = self._infer_any_size(self._prepare(x, training=False))
+                    logits = self._logits(x, training=False)
                     if logits.ndim != 2:
                         self._check_output(logits)
                 yield to_device(logits, device)

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from . import _cpu, _kernels
+
 __all__ = [
     "DirichletPosterior",
     "posterior_mean",
@@ -140,6 +142,34 @@ def soft_cross_entropy_gradient(
     """
     gradient = (proba - target) / len(proba)
     return gradient if weight is None else gradient * weight.unsqueeze(-1)
+
+
+def _reference_step(
+    logits: Tensor,
+    alpha: Tensor,
+    visits: Tensor,
+    index: Tensor,
+    weight: Tensor | None,
+    discount: float,
+) -> tuple[Tensor, Tensor]:
+    """Do what the step is, in the functions above.
+
+    For devices without a form of their own; takes and returns what
+    :func:`skbsd._cpu.posterior_step` does.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    log_proba = logits.log_softmax(dim=-1, dtype=dtype)
+    proba = log_proba.exp()
+    before = alpha.index_select(0, index).to(dtype)
+    after = update_concentration(before, proba, discount)
+    target = posterior_mean(after)
+    losses = -(target * log_proba).sum(dim=-1)
+    finite = losses.isfinite()
+    after = torch.where(finite.unsqueeze(-1), after, before)
+    alpha.index_copy_(0, index, after.to(alpha.dtype))
+    visits.index_add_(0, index, finite.to(visits.dtype))
+    gradient = soft_cross_entropy_gradient(proba, target, weight).to(logits.dtype)
+    return (losses if weight is None else weight * losses) / len(losses), gradient
 
 
 class _KnownGradient(torch.autograd.Function):
@@ -361,8 +391,41 @@ class DirichletPosterior:
         A row whose prediction is not finite keeps its belief, so that a diverging
         network does not take the posterior with it.
         """
-        index = torch.as_tensor(index, device=self.device)
-        if logits.shape != (len(index), self.n_classes):
+        loss, gradient = self.visit(logits, index, weight, assume_unique=assume_unique)
+        return _KnownGradient.apply(logits, loss, gradient)
+
+    def visit(
+        self,
+        logits: Tensor,
+        index: Tensor,
+        weight: Tensor | None = None,
+        *,
+        assume_unique: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Take in the predictions of a batch; return the loss and its gradient.
+
+        :meth:`step` without autograd, for a loop that calls
+        ``logits.backward(gradient)`` itself.
+
+        Parameters
+        ----------
+        logits, index, weight, assume_unique
+            As in :meth:`step`.
+
+        Returns
+        -------
+        loss : Tensor of shape ()
+        gradient : Tensor of shape (n, n_classes)
+            (p - q) * weight / n, of the type of the logits.
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`step`.
+        """
+        if not assume_unique:
+            index = torch.as_tensor(index, device=self.device)
+        if logits.shape != (len(index), self._alpha.shape[1]):
             raise ValueError(
                 f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
                 f"index and one column per class, got {tuple(logits.shape)}."
@@ -374,21 +437,19 @@ class DirichletPosterior:
                 "Each sample may be visited once per step; draw batches without "
                 "replacement."
             )
-        with torch.no_grad():
-            dtype = torch.promote_types(logits.dtype, torch.float32)
-            log_proba = logits.log_softmax(dim=-1, dtype=dtype)
-            proba = log_proba.exp()
-            before = self._alpha.index_select(0, index).to(dtype)
-            after = update_concentration(before, proba, self._effective_discount)
-            target = posterior_mean(after)
-            losses = -(target * log_proba).sum(dim=-1)
-            finite = losses.isfinite()
-            after = torch.where(finite.unsqueeze(-1), after, before)
-            self._alpha.index_copy_(0, index, after.to(self.dtype))
-            self.visits.index_add_(0, index, finite.to(self.visits.dtype))
-            gradient = soft_cross_entropy_gradient(proba, target, weight)
-            loss = (losses if weight is None else weight * losses).mean()
-        return _KnownGradient.apply(logits, loss, gradient.to(logits.dtype))
+        if _kernels.usable(logits, self._alpha):
+            run = _kernels.posterior_step
+        else:
+            run = _cpu.posterior_step if logits.is_cpu else _reference_step
+        losses, gradient = run(
+            logits.detach(),
+            self._alpha,
+            self.visits,
+            index,
+            weight,
+            self._effective_discount,
+        )
+        return losses.sum(), gradient
 
     def concentration(self, index: Tensor | None = None) -> Tensor:
         """Concentrations alpha.

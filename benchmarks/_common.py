@@ -1,0 +1,138 @@
+"""What the benchmarks share: CIFAR-10, machine, rounds, results as they come."""
+
+import csv
+import io
+import os
+import platform
+import random
+import signal
+import statistics
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+NO_CUDA = "not run: no CUDA device"
+
+
+def add_data_arguments(parser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("data"),
+        help="folder of torchvision's CIFAR-10, which is downloaded where missing",
+    )
+    parser.add_argument(
+        "--npz",
+        type=Path,
+        help="folder of train.npz and test.npz instead, with the arrays `jpeg` "
+        "(bytes), `offset` (where each file begins, and the end) and `label`",
+    )
+
+
+def load_cifar10(args, limit: int | None = None, *, train: bool = True):
+    """Return uint8 images (n, 3, 32, 32) and labels."""
+    if args.npz is None:
+        from torchvision.datasets import CIFAR10
+
+        data = CIFAR10(args.data, train=train, download=True)
+        images = np.ascontiguousarray(np.moveaxis(data.data[:limit], -1, 1))
+        return images, np.asarray(data.targets[:limit])
+    from PIL import Image
+
+    with np.load(args.npz / ("train.npz" if train else "test.npz")) as packed:
+        jpeg, offset, label = packed["jpeg"], packed["offset"], packed["label"][:limit]
+    images = np.empty((len(label), 3, 32, 32), np.uint8)
+    for i, image in enumerate(images):
+        file = io.BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes())
+        image[:] = np.moveaxis(np.asarray(Image.open(file).convert("RGB")), -1, 0)
+    return images, label.astype(np.int64)
+
+
+def resnet18() -> nn.Module:
+    """Build ResNet-18 for images of 32 x 32 pixels, which are not shrunk at once."""
+    from torchvision.models import resnet18
+
+    network = resnet18(num_classes=10)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def machine() -> str:
+    """Describe what the figures were measured on."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [x for x in cpuinfo.read_text().splitlines() if "model name" in x]
+        name = models[0].partition(":")[2].strip() if models else name
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA"
+    return (
+        f"torch {torch.__version__}, Python {platform.python_version()}, {name} "
+        f"({os.cpu_count()} CPUs), {torch.get_num_threads()} threads, {gpu}"
+    )
+
+
+def stop_at_interrupt() -> None:
+    """Let Ctrl-C end the program.
+
+    As KeyboardInterrupt it would end a fit, whose time would then count as a whole
+    one's: skorch and BSDClassifier return the model so far.
+    """
+    signal.signal(signal.SIGINT, lambda *_: sys.exit("interrupted"))
+
+
+def synchronize(device: str) -> None:
+    """Wait for what the device was told to do."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def rounds(n: int, names: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Yield each name once per round, in an order that changes with the round.
+
+    A machine that is slower for a while is so for all of them.
+    """
+    for i in range(n):
+        order = list(names)
+        random.Random(i).shuffle(order)
+        for name in order:
+            yield i, name
+
+
+def ratios(times: dict[str, list[float]], above: str, below: str) -> list[float]:
+    """Ratios within each round; an interrupted round may lack one of the two."""
+    pairs = zip(times.get(above, ()), times.get(below, ()), strict=False)
+    return [a / b for a, b in pairs]
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Format median, least and largest."""
+    low, mid, high = min(values), statistics.median(values), max(values)
+    return f"{mid:9.{digits}f} {low:9.{digits}f} {high:9.{digits}f}"
+
+
+class Results:
+    """CSV to which each row is appended as it comes: an interrupt loses none.
+
+    Parameters
+    ----------
+    file : Path or None
+        None writes nothing.
+    columns : sequence of str
+        The header, written where the file is new.
+    """
+
+    def __init__(self, file: Path | None, columns: tuple[str, ...]):
+        self.file = file
+        if file is not None and not (file.exists() and file.stat().st_size):
+            self.add(*columns)
+
+    def add(self, *row) -> None:
+        """Append a row."""
+        if self.file is not None:
+            with self.file.open("a", newline="") as file:
+                csv.writer(file).writerow(row)

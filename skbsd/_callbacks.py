@@ -1,0 +1,97 @@
+"""skorch's default callbacks without what they cost in every batch or silent epoch."""
+
+from skorch import NeuralNet
+from skorch.callbacks import (
+    Callback,
+    EpochScoring,
+    GradientNormClipping,
+    LRScheduler,
+    PrintLog,
+)
+from skorch.utils import to_numpy
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+_BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
+
+
+class ValidationAccuracy(EpochScoring):
+    """Accuracy on the validation set, from hits that the net counted on the device.
+
+    skorch's keeps every prediction of the epoch for scikit-learn to score. With
+    another `scoring` or extraction of the targets, this does the same.
+    """
+
+    @property
+    def counts(self) -> bool:
+        """Whether the net's count is all it needs."""
+        return (
+            self.scoring == "accuracy"
+            and not self.on_train
+            and self.target_extractor is to_numpy
+        )
+
+    def on_batch_end(self, net, batch, y_pred, training, **kwargs):
+        """Keep a batch's predictions, unless counting is enough."""
+        if not self.counts:
+            super().on_batch_end(net, batch, y_pred, training, **kwargs)
+
+    def on_epoch_end(self, net, dataset_train, dataset_valid, **kwargs):
+        """Record the accuracy."""
+        if not self.counts:
+            super().on_epoch_end(net, dataset_train, dataset_valid, **kwargs)
+        elif dataset_valid is not None:
+            hits, n = net.valid_hits_
+            self._record_score(net.history, hits / n)
+
+
+class EpochLog(PrintLog):
+    """A line per epoch, which is not laid out where nobody will see it."""
+
+    def on_epoch_end(self, net, **kwargs):
+        """Print the line."""
+        if net.verbose or self.sink is not print:
+            super().on_epoch_end(net, **kwargs)
+
+
+def counts_hits(callbacks) -> bool:
+    """Whether one of the callbacks wants validation hits counted."""
+    return any(isinstance(c, ValidationAccuracy) and c.counts for c in callbacks)
+
+
+def listens(net, callbacks, *, training: bool) -> bool:
+    """Whether anything looks at single batches."""
+
+    def looks(callback) -> bool:
+        if isinstance(callback, ValidationAccuracy) and callback.counts:
+            return False
+        if isinstance(callback, EpochScoring):
+            return callback.on_train == training
+        return _overrides(callback, Callback)
+
+    return _overrides(net, NeuralNet) or any(map(looks, callbacks))
+
+
+def waits(net, callbacks) -> bool:
+    """Whether anything may read a batch's loss before the epoch ends."""
+
+    def reads(callback) -> bool:
+        if isinstance(callback, EpochScoring | GradientNormClipping):
+            return False
+        if type(callback) is LRScheduler:
+            by_batch = callback.step_every == "batch"
+            return by_batch and callback.policy_ is ReduceLROnPlateau
+        return _overrides(callback, Callback)
+
+    return _overrides(net, NeuralNet) or any(map(reads, callbacks))
+
+
+def hear_gradients(net, callbacks) -> bool:
+    """Whether anything looks at gradients before they are applied."""
+    hooks = ("on_grad_computed",)
+    return _overrides(net, NeuralNet, hooks) or any(
+        _overrides(callback, Callback, hooks) for callback in callbacks
+    )
+
+
+def _overrides(listener, base: type, hooks=_BATCH_HOOKS) -> bool:
+    return any(getattr(type(listener), h) is not getattr(base, h) for h in hooks)

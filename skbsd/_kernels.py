@@ -1,0 +1,261 @@
+"""The posterior step as one kernel, for NVIDIA and AMD GPUs.
+
+PyTorch takes a dozen kernels for the step, each of which moves the rows of the batch
+through memory; this one reads them once and writes them once. The arithmetic is that
+of :meth:`skbsd.posterior.DirichletPosterior.step`, in float32.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+try:
+    import triton  # type: ignore
+    import triton.language as tl  # type: ignore
+except ImportError:  # PyTorch for the CPU comes without it.
+    triton = None
+
+# Rows of up to so many classes stay in registers: twice as many would not fit. Longer
+# ones are read in chunks, twice; the second time from the cache, as the programs at
+# work are few: so many threads occupy a multiprocessor.
+LONGEST_ROW = 16384
+CHUNK = 8192
+# Short rows share a program, up to this many numbers.
+TILE = 1024
+
+if triton is not None:
+
+    @triton.jit
+    def _read(logits, alpha, inside, in_store, POLICY: tl.constexpr):
+        """Logits and beliefs in float32, of no effect where not `inside`."""
+        z = tl.load(logits, inside, other=-float("inf"), eviction_policy=POLICY)
+        before = tl.load(alpha, inside & in_store, other=0.0, eviction_policy=POLICY)
+        return z.to(tl.float32), before.to(tl.float32)
+
+    # K and STRIDE are constants to tell the compiler how rows are aligned, so that it
+    # moves several numbers at once. What differs between batches makes no new kernel.
+    @triton.jit(
+        do_not_specialize=["n", "n_rows"],
+        do_not_specialize_on_alignment=["index", "weight"],
+    )
+    def _step(
+        logits,
+        alpha,
+        visits,
+        index,
+        weight,
+        losses,
+        gradient,
+        n,
+        n_rows,
+        discount,
+        STRIDE: tl.constexpr,
+        K: tl.constexpr,
+        ROWS: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        """Step ROWS samples, BLOCK classes at a time."""
+        # In 64 bits, as logits and alpha may have more than 2**31 numbers.
+        sample = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+        # A thread takes four numbers at once, not eight of a shorter type: where types
+        # differ, they would have to change threads.
+        lane = tl.max_contiguous(tl.arange(0, BLOCK), 4)[None, :]
+        in_batch = sample < n
+        row = tl.load(index + sample, mask=in_batch, other=-1)
+        in_store = (row >= 0) & (row < n_rows)
+        visited = tl.load(visits + row, mask=in_store, other=0)
+        scale = 1.0 / n
+        if weight is not None:
+            scale *= tl.load(weight + sample, mask=in_batch, other=0.0).to(tl.float32)
+        logits += sample * STRIDE
+        alpha += row * K
+        gradient += sample * K
+
+        if BLOCK >= K:
+            inside = in_batch & (lane < K)
+            z, before = _read(logits + lane, alpha + lane, inside, in_store, "")
+            highest = tl.max(z, axis=1, keep_dims=True)
+            lowest = tl.min(tl.where(inside, z, float("inf")), axis=1, keep_dims=True)
+            total = tl.sum(tl.exp(z - highest), axis=1, keep_dims=True)
+            mass = tl.sum(before, axis=1, keep_dims=True)
+        else:
+            # The sum of the softmax, relative to the highest logit so far, in each lane
+            # for itself. The start is the lowest number: -inf less -inf is NaN.
+            high = tl.full([ROWS, BLOCK], -3.4028234663852886e38, tl.float32)
+            lowest = tl.full([ROWS, BLOCK], float("inf"), tl.float32)
+            total = tl.zeros([ROWS, BLOCK], tl.float32)
+            mass = tl.zeros([ROWS, BLOCK], tl.float32)
+            for start in range(0, K, BLOCK):
+                column = start + lane
+                inside = in_batch & (column < K)
+                z, before = _read(
+                    logits + column, alpha + column, inside, in_store, "evict_last"
+                )
+                mass += before
+                lowest = tl.minimum(lowest, tl.where(inside, z, float("inf")))
+                # The higher of z and high has exp(0), so one exponential is enough.
+                rise = z - high
+                ratio = tl.exp(-tl.abs(rise))
+                total = tl.where(rise > 0, total * ratio + 1, total + ratio)
+                high = tl.maximum(high, z)
+            highest = tl.max(high, axis=1, keep_dims=True)
+            lowest = tl.min(lowest, axis=1, keep_dims=True)
+            total = tl.sum(total * tl.exp(high - highest), axis=1, keep_dims=True)
+            mass = tl.sum(mass, axis=1, keep_dims=True)
+
+        log_total = tl.log(total)
+        # Of the row after the step: what it takes in sums to one. NaN for a row that is
+        # not in the store, of which no memory is touched, spreads to loss and gradient.
+        mass = tl.where(in_store, discount * mass + 1, float("nan"))
+        # Whether the loss is, in which every class has a positive target.
+        finite = (lowest - highest - log_total > -float("inf")) & (mass < float("inf"))
+
+        terms = tl.zeros([ROWS, BLOCK], tl.float32)
+        for start in range(0, K, BLOCK):
+            column = start + lane
+            inside = in_batch & (column < K)
+            if BLOCK < K:
+                z, before = _read(
+                    logits + column, alpha + column, inside, in_store, "evict_first"
+                )
+            log_proba = z - highest - log_total
+            proba = tl.exp(log_proba)
+            after = discount * before + proba
+            target = after / mass
+            slope = (proba - target) * scale
+            # Past the last class the product is 0 * -inf.
+            terms += tl.where(inside, target * log_proba, 0.0)
+            tl.store(
+                alpha + column, after.to(alpha.dtype.element_ty), mask=inside & finite
+            )
+            tl.store(
+                gradient + column, slope.to(gradient.dtype.element_ty), mask=inside
+            )
+        loss = -scale * tl.sum(terms, axis=1, keep_dims=True)
+        tl.store(losses + sample, loss, mask=in_batch)
+        tl.store(visits + row, visited + 1, mask=finite)
+
+
+# An operator that compilers do not look into (unlike `torch.library.triton_op`): there
+# is nothing in it to fuse with its surroundings, and so Triton's interpreter can run
+# it in every version of PyTorch.
+@torch.library.custom_op("skbsd::posterior_step", mutates_args=("alpha", "visits"))
+def posterior_step(
+    logits: Tensor,
+    alpha: Tensor,
+    visits: Tensor,
+    index: Tensor,
+    weight: Tensor | None,
+    discount: float,
+) -> tuple[Tensor, Tensor]:
+    """Take in the predictions of a batch; return its losses and their gradient.
+
+    The rows `index` of `alpha` and `visits` change in place, save where the loss is
+    not finite. A row outside `alpha` has NaN for a loss.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n, n_classes)
+        Of type float32, float16 or bfloat16.
+    alpha : Tensor of shape (n_samples, n_classes)
+        Concentrations, contiguous, of type float32 or float16.
+    visits : Tensor of shape (n_samples,)
+        Of type int32, contiguous.
+    index : Tensor of shape (n,)
+        Row of each sample of the batch, of type int64. Without repetition.
+    weight : Tensor of shape (n,) or None
+        Weight of each sample in the loss.
+    discount : float
+        gamma in (0, 1].
+
+    Returns
+    -------
+    losses : Tensor of shape (n,)
+        Of type float32. Each sample's share of the mean: weight * loss / n.
+    gradient : Tensor of shape (n, n_classes)
+        Of their sum in the logits, (p - q) * weight / n, of their type.
+    """
+    n, n_classes = logits.shape
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    losses = logits.new_empty(n, dtype=torch.float32)
+    gradient = logits.new_empty(n, n_classes)
+    whole = triton.next_power_of_2(n_classes)
+    block = whole if whole <= LONGEST_ROW else CHUNK
+    rows = max(1, TILE // block)
+    # Eight numbers to a thread, of at most 1024; AMD's warps may have 64 of these.
+    warps = min(rows * block // 256, 16 if torch.version.hip else 32)
+    with torch.cuda.device_of(logits):
+        _step[(triton.cdiv(n, rows),)](
+            logits,
+            alpha,
+            visits,
+            index.contiguous(),
+            None if weight is None else weight.contiguous(),
+            losses,
+            gradient,
+            n,
+            len(alpha),
+            discount,
+            STRIDE=logits.stride(0),
+            K=n_classes,
+            ROWS=rows,
+            BLOCK=block,
+            num_warps=warps,
+            # Triton's default, which is about to change and warns of it.
+            enable_fp_fusion=True,
+        )
+    return losses, gradient
+
+
+@posterior_step.register_fake
+def _(logits, alpha, visits, index, weight, discount):
+    n, n_classes = logits.shape
+    return logits.new_empty(n, dtype=torch.float32), logits.new_empty(n, n_classes)
+
+
+def usable(logits: Tensor, alpha: Tensor) -> bool:
+    """Whether :func:`posterior_step` can take these tensors.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n, n_classes)
+    alpha : Tensor of shape (n_samples, n_classes)
+
+    Returns
+    -------
+    bool
+        False for other types and layouts, on other devices than GPUs (save under
+        Triton's interpreter) and where Triton is missing or does not work.
+    """
+    if (
+        triton is None
+        or logits.device != alpha.device
+        or logits.dtype not in {torch.float32, torch.float16, torch.bfloat16}
+        or alpha.dtype not in {torch.float32, torch.float16}
+        or not alpha.is_contiguous()
+    ):
+        return False
+    if not isinstance(_step, triton.JITFunction):  # TRITON_INTERPRET=1
+        return True
+    return logits.is_cuda and _compiles(
+        logits.device, logits.dtype, alpha.dtype, alpha.shape[1]
+    )
+
+
+@functools.cache
+def _compiles(
+    device: torch.device, dtype: torch.dtype, store: torch.dtype, n_classes: int
+) -> bool:
+    """Whether a step succeeds, which takes a C compiler and a GPU that is new enough.
+
+    What is compiled for a single sample without weight serves other batches, too.
+    """
+    logits = torch.zeros(1, n_classes, dtype=dtype, device=device)
+    index = torch.zeros(1, dtype=torch.int64, device=device)
+    try:
+        posterior_step(logits, logits.to(store) + 1, index.int(), index, None, 1.0)
+    except Exception:  # Of no common type: compilers, drivers and files may be missing.
+        return False
+    return True
