@@ -99,7 +99,8 @@ class ResidentBatches:
     def __iter__(self) -> Iterator[Batch]:
         order = self.rows
         if self.shuffle:
-            order = order[torch.randperm(len(order), device=order.device)]
+            drawn = torch.randperm(len(order), device=order.device)
+            order = order.index_select(0, drawn)
         rows = order.split(self._sizes)
         if self.x.nbytes <= self.COPY:
             x = iter(self.x.index_select(0, order).split(self._sizes))

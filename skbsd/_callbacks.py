@@ -1,17 +1,37 @@
 """skorch's default callbacks without what they cost in every batch or silent epoch."""
 
+import numpy as np
 from skorch import NeuralNet
 from skorch.callbacks import (
     Callback,
     EpochScoring,
     GradientNormClipping,
     LRScheduler,
+    PassthroughScoring,
     PrintLog,
 )
 from skorch.utils import to_numpy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
+
+
+class EpochLoss(PassthroughScoring):
+    """Average of the batches' losses, without skorch's search through the history."""
+
+    def on_epoch_end(self, net, **kwargs):
+        """Record the average, and whether it is the best so far."""
+        prefix = "train" if self.on_train else "valid"
+        epoch = net.history[-1]
+        if f"{prefix}_batch_count" not in epoch:
+            return
+        batches = [batch for batch in epoch["batches"] if self.name in batch]
+        sizes = [batch[f"{prefix}_batch_size"] for batch in batches]
+        average = np.dot([batch[self.name] for batch in batches], sizes) / sum(sizes)
+        best = self._is_best_score(average)
+        if best:
+            self.best_score_ = average
+        epoch |= {self.name: average, f"{self.name}_best": bool(best)}
 
 
 class ValidationAccuracy(EpochScoring):

@@ -37,12 +37,12 @@ class ForwardPass(InputHandling):
             Logits: the network's output, its first entry where it is a tuple, or its
             `logits` where it has such an attribute.
         """
-        network = self._network()
+        network = self._compiled_network() if self.compile else self.module_
         with self._autocast():
-            if isinstance(x, Mapping):
-                out = network(**x, **fit_params)
-            else:
+            if isinstance(x, Tensor) or not isinstance(x, Mapping):
                 out = network(x, **fit_params)
+            else:
+                out = network(**x, **fit_params)
         if isinstance(out, Tensor):
             return out
         out = getattr(out, "logits", out)
@@ -64,14 +64,14 @@ class ForwardPass(InputHandling):
                 f"shape {tuple(x.shape[1:])}; it was fitted on {fitted}. Resize them."
             ) from error
 
-    def _network(self) -> nn.Module:
-        """Return the module, or its compiled form, which is kept beside it.
+    def _compiled_network(self) -> nn.Module:
+        """Return the network's compiled form, which is kept beside it.
 
         So the state and the pickle of `module_` stay those of the module. Prediction
         runs it as it is: its last batch is of any size, and each size would be
         compiled anew.
         """
-        if not (self.compile and self.module_.training):
+        if not self.module_.training:
             return self.module_
         if self._compiled is None or self._compiled[0] is not self.module_:
             # A graph for each shape: there are two, that of the last batch being one.
@@ -80,19 +80,15 @@ class ForwardPass(InputHandling):
             self._compiled_for = frozenset()
         return self._compiled[1]
 
-    def _compile_timer(self, x):
+    @contextmanager
+    def _compile_timer(self, x) -> Iterator[None]:
         """Add the time of the first step with each shape to `compile_time_`."""
         shape = getattr(x, "shape", None)
-        if not self.compile or shape in self._compiled_for:
-            return nullcontext()
-        return self._timed(shape)
-
-    @contextmanager
-    def _timed(self, shape) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.compile_time_ += time.perf_counter() - start
-        self._compiled_for |= {shape}
+        if shape not in self._compiled_for:
+            self.compile_time_ += time.perf_counter() - start
+            self._compiled_for |= {shape}
 
     def _autocast(self):
         bfloat16 = self.precision == "bfloat16" or (

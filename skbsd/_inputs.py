@@ -315,6 +315,8 @@ class InputHandling(Net):
             x = self._augment(x)
         if x.ndim == 4 and hasattr(self, "n_features_in_"):  # of a Dataset too
             self._check_image_type(x.dtype == torch.uint8)
+        if x.dtype == self._float_dtype:
+            return x
         if x.dtype != torch.uint8:
             return x.to(self._float_dtype) if x.is_floating_point() else x
         if not self._has_classes():

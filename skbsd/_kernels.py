@@ -140,6 +140,10 @@ if triton is not None:
 # An operator that compilers do not look into (unlike `torch.library.triton_op`): there
 # is nothing in it to fuse with its surroundings, and so Triton's interpreter can run
 # it in every version of PyTorch.
+# With TRITON_INTERPRET=1 the kernel runs anywhere, line by line.
+interpreted = triton is not None and not isinstance(_step, triton.JITFunction)
+
+
 @torch.library.custom_op("skbsd::posterior_step", mutates_args=("alpha", "visits"))
 def posterior_step(
     logits: Tensor,
@@ -229,18 +233,17 @@ def usable(logits: Tensor, alpha: Tensor) -> bool:
         False for other types and layouts, on other devices than GPUs (save under
         Triton's interpreter) and where Triton is missing or does not work.
     """
-    if (
-        triton is None
-        or logits.device != alpha.device
-        or logits.dtype not in {torch.float32, torch.float16, torch.bfloat16}
-        or alpha.dtype not in {torch.float32, torch.float16}
-        or not alpha.is_contiguous()
-    ):
+    if not (logits.is_cuda or interpreted) or triton is None:
         return False
-    if not isinstance(_step, triton.JITFunction):  # TRITON_INTERPRET=1
-        return True
-    return logits.is_cuda and _compiles(
-        logits.device, logits.dtype, alpha.dtype, alpha.shape[1]
+    return (
+        logits.device == alpha.device
+        and logits.dtype in {torch.float32, torch.float16, torch.bfloat16}
+        and alpha.dtype in {torch.float32, torch.float16}
+        and alpha.is_contiguous()
+        and (
+            interpreted
+            or _compiles(logits.device, logits.dtype, alpha.dtype, alpha.shape[1])
+        )
     )
 
 

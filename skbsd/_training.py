@@ -1,6 +1,7 @@
 """The epoch and the step: skorch's loop, given batches that know their samples."""
 
 import math
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from skorch.callbacks import Callback, LRScheduler
 from skorch.dataset import unpack_data
 from skorch.utils import TeeGenerator, is_dataset, to_tensor
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from . import _callbacks, _checks
@@ -163,9 +164,10 @@ class TrainingLoop(ForwardPass):
             type(self.optimizer_).__module__.startswith("torch.optim.")
         )
         self._first_logits = None
+        weights: list = []
         try:
             for _ in range(epochs):
-                weights = self._copy_weights()
+                weights = self._copy_weights(weights)
                 self.notify("on_epoch_begin", **datasets)
                 self.run_single_epoch(batches, True, "train", self.train_step)
                 self._check_finite(weights)
@@ -197,7 +199,8 @@ class TrainingLoop(ForwardPass):
         """
         if iterator is None:
             return
-        self._set_training(training)
+        if self.module_.training != training:
+            self._set_training(training)
         callbacks = self._callback_list()
         listened = _callbacks.listens(self, callbacks, training=training)
         awaited = listened and _callbacks.waits(self, callbacks)
@@ -214,7 +217,7 @@ class TrainingLoop(ForwardPass):
                     self.notify("on_batch_begin", batch=pair, training=training)
                 step = step_fn(batch, **fit_params)
                 losses.append(step["loss"])
-                sizes.append(len(batch.rows))
+                sizes.append(batch.rows.shape[0])
                 if counting:
                     hits.append((step["y_pred"].argmax(dim=1) == batch.y).sum())
                 if listened:
@@ -257,34 +260,48 @@ class TrainingLoop(ForwardPass):
         """
         # The middle of the step: the first and the last count too.
         self._scale_learning_rate(self._schedule((self._step + 0.5) / self._n_steps))
-        first: dict = {}
-
-        def closure():
-            self._forget_gradients()
-            if first:
-                target = self.posterior_.mean(batch.rows)
-                logits = self._logits(batch.x, training=True)
-                loss = soft_cross_entropy(logits, target.to(logits), batch.weight)
-                loss.backward()
-            else:
-                first.update(self.train_step_single(batch))
-                loss = first["loss"]
-            if self._gradients_heard:
-                self.notify(
-                    "on_grad_computed",
-                    named_parameters=TeeGenerator(self.get_all_learnable_params()),
-                    batch=(batch.x, batch.y),
-                    training=True,
-                )
-            return loss
-
         if self._takes_closure:
-            self.optimizer_.step(closure)
+            step: dict = {}
+            self.optimizer_.step(partial(self._evaluate, batch, step))
         else:
-            closure()
+            step = self._first_evaluation(batch)
             self.optimizer_.step()
         self._step += 1
-        return first
+        return step
+
+    def _first_evaluation(self, batch: Batch) -> dict:
+        """Compute gradients, and show them to whoever looks at them."""
+        self._forget_gradients()
+        if self.compile:
+            with self._compile_timer(batch.x):
+                step = self.train_step_single(batch)
+        else:
+            step = self.train_step_single(batch)
+        if self._gradients_heard:
+            self._notify_of_gradients(batch)
+        return step
+
+    def _evaluate(self, batch: Batch, first: dict) -> Tensor:
+        """Compute loss and gradients, for optimizers that ask for them repeatedly."""
+        if not first:
+            first.update(self._first_evaluation(batch))
+            return first["loss"]
+        self._forget_gradients()
+        target = self.posterior_.mean(batch.rows)
+        logits = self._logits(batch.x, training=True)
+        loss = soft_cross_entropy(logits, target.to(logits), batch.weight)
+        loss.backward()
+        if self._gradients_heard:
+            self._notify_of_gradients(batch)
+        return loss
+
+    def _notify_of_gradients(self, batch: Batch) -> None:
+        self.notify(
+            "on_grad_computed",
+            named_parameters=TeeGenerator(self.get_all_learnable_params()),
+            batch=(batch.x, batch.y),
+            training=True,
+        )
 
     def train_step_single(self, batch: Batch, **fit_params) -> dict:
         """Update the posterior with the network's predictions; compute gradients.
@@ -300,15 +317,14 @@ class TrainingLoop(ForwardPass):
         dict
             "loss" and "y_pred", detached.
         """
-        with self._compile_timer(batch.x):
-            logits = self._logits(batch.x, training=True)
-            if self._first_logits is None:
-                self._check_output(logits)
-                self._first_logits = logits.detach()
-            loss, gradient = self.posterior_.visit(
-                logits, batch.rows, batch.weight, assume_unique=batch.unique
-            )
-            logits.backward(gradient)
+        logits = self._logits(batch.x, training=True)
+        if self._first_logits is None:
+            self._check_output(logits)
+            self._first_logits = logits.detach()
+        loss, gradient = self.posterior_.visit(
+            logits, batch.rows, batch.weight, assume_unique=batch.unique
+        )
+        logits.backward(gradient)
         return {"loss": loss, "y_pred": logits.detach()}
 
     def validation_step(self, batch: Batch, **fit_params) -> dict:
@@ -383,17 +399,30 @@ class TrainingLoop(ForwardPass):
         for group, lr in zip(self.optimizer_.param_groups, self._base_lrs, strict=True):
             group["lr"] = lr * factor
 
-    def _copy_weights(self) -> list[tuple[Tensor, Tensor]]:
-        """Return parameters and buffers, each with a copy of what it holds."""
+    def _copy_weights(self, last: list) -> list[tuple[Tensor, Tensor]]:
+        """Return parameters and buffers, each with a copy of what it holds.
+
+        `last` is what it returned the last time, whose copies are used again.
+        """
+        if self._epochs_run > 1:  # nothing is lazy after the first
+            for now, before in last:
+                before.copy_(now.detach())
+            return last
         tensors = chain(self.module_.parameters(), self.module_.buffers())
         return [(t, t.detach().clone()) for t in tensors if not is_lazy(t)]
 
     def _check_finite(self, weights: list[tuple[Tensor, Tensor]]) -> None:
         """Raise, with the weights from before the epoch, if training diverged."""
-        losses = self.history[-1, "batches", :, "train_loss"]
+        losses = [batch["train_loss"] for batch in self.history[-1]["batches"]]
         # A sum passes on what is not finite, and is fast.
-        sums = [p.detach().sum().float() for p in self.module_.parameters()]
-        if all(map(math.isfinite, [*losses, *torch.stack(sums).tolist()])):
+        sums = [
+            now.detach().sum().float()
+            for now, _ in weights
+            if isinstance(now, nn.Parameter)
+        ]
+        if sums:
+            losses += torch.stack(sums).tolist()
+        if all(map(math.isfinite, losses)):
             return
         with torch.no_grad():
             for now, before in weights:

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import EpochTimer, PassthroughScoring
+from skorch.callbacks import EpochTimer
 from skorch.utils import to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from . import _checks
-from ._callbacks import EpochLog, ValidationAccuracy
+from ._callbacks import EpochLog, EpochLoss, ValidationAccuracy
 from ._training import TrainingLoop
 from .networks import default_network
 
@@ -225,8 +225,8 @@ class BSDClassifier(TrainingLoop):
     def _default_callbacks(self):
         return [
             ("epoch_timer", EpochTimer()),
-            ("train_loss", PassthroughScoring("train_loss", on_train=True)),
-            ("valid_loss", PassthroughScoring("valid_loss")),
+            ("train_loss", EpochLoss("train_loss", on_train=True)),
+            ("valid_loss", EpochLoss("valid_loss")),
             (
                 "valid_acc",
                 ValidationAccuracy("accuracy", name="valid_acc", lower_is_better=False),

@@ -144,6 +144,7 @@ def soft_cross_entropy_gradient(
     return gradient if weight is None else gradient * weight.unsqueeze(-1)
 
 
+@torch.no_grad()
 def _reference_step(
     logits: Tensor,
     alpha: Tensor,
@@ -169,7 +170,7 @@ def _reference_step(
     alpha.index_copy_(0, index, after.to(alpha.dtype))
     visits.index_add_(0, index, finite.to(visits.dtype))
     gradient = soft_cross_entropy_gradient(proba, target, weight).to(logits.dtype)
-    return (losses if weight is None else weight * losses) / len(losses), gradient
+    return (losses if weight is None else weight * losses).mean(), gradient
 
 
 class _KnownGradient(torch.autograd.Function):
@@ -373,8 +374,8 @@ class DirichletPosterior:
         weight : Tensor of shape (n,), optional
             Weight of each sample in the loss.
         assume_unique : bool, default=False
-            Skip the check for repeated rows, where the caller drew `index` from a
-            permutation. The check costs a device synchronisation.
+            Skip the checks, where the caller drew `index` from a permutation and
+            knows the shape of the logits: they wait for the device.
 
         Returns
         -------
@@ -425,23 +426,8 @@ class DirichletPosterior:
         """
         if not assume_unique:
             index = torch.as_tensor(index, device=self.device)
-        if logits.shape != (len(index), self._alpha.shape[1]):
-            raise ValueError(
-                f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
-                f"index and one column per class, got {tuple(logits.shape)}."
-            )
-        if not assume_unique and len(index.unique()) != len(index):
-            rows, counts = index.unique(return_counts=True)
-            raise ValueError(
-                f"row {rows[counts > 1][0].item()} occurs more than once in the batch. "
-                "Each sample may be visited once per step; draw batches without "
-                "replacement."
-            )
-        if _kernels.usable(logits, self._alpha):
-            run = _kernels.posterior_step
-        else:
-            run = _cpu.posterior_step if logits.is_cpu else _reference_step
-        losses, gradient = run(
+            self._check_batch(logits, index)
+        arguments = (
             logits.detach(),
             self._alpha,
             self.visits,
@@ -449,7 +435,12 @@ class DirichletPosterior:
             weight,
             self._effective_discount,
         )
-        return losses.sum(), gradient
+        if logits.is_cpu and not _kernels.interpreted:
+            return _cpu.posterior_step(*arguments)
+        if _kernels.usable(logits, self._alpha):
+            losses, gradient = _kernels.posterior_step(*arguments)
+            return losses.sum(), gradient
+        return _reference_step(*arguments)
 
     def concentration(self, index: Tensor | None = None) -> Tensor:
         """Concentrations alpha.
@@ -566,6 +557,26 @@ class DirichletPosterior:
         self.prior_strength, self.discount, self.prior_floor = state_dict[
             "parameters"
         ].tolist()
+
+    def _check_batch(self, logits: Tensor, index: Tensor) -> None:
+        """Raise for logits of another shape, and rows that are not there or repeat."""
+        if logits.shape != (len(index), self.n_classes):
+            raise ValueError(
+                f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
+                f"index and one column per class, got {tuple(logits.shape)}."
+            )
+        rows, counts = index.unique(return_counts=True)
+        if len(rows) and not (0 <= rows[0] and rows[-1] < len(self)):
+            raise ValueError(
+                f"rows must lie in [0, {len(self)}), got values from {rows[0].item()} "
+                f"to {rows[-1].item()}."
+            )
+        if len(rows) < len(index):
+            raise ValueError(
+                f"row {rows[counts > 1][0].item()} occurs more than once in the batch. "
+                "Each sample may be visited once per step; draw batches without "
+                "replacement."
+            )
 
     def _rows(self, index: Tensor | None) -> Tensor:
         return self._alpha.clone() if index is None else self._alpha[index]
