@@ -8,7 +8,7 @@ taken within a round. Methods:
 - A: a cross-entropy loop written by hand, with all that makes one fast. Data lie on the
   device (images as uint8, standardised in the batch), batches are gathered there, the
   optimizer is fused, losses are read once per epoch. Same network, optimizer, schedule,
-  augmentation, batches and precision; channels_last for images on CUDA.
+  augmentation, batches, precision and memory format (channels_last for images).
 - B0: skorch.NeuralNetClassifier as its documentation uses it: float32 arrays,
   standardised beforehand and not augmented, which is in its favour; a fifth held out
   and scored after each epoch by default.
@@ -253,7 +253,7 @@ def one_cycle(progress: float) -> float:
 
 def fit_by_hand(case: Case, data: Data, epochs: int) -> Loop:
     torch.manual_seed(0)
-    nhwc = case.device == "cuda" and data.X.ndim == 4
+    nhwc = data.X.ndim == 4
     memory_format = torch.channels_last if nhwc else torch.contiguous_format
     batches = Batches(
         data, case.batch_size, case.device, case.augmentation(data), memory_format

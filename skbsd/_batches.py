@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +46,8 @@ def move(x, device: torch.device):
     if isinstance(x, Tensor):
         return x.to(device, non_blocking=True)
     if isinstance(x, Mapping):
-        return type(x)({key: move(value, device) for key, value in x.items()})
+        kind: Any = type(x)  # which may be a tokenizer's own
+        return kind({key: move(value, device) for key, value in x.items()})
     return to_device(x, device)
 
 

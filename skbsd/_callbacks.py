@@ -65,7 +65,22 @@ class ValidationAccuracy(EpochScoring):
 
 
 class EpochLog(PrintLog):
-    """A line per epoch, which is not laid out where nobody will see it."""
+    """A line per epoch, which is not laid out where nobody will see it.
+
+    And one before and after, of what is not an epoch's: where the data are, and the
+    time of compilation.
+    """
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        """Print where the data are."""
+        resident = net.data_loading_ == "resident"
+        way = f"on {net.device_}" if resident else f"loaded to {net.device_} by batch"
+        self._sink(f"Training data: {way}", net.verbose)
+
+    def on_train_end(self, net, X=None, y=None, **kwargs):
+        """Print how long compilation took."""
+        if net.compile:
+            self._sink(f"Compilation: {net.compile_time_:.1f} s", net.verbose)
 
     def on_epoch_end(self, net, **kwargs):
         """Print the line."""

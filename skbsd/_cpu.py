@@ -6,7 +6,6 @@ core's cache from one operation to the next, several blocks at a time; an operat
 that is spread over the cores by itself would have them wait for each other each time.
 """
 
-import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -15,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Values of a block, of which there are four kinds in use: together 2 MB of float32.
-_BLOCK = 2**17
+# Values of a block, of which there are four kinds in use: together 4 MB of float32.
+# Smaller ones have the threads wait for the interpreter more often.
+_BLOCK = 2**18
 
 # Between minus this and this, exponentials and their sums neither overflow nor vanish.
 _SAFE = 60.0
@@ -73,27 +73,25 @@ def posterior_step(
             apply(lambda b: _step_rows(*arguments, *(a[b] for a in by_sample)), blocks)
         )
     slope = torch.from_numpy(gradient)
-    loss = torch.scalar_tensor(loss, dtype=slope.dtype)
-    return loss, slope if exact else slope.to(logits.dtype)
+    mean = torch.scalar_tensor(loss, dtype=slope.dtype)
+    return mean, slope if exact else slope.to(logits.dtype)
 
 
 def _step_rows(
     alpha, visits, discount: float, n: int, x, index, gradient, weight=None
 ) -> float:
     """Do the step for some of n samples; fill `gradient`, return their loss."""
-    safe = np.maximum.reduce(x, None) < _SAFE and np.minimum.reduce(x, None) > -_SAFE
-    if not safe:
-        # What is not finite is looked for below.
-        with np.errstate(all="ignore"):
-            x = x - np.max(x, axis=1, keepdims=True)
-            return _step_safe_rows(
-                alpha, visits, discount, n, x, index, gradient, weight
-            )
-    return _step_safe_rows(alpha, visits, discount, n, x, index, gradient, weight)
+    arguments = alpha, visits, discount, n
+    if np.maximum.reduce(x, None) < _SAFE and np.minimum.reduce(x, None) > -_SAFE:
+        return _step_safely(*arguments, x, index, gradient, weight)
+    with np.errstate(all="ignore"):  # rows that are not finite are known
+        x = x - np.max(x, axis=1, keepdims=True)
+        finite = np.isfinite(x).all(axis=1)
+        return _step_safely(*arguments, x, index, gradient, weight, finite)
 
 
-def _step_safe_rows(
-    alpha, visits, discount: float, n: int, x, index, gradient, weight
+def _step_safely(
+    alpha, visits, discount, n, x, index, gradient, weight, finite=slice(None)
 ) -> float:
     """Do the same where exponentials do not overflow."""
     # Products with ones: several times as fast as sums of short rows.
@@ -101,24 +99,21 @@ def _step_safe_rows(
     proba = np.exp(x, out=gradient)
     total = proba @ ones
     proba /= total[:, np.newaxis]
-    after = alpha.take(index, axis=0)
-    if after.dtype != x.dtype:
-        after = after.astype(x.dtype)
+    belief = alpha.take(index, axis=0)
+    if belief.dtype != x.dtype:
+        belief = belief.astype(x.dtype)
     if discount != 1:
-        after *= discount
-    after += proba
-    target = after / (after @ ones)[:, np.newaxis]
-    losses = np.log(total)
-    losses -= np.einsum("ij,ij->i", target, x)
-    loss = float(losses.sum() if weight is None else losses @ weight) / n
-    if not math.isfinite(loss):
-        finite = np.isfinite(losses)
-        index, after = index[finite], after[finite]
-    alpha[index] = after
-    visits[index] += 1
-    gradient -= target
+        belief *= discount
+    belief += proba
+    rows = index[finite]
+    alpha[rows] = belief[finite]
+    visits[rows] += 1
+    belief /= (belief @ ones)[:, np.newaxis]
+    gradient -= belief
     gradient *= 1 / n if weight is None else (weight / n)[:, np.newaxis]
-    return loss
+    losses = np.log(total)
+    losses -= np.einsum("ij,ij->i", belief, x)
+    return float(losses.sum() if weight is None else losses @ weight) / n
 
 
 @cache

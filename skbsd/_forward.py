@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ from ._inputs import InputHandling
 class ForwardPass(InputHandling):
     """From a prepared batch to logits, for :class:`skbsd.BSDClassifier`."""
 
-    compile_time_ = 0.0
+    compile_time_ = 0.0  # also of one that was never fitted
     _channels_last = False
-    _compiled: tuple[nn.Module, nn.Module] | None = None
+    _compiled: tuple[nn.Module, Any] | None = None
     _compiled_for: frozenset = frozenset()
 
     def infer(self, x, **fit_params) -> Tensor:
@@ -64,7 +65,7 @@ class ForwardPass(InputHandling):
                 f"shape {tuple(x.shape[1:])}; it was fitted on {fitted}. Resize them."
             ) from error
 
-    def _compiled_network(self) -> nn.Module:
+    def _compiled_network(self) -> Any:
         """Return the network's compiled form, which is kept beside it.
 
         So the state and the pickle of `module_` stay those of the module. Prediction

@@ -1,5 +1,6 @@
 """From what a user passes to the batches that the network sees."""
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from sklearn.utils.metadata_routing import (
     process_routing,
 )
 from sklearn.utils.validation import validate_data
-from skorch.utils import is_dataset, to_device
+from skorch.utils import is_dataset
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -239,8 +240,8 @@ class InputHandling(Net):
                 dtype=self._float_dtype,
                 device=self.device_,
             )
-        own = not self._loads(side)
-        if own and isinstance(data.X, Tensor) and data.X.device.type == self.device_.type:
+        own = isinstance(data.X, Tensor) and not self._loads(side)
+        if own and data.X.device.type == self.device_.type:
             return ResidentBatches(
                 data.X,
                 torch.as_tensor(data.codes, device=self.device_),
@@ -250,7 +251,7 @@ class InputHandling(Net):
                 shuffle=training,
             )
         dataset: Dataset
-        if own and isinstance(data.X, Tensor):
+        if own:
             dataset = IndexedTensor(data.X, data.codes, rows)
             kwargs["collate_fn"] = _as_fetched
         else:
@@ -291,19 +292,24 @@ class InputHandling(Net):
             size = len(X) if batch_size == -1 else batch_size
             for item in self.iterator_valid(X, batch_size=size, **kwargs):
                 x = item[0] if isinstance(item, tuple | list) else item
-                yield to_device(x, self.device_)
+                yield move(x, self.device_)
             return
         given, X = X, _checks.check_X(X, image_shape=self.image_shape)
         if hasattr(self, "n_features_in_"):
             self._check_like_training(given, X)
-        size = max(batch_size, 256 if X.ndim == 4 else 8192)
+        on_gpu = self.device_.type == "cuda"
+        if X.ndim == 4:
+            fit = (2**20 if on_gpu else 2**18) // math.prod(X.shape[2:])
+        else:
+            fit = 2**16 if on_gpu else 2**13
+        size = max(batch_size, fit)
         for start in range(0, len(X), size):
             # A copy: a network may work in place, and X is the user's.
             x = X[start : start + size]
             x = x.clone() if isinstance(x, Tensor) else torch.tensor(x)
             if x.dtype != torch.uint8:
                 x = _narrow(x, self._float_dtype)
-            yield x.to(self.device_)
+            yield move(x.pin_memory() if on_gpu and x.is_cpu else x, self.device_)
 
     def _prepare(self, x, *, training: bool):
         """Augment a batch, and make floats of it."""
@@ -375,9 +381,9 @@ class InputHandling(Net):
             values.sum(dim=1), torch.ones(()).to(values), atol=1e-3
         ):
             warnings.warn(
-                f"the module {type(self.module_).__name__} seems to return probabilities; expected logits. "
-                "Leave out its last softmax, or training will be slow and the "
-                "predicted probabilities wrong.",
+                f"the module {type(self.module_).__name__} seems to return "
+                "probabilities; expected logits. Leave out its last softmax, or "
+                "training will be slow and the predicted probabilities wrong.",
                 UserWarning,
                 stacklevel=2,
             )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from . import _callbacks, _checks
-from ._batches import Batch, channel_statistics
+from ._batches import Batch, ResidentBatches, channel_statistics
 from ._forward import ForwardPass
 from ._inputs import TrainingData
 from ._schedules import SCHEDULES, constant
@@ -34,6 +34,7 @@ class TrainingLoop(ForwardPass):
 
     posterior_: DirichletPosterior
     valid_hits_: tuple[int, int]
+    _first_logits: Tensor
 
     def fit_loop(self, *args, **kwargs):
         """Not available: use :meth:`fit` or :meth:`partial_fit`."""
@@ -94,6 +95,7 @@ class TrainingLoop(ForwardPass):
                 data.X, rows, data.weight
             )
         if not keep:
+            self.compile_time_ = 0.0
             self.initialize()
             self._choose_memory_format()
 
@@ -112,6 +114,8 @@ class TrainingLoop(ForwardPass):
     def _run(self, data: TrainingData, rows, valid, datasets: dict) -> None:
         """Make the batches and run the epochs between skorch's notifications."""
         batches = self._make_batches(data, rows, training=True)
+        resident = isinstance(batches, ResidentBatches)
+        self.data_loading_ = "resident" if resident else "loader"
         valid_batches = None
         if isinstance(valid, TrainingData):
             valid_rows = np.arange(len(valid.y))
@@ -163,7 +167,7 @@ class TrainingLoop(ForwardPass):
         self._takes_closure = isinstance(self.optimizer_, torch.optim.LBFGS) or not (
             type(self.optimizer_).__module__.startswith("torch.optim.")
         )
-        self._first_logits = None
+        self._step_checked = False
         weights: list = []
         try:
             for _ in range(epochs):
@@ -222,9 +226,7 @@ class TrainingLoop(ForwardPass):
                     hits.append((step["y_pred"].argmax(dim=1) == batch.y).sum())
                 if listened:
                     if awaited:
-                        self.history.record_batch(
-                            f"{prefix}_loss", step["loss"].item()
-                        )
+                        self.history.record_batch(f"{prefix}_loss", step["loss"].item())
                     self.history.record_batch(f"{prefix}_batch_size", sizes[-1])
                     self.notify("on_batch_end", batch=pair, training=training, **step)
         finally:
@@ -318,9 +320,10 @@ class TrainingLoop(ForwardPass):
             "loss" and "y_pred", detached.
         """
         logits = self._logits(batch.x, training=True)
-        if self._first_logits is None:
+        if not self._step_checked:
             self._check_output(logits)
             self._first_logits = logits.detach()
+            self._step_checked = True
         loss, gradient = self.posterior_.visit(
             logits, batch.rows, batch.weight, assume_unique=batch.unique
         )

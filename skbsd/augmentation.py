@@ -34,11 +34,14 @@ def flip_crop(images: Tensor, padding: int | None = None) -> Tensor:
     n, _, height, width = images.shape
     if padding is None:
         padding = max(1, min(height, width) // 8)
-    padded = F.pad(images, (padding,) * 4)
-    # A view of every window, of which one per image is copied.
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    shift = torch.randint(2 * padding + 1, (2, n), device=images.device)
-    rows = torch.arange(n, device=images.device)
-    shifted = windows[rows, :, shift[0], shift[1]]
-    mirror = torch.rand(n, 1, 1, 1, device=images.device) < 0.5
-    return torch.where(mirror, shifted.flip(-1), shifted)
+    device = images.device
+    shift = torch.randint(2 * padding + 1, (2, n, 1), device=device)
+    mirror = torch.rand(n, 1, device=device) < 0.5
+    row = shift[0] + torch.arange(height, device=device)
+    column = torch.arange(width, device=device)
+    column = shift[1] + torch.where(mirror, width - 1 - column, column)
+    # Of each pixel, the one that takes its place: all in one gather.
+    pixel = row.unsqueeze(2) * (width + 2 * padding) + column.unsqueeze(1)
+    padded = F.pad(images, (padding,) * 4).flatten(2)
+    pixel = pixel.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
+    return padded.gather(2, pixel).view(images.shape)

@@ -18,6 +18,9 @@ from .networks import default_network
 
 __all__ = ["BSDClassifier"]
 
+# Bytes of logits that gather on the device before they are fetched.
+_TRANSFER = 2**28
+
 
 class BSDClassifier(TrainingLoop):
     r"""Neural network classifier trained by Bayesian self-distillation.
@@ -73,8 +76,16 @@ class BSDClassifier(TrainingLoop):
         it and uses float32 elsewhere, but float64 for the default network on the CPU
         where all of a table fits in one batch: such a fit is deterministic, and does
         not depend on the order of the rows.
+    posterior_dtype : {"float32", "float16"}, default="float32"
+        How the beliefs are stored: "float16" halves their memory (4 bytes per sample
+        and class) and takes `prior_strength` up to 16,376. Arithmetic is in float32.
+    channels_last : {"auto"} or bool, default="auto"
+        Store images pixel by pixel, which convolutions are faster with. "auto" does so
+        on the CPU and on CUDA where the network convolves and can take it.
     compile : bool, default=False
-        Compile the network with :func:`torch.compile`; ``compile__*`` are passed on.
+        Train the network compiled with :func:`torch.compile`, once per shape of a
+        batch: a last batch of another size makes it twice. ``compile__*`` are passed
+        on. Prediction runs it as it is.
     device : str or torch.device, default="auto"
         "auto" is cuda, then mps, then cpu, what there is first.
     train_split : callable, default=None
@@ -118,6 +129,12 @@ class BSDClassifier(TrainingLoop):
         Number of epochs trained.
     device_ : torch.device
         Where the network is.
+    data_loading_ : {"resident", "loader"}
+        Whether the training data lay on the device, or came through a DataLoader:
+        a Dataset, arrays too large for the device, or ``iterator_train__*`` set.
+    compile_time_ : float
+        Seconds that the first training step with each shape took, which compile the
+        network; 0 without `compile`.
     image_mean_, image_std_ : ndarray of shape (channels,)
         Statistics of the training images that uint8 images are standardised with.
 
@@ -442,6 +459,17 @@ class BSDClassifier(TrainingLoop):
     def _all_logits(self, X) -> Tensor:
         # forward_iter is looked up on the instance: skorch's scoring callbacks put
         # cached predictions in its place.
-        logits = torch.cat(list(self.forward_iter(X, training=False, device="cpu")))
+        device = getattr(self, "device_", "cpu")
+        done: list[Tensor] = []
+        waiting: list[Tensor] = []
+        for logits in self.forward_iter(X, training=False, device=device):
+            waiting.append(logits)
+            # Rarely: a transfer waits for the device.
+            if sum(part.nbytes for part in waiting) >= _TRANSFER:
+                done.append(torch.cat(waiting).cpu())
+                waiting = []
+        if waiting:
+            done.append(torch.cat(waiting).cpu())
+        logits = done[0] if len(done) == 1 else torch.cat(done)
         # A bfloat16 has too few digits for probabilities that sum to one.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,156 @@
+"""The mathematics of the method, in pure functions.
+
+In the paper's symbols, `prior_strength` is c, `prior_floor` is eps and `discount` is
+gamma; alpha is a row of concentrations and q its mean, the training target.
+"""
+
+import torch
+from torch import Tensor
+
+
+def prior_concentration(
+    labels: Tensor,
+    n_classes: int,
+    *,
+    prior_strength: float,
+    prior_floor: float,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Prior concentrations: `prior_strength` on the label, `prior_floor` elsewhere.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (n_samples,)
+        Class indices in [0, n_classes).
+    n_classes : int
+        Number of classes K.
+    prior_strength : float
+        c > 0. Infinity is stored as a quarter of the largest number of `dtype`, next
+        to which every other entry vanishes.
+    prior_floor : float
+        eps > 0.
+    dtype : torch.dtype, default=torch.float32
+        Type of the result.
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_classes)
+        alpha_0 [1]_.
+
+    References
+    ----------
+    .. [1] A. Adelöw, M. Gamba, A. Maki, "Bayesian Self-Distillation for Image
+       Classification", arXiv:2512.24162.
+    """
+    # A quarter leaves room for the evidence: the sum of the row must not overflow.
+    strength = min(prior_strength, torch.finfo(dtype).max / 4)
+    alpha = torch.full(
+        (len(labels), n_classes), prior_floor, dtype=dtype, device=labels.device
+    )
+    return alpha.scatter_(1, labels.unsqueeze(1), strength)
+
+
+def update_concentration(alpha: Tensor, proba: Tensor, discount: float) -> Tensor:
+    """Posterior concentrations after one more prediction, gamma * alpha + p.
+
+    Parameters
+    ----------
+    alpha : Tensor of shape (n_samples, n_classes)
+        Concentrations before the visit.
+    proba : Tensor of shape (n_samples, n_classes)
+        The evidence: the network's predicted probabilities, detached.
+    discount : float
+        gamma in (0, 1]; 1 forgets nothing.
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_classes)
+    """
+    return torch.add(proba, alpha, alpha=discount)
+
+
+def posterior_mean(alpha: Tensor) -> Tensor:
+    """Mean of the Dirichlet distribution, the training target q = alpha / sum(alpha).
+
+    Parameters
+    ----------
+    alpha : Tensor of shape (n_samples, n_classes)
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_classes)
+        Each row sums to one.
+    """
+    return alpha / alpha.sum(dim=-1, keepdim=True)
+
+
+def soft_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy of soft targets, -sum_k q_k log softmax(logits)_k.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes)
+    target : Tensor of shape (n_samples, n_classes)
+        Probabilities; each row sums to one.
+    weight : Tensor of shape (n_samples,), optional
+        Factor of each sample's loss. The mean is over the number of samples, not
+        over the sum of the weights.
+
+    Returns
+    -------
+    Tensor of shape ()
+    """
+    losses = -(target * logits.log_softmax(dim=-1)).sum(dim=-1)
+    return (losses if weight is None else weight * losses).mean()
+
+
+def soft_cross_entropy_gradient(
+    proba: Tensor, target: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Gradient of :func:`soft_cross_entropy` in the logits, (p - q) * weight / n.
+
+    Parameters
+    ----------
+    proba : Tensor of shape (n_samples, n_classes)
+        softmax(logits).
+    target : Tensor of shape (n_samples, n_classes)
+        Held constant, as everywhere in the method.
+    weight : Tensor of shape (n_samples,), optional
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_classes)
+    """
+    gradient = (proba - target) / len(proba)
+    return gradient if weight is None else gradient * weight.unsqueeze(-1)
+
+
+@torch.no_grad()
+def posterior_step(
+    logits: Tensor,
+    alpha: Tensor,
+    visits: Tensor,
+    index: Tensor,
+    weight: Tensor | None,
+    discount: float,
+) -> tuple[Tensor, Tensor]:
+    """Do what the step is, in the functions above.
+
+    For devices without a form of their own; takes and returns what
+    :func:`skbsd._cpu.posterior_step` does.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    log_proba = logits.log_softmax(dim=-1, dtype=dtype)
+    proba = log_proba.exp()
+    before = alpha.index_select(0, index).to(dtype)
+    after = update_concentration(before, proba, discount)
+    target = posterior_mean(after)
+    losses = -(target * log_proba).sum(dim=-1)
+    finite = losses.isfinite()
+    after = torch.where(finite.unsqueeze(-1), after, before)
+    alpha.index_copy_(0, index, after.to(alpha.dtype))
+    visits.index_add_(0, index, finite.to(visits.dtype))
+    gradient = soft_cross_entropy_gradient(proba, target, weight).to(logits.dtype)
+    return (losses if weight is None else weight * losses).mean(), gradient
