@@ -111,9 +111,10 @@ def _step_safely(
     belief /= (belief @ ones)[:, np.newaxis]
     gradient -= belief
     gradient *= 1 / n if weight is None else (weight / n)[:, np.newaxis]
-    losses = np.log(total)
-    losses -= np.einsum("ij,ij->i", belief, x)
-    return float(losses.sum() if weight is None else losses @ weight) / n
+    logs = np.log(total)
+    if weight is None:
+        return float(logs.sum() - np.vdot(belief, x)) / n
+    return float((logs - np.einsum("ij,ij->i", belief, x)) @ weight) / n
 
 
 @cache

@@ -9,6 +9,7 @@ import inspect
 import threading
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cache
 
 import torch
 from sklearn.base import BaseEstimator
@@ -62,16 +63,17 @@ class Net(NeuralNetClassifier):
     _generator_state: dict
 
     @classmethod
-    def _constructor_names(cls) -> set[str]:
+    @cache
+    def _constructor_names(cls) -> frozenset[str]:
         """Names in the constructors' signatures, those of subclasses included."""
         classes = cls.__mro__[: cls.__mro__.index(Net)]
         inits = [vars(c)["__init__"] for c in classes if "__init__" in vars(c)]
-        return {
+        return frozenset(
             p.name
             for init in inits
             for p in inspect.signature(init).parameters.values()
             if p.name != "self" and p.kind != p.VAR_KEYWORD
-        }
+        )
 
     def _get_param_names(self):
         return sorted(self._constructor_names() | self._params_to_validate)

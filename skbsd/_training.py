@@ -225,6 +225,7 @@ class TrainingLoop(ForwardPass):
                 if counting:
                     hits.append((step["y_pred"].argmax(dim=1) == batch.y).sum())
                 if listened:
+                    step["y_pred"] = step["y_pred"].detach()
                     if awaited:
                         self.history.record_batch(f"{prefix}_loss", step["loss"].item())
                     self.history.record_batch(f"{prefix}_batch_size", sizes[-1])
@@ -317,7 +318,7 @@ class TrainingLoop(ForwardPass):
         Returns
         -------
         dict
-            "loss" and "y_pred", detached.
+            "loss" and "y_pred".
         """
         logits = self._logits(batch.x, training=True)
         if not self._step_checked:
@@ -327,8 +328,8 @@ class TrainingLoop(ForwardPass):
         loss, gradient = self.posterior_.visit(
             logits, batch.rows, batch.weight, assume_unique=batch.unique
         )
-        logits.backward(gradient)
-        return {"loss": loss, "y_pred": logits.detach()}
+        torch.autograd.backward(logits, gradient)
+        return {"loss": loss, "y_pred": logits}
 
     def validation_step(self, batch: Batch, **fit_params) -> dict:
         """Compute cross-entropy with the labels.
