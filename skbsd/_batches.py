@@ -280,15 +280,17 @@ def channel_statistics(images: Tensor, rows: np.ndarray, weight: np.ndarray | No
     mean, std : ndarray of shape (channels,)
         A constant channel has standard deviation 1, to divide by.
     """
-    sums = torch.zeros(3, images.shape[1], dtype=torch.float64)
+    sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
+    total = 0.0
     for chunk in torch.from_numpy(rows).split(1024):
-        # On the CPU: double precision is not to be had everywhere.
-        x = images[chunk.to(images.device)].cpu().double()
+        x = images[chunk.to(images.device)].flatten(2).int()
+        # Whole numbers are exact; double precision, which not every device has, comes
+        # in on the CPU.
+        moments = torch.stack([x.sum(dim=2), x.square().sum(dim=2)]).cpu().double()
         w = torch.ones(len(x)) if weight is None else torch.from_numpy(weight)[chunk]
-        w = w.to(x).view(-1, 1, 1, 1)
-        # The weight counts once per pixel.
-        moments = (torch.ones_like(x) * w, x * w, x.square() * w)
-        sums += torch.stack([m.sum(dim=(0, 2, 3)) for m in moments])
-    mean = sums[1] / sums[0]
-    std = (sums[2] / sums[0] - mean.square()).clamp(min=0).sqrt()
+        w = w.double()
+        sums += torch.einsum("n,mnc->mc", w, moments)
+        total += w.sum().item() * x.shape[2]
+    mean = sums[0] / total
+    std = (sums[1] / total - mean.square()).clamp(min=0).sqrt()
     return mean.numpy(), torch.where(std > 0, std, 1.0).numpy()

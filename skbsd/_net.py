@@ -289,8 +289,8 @@ class Net(NeuralNetClassifier):
     def __getstate__(self):
         state = super().__getstate__()
         # Made again where they are needed.
-        for cache in ("_compiled", "_scaling"):
-            state.pop(cache, None)
+        for name in ("_compiled", "_scaling"):
+            state.pop(name, None)
         return state
 
     def __setstate__(self, state):

@@ -44,7 +44,7 @@ class _KnownGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
         (gradient,) = ctx.saved_tensors
-        # Nearly always one. To look at it costs nothing on the CPU, and waits elsewhere.
+        # Nearly always one; on the CPU it costs nothing to look.
         if not (grad_output.is_cpu and grad_output.item() == 1):
             gradient = gradient * grad_output.to(gradient.dtype)
         return gradient, None, None

@@ -82,3 +82,76 @@ def test_loads_where_there_is_no_gpu(iris, tmp_path):
         check=True,
     )
     assert result.stdout.strip() == str(model.predict(np.zeros((1, 4)))[0])
+
+
+class Strict(BSDClassifier):
+    """Fails where the loop waits for the device between two batches."""
+
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+        # The first epoch compiles kernels, chooses algorithms and fills caches.
+        if iterator is not None and len(self.history) > 1:
+            iterator = self.strictly(iterator)
+        super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+
+    @staticmethod
+    def strictly(iterator):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield from iterator
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_nothing_waits_for_the_device_within_an_epoch(uint8_digits, weighted):
+    from skorch.dataset import ValidSplit
+
+    X, y = uint8_digits
+    model = Strict(
+        max_epochs=3,
+        augmentation="flip-crop",
+        train_split=ValidSplit(5, stratified=True),
+        random_state=0,
+    ).fit(X, y, sample_weight=np.ones(len(y)) if weighted else None)
+    assert model.data_loading_ == "resident"
+    assert model.n_iter_ == 3
+    assert model.history[-1, "valid_acc"] > 0.5
+
+
+def test_the_loop_would_notice():
+    """A read within an epoch is an error under the mode that the test above sets."""
+
+    class Reads(Strict):
+        def train_step_single(self, batch, **fit_params):
+            step = super().train_step_single(batch, **fit_params)
+            step["loss"].item()
+            return step
+
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        Reads(max_epochs=3).fit(np.eye(300, 4, dtype=np.float32), np.arange(300) % 3)
+
+
+def test_step_is_the_kernel_and_agrees_with_the_cpu():
+    from skbsd import _kernels
+    from skbsd.posterior import DirichletPosterior
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(100, (64,), generator=generator)
+    index = torch.randperm(64, generator=generator)[:33]
+    logits = 3 * torch.randn(33, 100, generator=generator)
+    here = DirichletPosterior(labels, 100)
+    there = DirichletPosterior(labels.cuda(), 100)
+    assert _kernels.usable(logits.cuda(), there._alpha)
+    loss, gradient = there.visit(logits.cuda(), index.cuda())
+    expected, slope = here.visit(logits, index)
+    torch.testing.assert_close(loss.cpu(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient.cpu(), slope, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(there.mean().cpu(), here.mean(), rtol=1e-5, atol=1e-7)
+    assert torch.equal(there.visits.cpu(), here.visits)
+
+
+def test_arrays_that_do_not_fit_are_pinned_and_loaded(iris, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1, 1))
+    model = quick(device="cuda").fit(*iris)
+    assert model.data_loading_ == "loader"
+    assert model.score(*iris) > 0.9
