@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 try:
-    import triton  # type: ignore
-    import triton.language as tl  # type: ignore
+    import triton
+    import triton.language as tl
 except ImportError:  # PyTorch for the CPU comes without it.
     triton = None
 
