@@ -18,8 +18,8 @@ from .networks import default_network
 
 __all__ = ["BSDClassifier"]
 
-# Bytes of logits that gather on the device before they are fetched.
-_TRANSFER = 2**28
+# Bytes of logits that are gathered on the device before they are fetched.
+_LARGEST_BUFFER = 2**28
 
 
 class BSDClassifier(TrainingLoop):
@@ -459,17 +459,21 @@ class BSDClassifier(TrainingLoop):
     def _all_logits(self, X) -> Tensor:
         # forward_iter is looked up on the instance: skorch's scoring callbacks put
         # cached predictions in its place.
+        out, n = None, 0
         device = getattr(self, "device_", "cpu")
-        done: list[Tensor] = []
-        waiting: list[Tensor] = []
         for logits in self.forward_iter(X, training=False, device=device):
-            waiting.append(logits)
-            # Rarely: a transfer waits for the device.
-            if sum(part.nbytes for part in waiting) >= _TRANSFER:
-                done.append(torch.cat(waiting).cpu())
-                waiting = []
-        if waiting:
-            done.append(torch.cat(waiting).cpu())
-        logits = done[0] if len(done) == 1 else torch.cat(done)
+            if out is None:
+                # One buffer, as parts would leave memory in pieces; on the device, as
+                # each transfer waits for it, where that is not too much.
+                size = len(X) * logits[:1].nbytes
+                where = logits.device if size <= _LARGEST_BUFFER else "cpu"
+                out = logits.new_empty(len(X), logits.shape[1], device=where)
+            while n + len(logits) > len(out):  # a loader that repeats samples
+                out = torch.cat([out, torch.empty_like(out)])
+            out[n : n + len(logits)] = logits
+            n += len(logits)
+        if out is None:
+            raise ValueError("X has no samples; expected at least one to predict for.")
+        logits = out[:n].cpu()
         # A bfloat16 has too few digits for probabilities that sum to one.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

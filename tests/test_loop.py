@@ -195,13 +195,29 @@ class TestValidation:
 
 
 class TestPrediction:
-    def test_transfers_of_several_batches(self, iris, monkeypatch):
+    def test_several_batches(self, iris, monkeypatch):
         model = quick().fit(*iris)
         X = np.tile(iris[0], (120, 1))  # three batches of 8,192
-        expected = model.predict_proba(X)
-        for size in (0, 100_000):
-            monkeypatch.setattr(classifier, "_TRANSFER", size)
-            assert_array_equal(model.predict_proba(X), expected)
+        expected = np.tile(model.decision_function(iris[0]), (120, 1))
+        for size in (0, 2**28):
+            monkeypatch.setattr(classifier, "_LARGEST_BUFFER", size)
+            assert_allclose(model.decision_function(X), expected, rtol=1e-4, atol=1e-5)
+
+    def test_a_loader_that_repeats_samples(self, iris):
+        def thrice(dataset, **kwargs):
+            return 3 * list(torch.utils.data.DataLoader(dataset, **kwargs))
+
+        X = iris[0].astype(np.float32)
+        model = quick(module=Linear).fit(X, iris[1])
+        once = model.predict(Images(X, iris[1]))
+        model.set_params(iterator_valid=thrice)
+        assert_array_equal(model.predict(Images(X, iris[1])), np.tile(once, 3))
+
+    def test_nothing_to_predict(self, iris):
+        X = iris[0].astype(np.float32)
+        model = quick(module=Linear).fit(X, iris[1])
+        with pytest.raises(ValueError, match="no samples; expected at least one"):
+            model.predict(Images(X[:0], iris[1][:0]))
 
     def test_images_of_any_size_come_in_batches(self, digits):
         model = quick(max_epochs=1).fit(digits[0][:300], digits[1][:300])
