@@ -465,10 +465,11 @@ class BSDClassifier(TrainingLoop):
             if out is None:
                 # One buffer, as parts would leave memory in pieces; on the device, as
                 # each transfer waits for it, where that is not too much.
-                size = len(X) * logits[:1].nbytes
-                where = logits.device if size <= _LARGEST_BUFFER else "cpu"
-                out = logits.new_empty(len(X), logits.shape[1], device=where)
-            while n + len(logits) > len(out):  # a loader that repeats samples
+                length = len(X) if hasattr(X, "__len__") else len(logits)
+                fits = length * logits[:1].nbytes <= _LARGEST_BUFFER
+                where = logits.device if fits else "cpu"
+                out = logits.new_empty(length, logits.shape[1], device=where)
+            while n + len(logits) > len(out):  # such as of a loader that repeats
                 out = torch.cat([out, torch.empty_like(out)])
             out[n : n + len(logits)] = logits
             n += len(logits)
