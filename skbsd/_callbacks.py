@@ -60,7 +60,7 @@ class ValidationAccuracy(EpochScoring):
         if not self.counts:
             super().on_epoch_end(net, dataset_train, dataset_valid, **kwargs)
         elif dataset_valid is not None:
-            hits, n = net.valid_hits_
+            hits, n = net._valid_hits
             self._record_score(net.history, hits / n)
 
 

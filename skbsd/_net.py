@@ -289,7 +289,7 @@ class Net(NeuralNetClassifier):
     def __getstate__(self):
         state = super().__getstate__()
         # Made again where they are needed.
-        for name in ("_compiled", "_scaling"):
+        for name in ("_compiled", "_first_logits", "_scaling"):
             state.pop(name, None)
         return state
 

@@ -33,7 +33,7 @@ class TrainingLoop(ForwardPass):
     """
 
     posterior_: DirichletPosterior
-    valid_hits_: tuple[int, int]
+    _valid_hits: tuple[int, int]
     _first_logits: Tensor
 
     def fit_loop(self, *args, **kwargs):
@@ -177,6 +177,7 @@ class TrainingLoop(ForwardPass):
                 self._check_finite(weights)
                 if self._epochs_run == 0:
                     self._check_values(self._first_logits)
+                    del self._first_logits
                 self.run_single_epoch(
                     valid_batches, False, "valid", self.validation_step
                 )
@@ -241,7 +242,7 @@ class TrainingLoop(ForwardPass):
             ):
                 record |= {f"{prefix}_loss": value, f"{prefix}_batch_size": size}
         if counting:
-            self.valid_hits_ = (int(torch.stack(hits).sum()), sum(sizes))
+            self._valid_hits = (int(torch.stack(hits).sum()), sum(sizes))
         self.history.record(f"{prefix}_batch_count", len(losses))
 
     def train_step(self, batch: Batch, **fit_params) -> dict:

@@ -236,8 +236,8 @@ class DirichletPosterior:
         weight : Tensor of shape (n,), optional
             Weight of each sample in the loss.
         assume_unique : bool, default=False
-            Skip the checks, where the caller drew `index` from a permutation and
-            knows the shape of the logits: they wait for the device.
+            Skip the check for rows that repeat or are not there, where the caller drew
+            `index` from a permutation. The check waits for the device.
 
         Returns
         -------
@@ -288,7 +288,12 @@ class DirichletPosterior:
         """
         if not assume_unique:
             index = torch.as_tensor(index, device=self.device)
-            self._check_batch(logits, index)
+            self._check_rows(index)
+        if logits.shape != (index.shape[0], self._alpha.shape[1]):
+            raise ValueError(
+                f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
+                f"index and one column per class, got {tuple(logits.shape)}."
+            )
         arguments = (
             logits.detach(),
             self._alpha,
@@ -420,13 +425,8 @@ class DirichletPosterior:
             "parameters"
         ].tolist()
 
-    def _check_batch(self, logits: Tensor, index: Tensor) -> None:
-        """Raise for logits of another shape, and rows that are not there or repeat."""
-        if logits.shape != (len(index), self.n_classes):
-            raise ValueError(
-                f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
-                f"index and one column per class, got {tuple(logits.shape)}."
-            )
+    def _check_rows(self, index: Tensor) -> None:
+        """Raise for rows that are not there, or occur twice."""
         rows, counts = index.unique(return_counts=True)
         if len(rows) and not (rows[0] >= 0 and rows[-1] < len(self)):
             raise ValueError(

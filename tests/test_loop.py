@@ -1,11 +1,14 @@
 """What makes the training loop fast changes nothing that a user can see."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from helpers import quick, same_weights
-from modules import Convolution, Images, Linear
+from modules import Convolution, Images, Linear, Squeezed
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 from sklearn.metrics import f1_score
 from skorch.callbacks import Callback, PrintLog
 from skorch.dataset import ValidSplit
@@ -315,3 +318,27 @@ class TestPosteriorType:
         model.set_params(posterior_dtype="float16").partial_fit(*iris)
         assert model.posterior_.dtype == torch.float16
         assert set(model.posterior_.visits.tolist()) == {2}
+
+
+class TestState:
+    def test_nothing_of_a_batch_is_kept(self, iris):
+        model = quick(train_split=SPLIT).fit(*iris)
+        assert not hasattr(model, "_first_logits")
+
+    def test_parameters_survive(self, iris):
+        kwargs = {"posterior_dtype": "float16", "channels_last": False}
+        model = quick(**kwargs).fit(*iris)
+        for other in (clone(model), pickle.loads(pickle.dumps(model))):
+            assert {k: other.get_params()[k] for k in kwargs} == kwargs
+        other.partial_fit(*iris)
+        assert other.data_loading_ == "resident"
+        assert set(other.posterior_.visits.tolist()) == {6}
+
+    def test_a_later_batch_of_another_shape(self, iris):
+        X, y = iris[0].astype(np.float32), iris[1]
+        sampler = torch.utils.data.BatchSampler(range(150), 149, drop_last=False)
+        model = quick(module=Squeezed, iterator_train__batch_sampler=sampler)
+        with pytest.raises(ValueError, match=r"must have shape \(1, 3\).*\(3,\)"):
+            ValueError, match=r"logits must have shape \(1, 3\).*\(3,\)"
+        ):
+            model.fit(Images(X, y), None)
