@@ -140,10 +140,12 @@ class IndexedDataset(Dataset):
         return self.dataset[row][0], int(self.codes[row]), row
 
     def __getitems__(self, batch: list[int]):
-        if not hasattr(self.dataset, "__getitems__"):
-            return [self[i] for i in batch]
         rows = self.rows[batch].tolist()
-        items = self.dataset.__getitems__(rows)
+        fetch = getattr(self.dataset, "__getitems__", None)
+        items = fetch(rows) if fetch else None
+        # Some return what is collated already, which this is not the place for.
+        if type(items) is not list or len(items) != len(rows):
+            return [self[i] for i in batch]
         return [
             (item[0], int(self.codes[row]), row)
             for item, row in zip(items, rows, strict=True)

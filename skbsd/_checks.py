@@ -63,14 +63,14 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         )
     half = torch.finfo(torch.float16)
     if params["posterior_dtype"] == "float16" and not (
-        params["prior_strength"] <= half.max / 4
+        params["prior_strength"] <= 1024
         and params["prior_floor"] >= half.smallest_normal
     ):
         raise ValueError(
-            f"posterior_dtype='float16' holds numbers from {half.smallest_normal:.1g} "
-            f"to {half.max:g}: prior_strength may be at most {half.max / 4:g}, got "
-            f"{params['prior_strength']!r}, and prior_floor at least "
-            f"{half.smallest_normal:.1g}, got {params['prior_floor']!r}. Use 'float32'."
+            "posterior_dtype='float16' has too few digits for this prior: "
+            f"prior_strength may be at most 1024, got {params['prior_strength']!r}, "
+            f"and prior_floor at least {half.smallest_normal:.1g}, got "
+            f"{params['prior_floor']!r}. Use 'float32'."
         )
     shape = params["image_shape"]
     if shape is not None and not (

@@ -22,6 +22,11 @@ _BLOCK = 2**18
 _SAFE = 60.0
 
 
+def usable(alpha: Tensor) -> bool:
+    """Whether NumPy knows the type of the store."""
+    return alpha.dtype in (torch.float32, torch.float64, torch.float16)
+
+
 def posterior_step(
     logits: Tensor,
     alpha: Tensor,
@@ -54,6 +59,8 @@ def posterior_step(
         (p - q) * weight / n, of the logits' type.
     """
     n, n_classes = logits.shape
+    if n == 0:  # the mean of nothing
+        return logits.new_full((), np.nan), logits
     exact = logits.dtype in (torch.float32, torch.float64)
     x = (logits if exact else logits.float()).numpy()
     gradient = np.empty(x.shape, x.dtype)
@@ -81,40 +88,36 @@ def _step_rows(
     alpha, visits, discount: float, n: int, x, index, gradient, weight=None
 ) -> float:
     """Do the step for some of n samples; fill `gradient`, return their loss."""
-    arguments = alpha, visits, discount, n
-    if np.maximum.reduce(x, None) < _SAFE and np.minimum.reduce(x, None) > -_SAFE:
-        return _step_safely(*arguments, x, index, gradient, weight)
-    with np.errstate(all="ignore"):  # rows that are not finite are known
-        x = x - np.max(x, axis=1, keepdims=True)
-        finite = np.isfinite(x).all(axis=1)
-        return _step_safely(*arguments, x, index, gradient, weight, finite)
-
-
-def _step_safely(
-    alpha, visits, discount, n, x, index, gradient, weight, finite=slice(None)
-) -> float:
-    """Do the same where exponentials do not overflow."""
-    # Products with ones: several times as fast as sums of short rows.
-    ones = np.ones(x.shape[1], x.dtype)
-    proba = np.exp(x, out=gradient)
-    total = proba @ ones
-    proba /= total[:, np.newaxis]
-    belief = alpha.take(index, axis=0)
-    if belief.dtype != x.dtype:
-        belief = belief.astype(x.dtype)
-    if discount != 1:
-        belief *= discount
-    belief += proba
-    rows = index[finite]
-    alpha[rows] = belief[finite]
-    visits[rows] += 1
-    belief /= (belief @ ones)[:, np.newaxis]
-    gradient -= belief
-    gradient *= 1 / n if weight is None else (weight / n)[:, np.newaxis]
-    logs = np.log(total)
-    if weight is None:
-        return float(logs.sum() - np.vdot(belief, x)) / n
-    return float((logs - np.einsum("ij,ij->i", belief, x)) @ weight) / n
+    with np.errstate(all="ignore"):  # rows that are not finite are looked for
+        kept: slice | np.ndarray = slice(None)
+        if not (
+            np.maximum.reduce(x, None) < _SAFE and np.minimum.reduce(x, None) > -_SAFE
+        ):
+            x = x - np.max(x, axis=1, keepdims=True)
+            kept = np.isfinite(x).all(axis=1)
+        # Products with ones: several times as fast as sums of short rows.
+        ones = np.ones(x.shape[1], x.dtype)
+        proba = np.exp(x, out=gradient)
+        total = proba @ ones
+        proba /= total[:, np.newaxis]
+        belief = alpha.take(index, axis=0)
+        if belief.dtype != x.dtype:
+            belief = belief.astype(x.dtype)
+        if discount != 1:
+            belief *= discount
+        belief += proba
+        rows = index[kept]
+        alpha[rows] = belief[kept]
+        visits[rows] += 1
+        belief /= (belief @ ones)[:, np.newaxis]
+        gradient -= belief
+        gradient *= 1 / n if weight is None else (weight / n)[:, np.newaxis]
+        logs = np.log(total)
+        if weight is None:
+            loss = float(logs.sum() - np.vdot(belief, x)) / n
+        else:
+            loss = float((logs - np.einsum("ij,ij->i", belief, x)) @ weight) / n
+        return max(loss, 0.0)  # a difference, which may be rounded to below zero
 
 
 @cache

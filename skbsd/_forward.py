@@ -121,15 +121,17 @@ class ForwardPass(InputHandling):
             return False
         if self.module is None:
             return True
-        # Left as it was: no gradients, no statistics, a copy that is thrown away.
-        trial = copy.deepcopy(self.module_).eval().to(memory_format=torch.channels_last)
         x = torch.zeros(
-            2, *self._input_shape, dtype=self._float_dtype, device=self.device_
+            4, *self._input_shape, dtype=self._float_dtype, device=self.device_
         ).contiguous(memory_format=torch.channels_last)
+        devices = [x.device.index] if x.is_cuda else []
+        # On a copy, with generators put back: no trace is left. Whatever fails, such as
+        # the copying itself, trains as images are by default.
         try:
-            with torch.no_grad():
-                trial(x)
-        except RuntimeError:
+            with torch.no_grad(), torch.random.fork_rng(devices):
+                trial = copy.deepcopy(self.module_).train()
+                trial.to(memory_format=torch.channels_last)(x)
+        except Exception:
             return False
         return True
 

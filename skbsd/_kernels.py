@@ -62,7 +62,7 @@ if triton is not None:
         # differ, they would have to change threads.
         lane = tl.max_contiguous(tl.arange(0, BLOCK), 4)[None, :]
         in_batch = sample < n
-        row = tl.load(index + sample, mask=in_batch, other=-1)
+        row = tl.load(index + sample, mask=in_batch, other=-1).to(tl.int64)
         in_store = (row >= 0) & (row < n_rows)
         visited = tl.load(visits + row, mask=in_store, other=0)
         scale = 1.0 / n

@@ -3,13 +3,14 @@
 import math
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
 from skorch.callbacks import Callback, LRScheduler
 from skorch.dataset import unpack_data
 from skorch.utils import TeeGenerator, is_dataset, to_tensor
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from . import _callbacks, _checks
@@ -34,7 +35,7 @@ class TrainingLoop(ForwardPass):
 
     posterior_: DirichletPosterior
     _valid_hits: tuple[int, int]
-    _first_logits: Tensor
+    _first_logits: Any = None  # a Tensor within the first epoch
 
     def fit_loop(self, *args, **kwargs):
         """Not available: use :meth:`fit` or :meth:`partial_fit`."""
@@ -97,7 +98,7 @@ class TrainingLoop(ForwardPass):
         if not keep:
             self.compile_time_ = 0.0
             self.initialize()
-            self._choose_memory_format()
+        self._choose_memory_format()
 
     def _choose_dtype(self, data: TrainingData, device: torch.device) -> torch.dtype:
         """Double precision where it costs little and makes `fit` exact."""
@@ -139,7 +140,7 @@ class TrainingLoop(ForwardPass):
     def _continue_posterior(self, data: TrainingData) -> None:
         """Keep the posterior where the samples are the last call's."""
         half = self.posterior_dtype == "float16"
-        prior = (self.prior_strength, self.discount, self.prior_floor, half)
+        prior = (self.prior_strength, self.discount, self.prior_floor)
         fingerprint = (prior, *_checks.fingerprint(data.X, data.codes))
         if hasattr(self, "posterior_") and fingerprint == self._fingerprint:
             return
@@ -168,6 +169,7 @@ class TrainingLoop(ForwardPass):
             type(self.optimizer_).__module__.startswith("torch.optim.")
         )
         self._step_checked = False
+        self._first_logits = None
         weights: list = []
         try:
             for _ in range(epochs):
@@ -175,15 +177,16 @@ class TrainingLoop(ForwardPass):
                 self.notify("on_epoch_begin", **datasets)
                 self.run_single_epoch(batches, True, "train", self.train_step)
                 self._check_finite(weights)
-                if self._epochs_run == 0:
+                if self._first_logits is not None:
                     self._check_values(self._first_logits)
-                    del self._first_logits
+                    self._first_logits = None
                 self.run_single_epoch(
                     valid_batches, False, "valid", self.validation_step
                 )
                 self.notify("on_epoch_end", **datasets)
                 self._epochs_run += 1
         finally:
+            self._first_logits = None
             self._scale_learning_rate(1.0)
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
@@ -324,7 +327,8 @@ class TrainingLoop(ForwardPass):
         logits = self._logits(batch.x, training=True)
         if not self._step_checked:
             self._check_output(logits)
-            self._first_logits = logits.detach()
+            # A copy: a compiled network may write its next output in the same place.
+            self._first_logits = logits.detach().clone()
             self._step_checked = True
         loss, gradient = self.posterior_.visit(
             logits, batch.rows, batch.weight, assume_unique=batch.unique
@@ -421,9 +425,9 @@ class TrainingLoop(ForwardPass):
         losses = [batch["train_loss"] for batch in self.history[-1]["batches"]]
         # A sum passes on what is not finite, and is fast.
         sums = [
-            now.detach().sum().float()
-            for now, _ in weights
-            if isinstance(now, nn.Parameter)
+            p.detach().sum().float()
+            for p in self.module_.parameters()
+            if not is_lazy(p)
         ]
         if sums:
             losses += torch.stack(sums).tolist()

@@ -77,8 +77,10 @@ class BSDClassifier(TrainingLoop):
         where all of a table fits in one batch: such a fit is deterministic, and does
         not depend on the order of the rows.
     posterior_dtype : {"float32", "float16"}, default="float32"
-        How the beliefs are stored: "float16" halves their memory (4 bytes per sample
-        and class) and takes `prior_strength` up to 16,376. Arithmetic is in float32.
+        How new beliefs are stored: "float16" halves their memory, 4 bytes per sample
+        and class. Arithmetic is in float32, but what is stored is rounded to 11 bits:
+        of a prediction that is small beside a large belief some is lost, so
+        `prior_strength` may be 1,024 at most.
     channels_last : {"auto"} or bool, default="auto"
         Store images pixel by pixel, which convolutions are faster with. "auto" does so
         on the CPU and on CUDA where the network convolves and can take it.
@@ -470,7 +472,8 @@ class BSDClassifier(TrainingLoop):
                 where = logits.device if fits else "cpu"
                 out = logits.new_empty(length, logits.shape[1], device=where)
             while n + len(logits) > len(out):  # such as of a loader that repeats
-                out = torch.cat([out, torch.empty_like(out)])
+                more = max(len(out), len(logits))
+                out = torch.cat([out, out.new_empty(more, out.shape[1])])
             out[n : n + len(logits)] = logits
             n += len(logits)
         if out is None:

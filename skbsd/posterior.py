@@ -1,8 +1,8 @@
 """The Dirichlet posterior of every training sample, and its mathematics.
 
-Four pure functions state the method (prior, update, mean, loss and its gradient);
+Pure functions state the method (prior, update, mean, loss and its gradient);
 :class:`DirichletPosterior` holds one row per training sample and applies them to
-the rows of a batch.
+the rows of a batch, in the form that is fastest where the rows are.
 
 In the paper's symbols, `prior_strength` is c, `prior_floor` is eps and `discount` is
 gamma; alpha is a row of concentrations and q its mean, the training target.
@@ -234,10 +234,11 @@ class DirichletPosterior:
             Row of each sample of the batch. Without repetition: two updates of one
             row in one step would lose one of them.
         weight : Tensor of shape (n,), optional
-            Weight of each sample in the loss.
+            Weight of each sample in the loss, finite and not negative.
         assume_unique : bool, default=False
-            Skip the check for rows that repeat or are not there, where the caller drew
-            `index` from a permutation. The check waits for the device.
+            Skip the check for rows that repeat or are not there, where `index` is a
+            Tensor that the caller drew from a permutation. The check waits for the
+            device.
 
         Returns
         -------
@@ -287,13 +288,20 @@ class DirichletPosterior:
             As in :meth:`step`.
         """
         if not assume_unique:
-            index = torch.as_tensor(index, device=self.device)
+            index = torch.as_tensor(index, device=self.device).long()
             self._check_rows(index)
         if logits.shape != (index.shape[0], self._alpha.shape[1]):
             raise ValueError(
                 f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
                 f"index and one column per class, got {tuple(logits.shape)}."
             )
+        if weight is not None:
+            if weight.shape != index.shape:
+                raise ValueError(
+                    f"weight must have shape ({len(index)},), one per index, got "
+                    f"{tuple(weight.shape)}."
+                )
+            weight = weight.detach()
         arguments = (
             logits.detach(),
             self._alpha,
@@ -302,7 +310,7 @@ class DirichletPosterior:
             weight,
             self._effective_discount,
         )
-        if logits.is_cpu and not _kernels.interpreted:
+        if logits.is_cpu and not _kernels.interpreted and _cpu.usable(self._alpha):
             return _cpu.posterior_step(*arguments)
         if _kernels.usable(logits, self._alpha):
             losses, gradient = _kernels.posterior_step(*arguments)

@@ -115,9 +115,18 @@ def test_logits_that_are_a_view():
     assert_same(*both(logits.t()[:, :5].contiguous().t()[:, :4], index[:5]))
 
 
-def test_what_numpy_is_told_to_raise_does_not_matter():
-    with np.errstate(all="raise", under="ignore"):
-        both(*draw(9, 5, scale=1e4))
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_what_numpy_is_told_to_raise_does_not_matter(scale):
+    with np.errstate(all="raise"):
+        both(*draw(9, 5, scale=scale), strength=math.inf)
+
+
+def test_a_loss_is_never_negative():
+    logits = torch.full((40, 5), 1.3)
+    logits[torch.arange(40), torch.arange(40) % 5] = 46.7
+    posterior = store(5, strength=math.inf)
+    loss, _ = posterior.visit(logits, torch.arange(40))
+    assert 0 <= loss < 1e-6
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
@@ -145,6 +154,32 @@ class TestVisit:
         torch.testing.assert_close(total.detach(), loss)
         torch.testing.assert_close(leaf.grad, 2 * gradient)
         torch.testing.assert_close(one.mean(), other.mean())
+
+    def test_any_integers_and_no_samples(self):
+        logits, index = draw(9, 5)
+        one, other = store(5), store(5)
+        one.visit(logits, index.int())
+        other.visit(logits, index)
+        assert torch.equal(one.mean(), other.mean())
+        loss, gradient = one.visit(logits[:0], index[:0])
+        assert loss.isnan()
+        assert gradient.shape == (0, 5)
+
+    def test_a_store_that_numpy_does_not_know(self):
+        logits, index = draw(9, 5)
+        one, other = store(5, torch.bfloat16), store(5)
+        one.visit(logits, index)
+        other.visit(logits, index)
+        torch.testing.assert_close(one.mean().float(), other.mean(), rtol=0, atol=0.01)
+
+    def test_weights(self):
+        logits, index = draw(9, 5)
+        weight = torch.rand(9).requires_grad_()
+        assert not store(5).visit(logits, index, weight)[0].requires_grad
+        posterior = store(5)
+        with pytest.raises(ValueError, match=r"weight must have shape \(9,\).*\(8,\)"):
+            posterior.visit(logits, index, weight[1:])
+        assert not posterior.visits.any()
 
     @pytest.mark.parametrize("row", [-1, N])
     def test_rows_that_are_not_there(self, row):
