@@ -6,6 +6,7 @@ of :meth:`skbsd.posterior.DirichletPosterior.step`, in float32.
 """
 
 import functools
+import warnings
 
 import torch
 from torch import Tensor
@@ -259,6 +260,12 @@ def _compiles(
     index = torch.zeros(1, dtype=torch.int64, device=device)
     try:
         posterior_step(logits, logits.to(store) + 1, index.int(), index, None, 1.0)
-    except Exception:  # Of no common type: compilers, drivers and files may be missing.
+    except Exception as error:  # of no common type: compilers or files may be missing
+        warnings.warn(
+            f"the kernel of the posterior step does not run on {device} ({error!r}); "
+            "PyTorch's operations take its place, which are slower.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return False
     return True
