@@ -301,18 +301,24 @@ def fit_skbsd(case: Case, data: Data, epochs: int, **parameters) -> BSDClassifie
     return model.fit(data.X, data.y)
 
 
+def skorch_settings(case: Case, data: Data, epochs: int) -> dict:
+    """Return what skorch as documented and tuned have in common."""
+    return {
+        "module": partial(case.network, data),
+        "criterion": nn.CrossEntropyLoss,
+        "optimizer": torch.optim.AdamW,
+        "optimizer__weight_decay": WEIGHT_DECAY,
+        "lr": LR,
+        "max_epochs": epochs,
+        "batch_size": case.batch_size,
+        "device": case.device,
+        "verbose": 0,
+    }
+
+
 def fit_skorch(case: Case, data: Data, epochs: int) -> NeuralNetClassifier:
     net = NeuralNetClassifier(
-        partial(case.network, data),
-        criterion=nn.CrossEntropyLoss,
-        optimizer=torch.optim.AdamW,
-        optimizer__weight_decay=WEIGHT_DECAY,
-        lr=LR,
-        max_epochs=epochs,
-        batch_size=case.batch_size,
-        iterator_train__shuffle=True,
-        device=case.device,
-        verbose=0,
+        **skorch_settings(case, data, epochs), iterator_train__shuffle=True
     )
     return net.fit(data.floats, data.y)
 
@@ -332,23 +338,15 @@ class AutocastNet(NeuralNetClassifier):
 
 def fit_tuned_skorch(case: Case, data: Data, epochs: int) -> NeuralNetClassifier:
     net = AutocastNet(
-        partial(case.network, data),
+        **skorch_settings(case, data, epochs),
         autocast=case.autocast(),
-        criterion=nn.CrossEntropyLoss,
-        optimizer=torch.optim.AdamW,
-        optimizer__weight_decay=WEIGHT_DECAY,
         optimizer__fused=True,
-        lr=LR,
-        max_epochs=epochs,
-        batch_size=case.batch_size,
         iterator_train=Batches,
         iterator_train__device=case.device,
         iterator_train__augmentation=case.augmentation(data),
         train_split=None,
         callbacks="disable",
         compile=case.compile,
-        device=case.device,
-        verbose=0,
     )
     return net.fit(data.X, data.y)
 

@@ -51,16 +51,17 @@ def move(x, device: torch.device):
     return to_device(x, device)
 
 
-def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
-    """Start and end of each batch of n samples.
+def batch_sizes(n: int, batch_size: int) -> list[int]:
+    """Size of each batch of n samples.
 
     A sample that would be left alone in the last batch joins the one before: batch
     normalisation has no variance for it.
     """
-    starts = list(range(0, n, batch_size))
-    if len(starts) > 1 and n - starts[-1] == 1:
-        del starts[-1]
-    return list(zip(starts, [*starts[1:], n], strict=True))
+    whole, rest = divmod(n, batch_size)
+    sizes = [batch_size] * whole + [rest] * (rest > 0)
+    if len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [sizes[-2] + 1]
+    return sizes
 
 
 class ResidentBatches:
@@ -91,7 +92,7 @@ class ResidentBatches:
         self.y = y
         self.weight = weight
         self.rows = rows
-        self._sizes = [b - a for a, b in batch_bounds(len(rows), batch_size)]
+        self._sizes = batch_sizes(len(rows), batch_size)
         self.shuffle = shuffle and len(self._sizes) > 1
 
     def __len__(self) -> int:
@@ -209,7 +210,7 @@ class IndexedCollate:
 
 
 class WholeBatches(Sampler):
-    """Batches of a Dataset's items, bounded as those of :class:`ResidentBatches`.
+    """Batches of a Dataset's items, of the sizes that :class:`ResidentBatches` has.
 
     Parameters
     ----------
@@ -221,16 +222,16 @@ class WholeBatches(Sampler):
 
     def __init__(self, n: int, batch_size: int, *, shuffle: bool):
         self.n = n
-        self.bounds = batch_bounds(n, batch_size)
+        self.sizes = batch_sizes(n, batch_size)
         self.shuffle = shuffle
 
     def __len__(self) -> int:
-        return len(self.bounds)
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
-        for start, stop in self.bounds:
-            yield order[start:stop].tolist()
+        for batch in order.split(self.sizes):
+            yield batch.tolist()
 
 
 class LoaderBatches:
