@@ -6,6 +6,7 @@ core's cache from one operation to the next, several blocks at a time; an operat
 that is spread over the cores by itself would have them wait for each other each time.
 """
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,8 +19,8 @@ from torch import Tensor
 # Smaller ones have the threads wait for the interpreter more often.
 _BLOCK = 2**18
 
-# Between minus this and this, exponentials and their sums neither overflow nor vanish.
-_SAFE = 60.0
+# Sums of exponentials above this have lost nothing that counts to underflow.
+_TINY = 1e-30
 
 
 def usable(alpha: Tensor) -> bool:
@@ -90,34 +91,42 @@ def _step_rows(
     """Do the step for some of n samples; fill `gradient`, return their loss."""
     with np.errstate(all="ignore"):  # rows that are not finite are looked for
         kept: slice | np.ndarray = slice(None)
-        if not (
-            np.maximum.reduce(x, None) < _SAFE and np.minimum.reduce(x, None) > -_SAFE
-        ):
+        mean, belief, loss = _posterior(alpha, discount, n, x, index, gradient, weight)
+        if not math.isfinite(loss):
+            # Rarely: exponentials out of range, or rows that are not finite.
             x = x - np.max(x, axis=1, keepdims=True)
             kept = np.isfinite(x).all(axis=1)
-        # Products with ones: several times as fast as sums of short rows.
-        ones = np.ones(x.shape[1], x.dtype)
-        proba = np.exp(x, out=gradient)
-        total = proba @ ones
-        proba /= total[:, np.newaxis]
-        belief = alpha.take(index, axis=0)
-        if belief.dtype != x.dtype:
-            belief = belief.astype(x.dtype)
-        if discount != 1:
-            belief *= discount
-        belief += proba
+            mean, belief, loss = _posterior(
+                alpha, discount, n, x, index, gradient, weight
+            )
         rows = index[kept]
         alpha[rows] = belief[kept]
         visits[rows] += 1
-        belief /= (belief @ ones)[:, np.newaxis]
-        gradient -= belief
+        gradient -= mean
         gradient *= 1 / n if weight is None else (weight / n)[:, np.newaxis]
-        logs = np.log(total)
-        if weight is None:
-            loss = float(logs.sum() - np.vdot(belief, x)) / n
-        else:
-            loss = float((logs - np.einsum("ij,ij->i", belief, x)) @ weight) / n
         return max(loss, 0.0)  # a difference, which may be rounded to below zero
+
+
+def _posterior(alpha, discount, n, x, index, proba, weight):
+    """Fill `proba`; return means, beliefs and the loss: NaN if exponentials vanish."""
+    # Products with ones: several times as fast as sums of short rows.
+    ones = np.ones(x.shape[1], x.dtype)
+    np.exp(x, out=proba)
+    total = proba @ ones
+    proba /= total[:, np.newaxis]
+    belief = alpha.take(index, axis=0)
+    if belief.dtype != x.dtype:
+        belief = belief.astype(x.dtype)
+    if discount != 1:
+        belief *= discount
+    belief += proba
+    mean = belief / (belief @ ones)[:, np.newaxis]
+    logs = np.log(total)
+    if weight is None:
+        loss = float(logs.sum() - np.vdot(mean, x)) / n
+    else:
+        loss = float((logs - np.einsum("ij,ij->i", mean, x)) @ weight) / n
+    return mean, belief, loss if total.min() > _TINY else math.nan
 
 
 @cache
