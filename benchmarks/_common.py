@@ -8,7 +8,7 @@ import random
 import signal
 import statistics
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,23 +33,35 @@ def add_data_arguments(parser) -> None:
     )
 
 
-def load_cifar10(args, limit: int | None = None, *, train: bool = True):
-    """Return uint8 images (n, 3, 32, 32) and labels."""
+def load_cifar10(
+    args,
+    limit: int | None = None,
+    *,
+    train: bool = True,
+    choose: Callable[[np.ndarray], np.ndarray] | None = None,
+):
+    """Return uint8 images (n, 3, 32, 32) and labels.
+
+    They are the first `limit`, or those whose rows `choose` returns for all labels.
+    """
     if args.npz is None:
         from torchvision.datasets import CIFAR10
 
         data = CIFAR10(args.data, train=train, download=True)
-        images = np.ascontiguousarray(np.moveaxis(data.data[:limit], -1, 1))
-        return images, np.asarray(data.targets[:limit])
+        label = np.asarray(data.targets)
+        rows = slice(limit) if choose is None else choose(label)
+        return np.ascontiguousarray(np.moveaxis(data.data[rows], -1, 1)), label[rows]
     from PIL import Image
 
     with np.load(args.npz / ("train.npz" if train else "test.npz")) as packed:
-        jpeg, offset, label = packed["jpeg"], packed["offset"], packed["label"][:limit]
-    images = np.empty((len(label), 3, 32, 32), np.uint8)
-    for i, image in enumerate(images):
+        jpeg, offset = packed["jpeg"], packed["offset"]
+        label = packed["label"].astype(np.int64)
+    rows = np.arange(len(label))[:limit] if choose is None else choose(label)
+    images = np.empty((len(rows), 3, 32, 32), np.uint8)
+    for i, image in zip(rows, images, strict=True):
         file = io.BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes())
         image[:] = np.moveaxis(np.asarray(Image.open(file).convert("RGB")), -1, 0)
-    return images, label.astype(np.int64)
+    return images, label[rows]
 
 
 def resnet18() -> nn.Module:
@@ -118,21 +130,44 @@ def spread(values: list[float], digits: int = 3) -> str:
 class Results:
     """CSV to which each row is appended as it comes: an interrupt loses none.
 
+    A line that was torn off, by a crash in the middle of it, is taken away first.
+
     Parameters
     ----------
     file : Path or None
         None writes nothing.
     columns : sequence of str
         The header, written where the file is new.
+
+    Raises
+    ------
+    ValueError
+        If the file has other columns.
     """
 
     def __init__(self, file: Path | None, columns: tuple[str, ...]):
         self.file = file
-        if file is not None and not (file.exists() and file.stat().st_size):
+        if file is None:
+            return
+        repair(file)
+        if not (file.exists() and file.stat().st_size):
             self.add(*columns)
+        with file.open(newline="") as lines:
+            found = next(csv.reader(lines))
+        if found != list(columns):
+            raise ValueError(f"{file} has other columns: {', '.join(found)}.")
 
     def add(self, *row) -> None:
         """Append a row."""
         if self.file is not None:
             with self.file.open("a", newline="") as file:
                 csv.writer(file).writerow(row)
+
+
+def repair(file: Path) -> None:
+    """Cut off a last line without its end."""
+    if file.exists():
+        content = file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(file, whole)

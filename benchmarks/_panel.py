@@ -1,0 +1,357 @@
+"""The cells of the comparison: data, network, length of training and label noise."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from _common import load_cifar10, resnet18
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
+from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from skbsd.networks import MLP, SmallResNet
+
+# Images that CIFAR-10's cells are tested on, the first of its test set: its classes
+# come in no order, and 5,000 take half the time of all.
+CIFAR10_TEST = 5_000
+FOLDS = 5
+TABLES = {"breast_cancer": load_breast_cancer, "wine": load_wine}
+N_CLASSES = {"cifar10": 10, "digits": 10, "breast_cancer": 2, "wine": 3}
+# What asymmetric noise makes of a class; the others keep their labels.
+CONFUSED = {
+    # truck to automobile, bird to airplane, deer to horse, cat to dog and back
+    "cifar10": {9: 1, 2: 0, 4: 7, 3: 5, 5: 3},
+    "digits": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},
+}
+SEEDS = {"tuning": (0, 1, 2), "final": (10, 11, 12), "large": (20, 21, 22)}
+
+
+class SpaceToDepth(nn.Module):
+    """Residual network on blocks of 2 x 2 pixels: a quarter of the positions.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Channels of each residual block.
+    """
+
+    def __init__(self, widths: Iterable[int]):
+        super().__init__()
+        network = SmallResNet(12, 10, tuple(widths))
+        self.body = nn.Sequential(nn.PixelUnshuffle(2), network)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of images (n, 3, height, width)."""
+        return self.body(x)
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 for CIFAR-10; a class, so that each run draws its own weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = resnet18()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.body(x)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A task that all methods are compared on.
+
+    Parameters
+    ----------
+    name : str
+        Says all that distinguishes the cell, without spaces.
+    panel : {"tuning", "final", "large"}
+        What the cell belongs to.
+    dataset : {"cifar10", "digits", "breast_cancer", "wine"}
+        Where the samples come from.
+    network : str
+        Kind of the network, and its width where it is not the default.
+    n : int
+        Training samples; of a table all samples, of which each fold holds out a part.
+    epochs : int
+        Passes over the training data.
+    noise : float
+        Share of wrong labels, see :func:`corrupt`.
+    noise_kind : {"none", "symmetric", "asymmetric"}
+        Which labels become which.
+    rivals : bool
+        Whether the methods that are not in the default set run here too.
+    n_test : int
+        Test samples of CIFAR-10.
+    parameters : dict
+        Further arguments of the classifier.
+    """
+
+    name: str
+    panel: str
+    dataset: str
+    network: str
+    n: int
+    epochs: int
+    noise: float = 0.0
+    noise_kind: str = "none"
+    rivals: bool = False
+    n_test: int = CIFAR10_TEST
+    parameters: dict = field(default_factory=dict, hash=False)
+
+    @property
+    def title(self) -> str:
+        """The name for readers."""
+        noise = f", {self.noise:.0%} {self.noise_kind}" if self.noise else ""
+        dataset = self.dataset.replace("_", " ").replace("cifar10", "CIFAR-10")
+        return (
+            f"{dataset}, {self.network.replace('mlp', 'MLP')}, "
+            f"n = {self.n:,}, {self.epochs} epochs{noise}"
+        )
+
+    def arguments(self, seed: int) -> dict:
+        """Return the arguments of the classifier, the same for every method."""
+        common = {"batch_size": 128, "device": "cpu", "random_state": seed}
+        return {**common, "max_epochs": self.epochs, **self.parameters}
+
+
+def _cell(panel, dataset, network, parameters, n, epochs, noise="clean", **kwargs):
+    kind, _, percent = noise.partition(" ")
+    name = f"{dataset}-{network}-n{n}-{epochs}ep-{kind}{percent}"
+    kinds = {"clean": "none", "sym": "symmetric", "asym": "asymmetric"}
+    rate = int(percent or 0) / 100
+    about = (name, panel, dataset, network, n, epochs, rate, kinds[kind])
+    return Cell(*about, parameters=parameters, **kwargs)
+
+
+def _resnet(*widths):
+    return {
+        "module": SpaceToDepth,
+        "module__widths": widths,
+        "augmentation": "flip-crop",
+    }
+
+
+def _pixels(*hidden):
+    sizes = {"module__in_features": 3 * 32 * 32, "module__n_classes": 10}
+    return {"module": MLP, **sizes, "module__hidden": hidden}
+
+
+# image_shape makes BSDClassifier's default network for images of a table's rows.
+_DIGITS_RESNET = {"image_shape": (1, 8, 8)}
+_NARROW_RESNET = {"image_shape": (1, 8, 8), "module__widths": (12, 24, 48)}
+
+
+def _tuning():
+    cifar10 = ("tuning", "cifar10")
+    resnet = (*cifar10, "resnet-64", _resnet(16, 32, 64))
+    pixels = (*cifar10, "mlp", _pixels(128, 128))
+    yield _cell(*resnet, 1_000, 60)
+    yield _cell(*resnet, 10_000, 10, rivals=True)
+    yield _cell(*resnet, 10_000, 10, "sym 40")
+    yield _cell(*resnet, 2_000, 60, rivals=True)
+    yield _cell(*resnet, 4_000, 25)
+    yield _cell(*resnet, 2_000, 60, "sym 40", rivals=True)
+    yield _cell(*resnet, 4_000, 25, "sym 20")
+    yield _cell(*resnet, 2_000, 60, "asym 40")
+    yield _cell(*pixels, 4_000, 25)
+    yield _cell(*pixels, 4_000, 60, "sym 40")
+    images = ("tuning", "digits", "resnet", _DIGITS_RESNET)
+    rows = ("tuning", "digits", "mlp", {})
+    yield _cell(*images, 1_347, 25)
+    yield _cell(*images, 1_347, 60, "sym 20")
+    yield _cell(*rows, 449, 200)
+    yield _cell(*rows, 1_347, 10)
+    yield _cell(*rows, 1_347, 60, "sym 20")
+    yield _cell(*rows, 1_347, 200, "sym 40")
+    yield _cell(*rows, 449, 60, "asym 40", rivals=True)
+    yield _cell("tuning", "breast_cancer", "mlp", {}, 569, 60)
+    yield _cell("tuning", "breast_cancer", "mlp", {}, 569, 60, "sym 20")
+    yield _cell("tuning", "wine", "mlp", {}, 178, 200)
+
+
+def _final():
+    cifar10 = ("final", "cifar10")
+    resnet = (*cifar10, "resnet-96", _resnet(16, 48, 96))
+    pixels = (*cifar10, "mlp-192", _pixels(192, 192))
+    yield _cell(*resnet, 1_500, 60, rivals=True)
+    yield _cell(*resnet, 3_000, 25)
+    yield _cell(*resnet, 8_000, 10, rivals=True)
+    yield _cell(*resnet, 1_500, 60, "sym 40", rivals=True)
+    yield _cell(*resnet, 3_000, 25, "sym 20")
+    yield _cell(*resnet, 3_000, 25, "asym 40")
+    yield _cell(*resnet, 8_000, 10, "sym 40")
+    yield _cell(*pixels, 3_000, 25)
+    yield _cell(*pixels, 3_000, 60, "sym 40")
+    images = ("final", "digits", "resnet-12", _NARROW_RESNET)
+    rows = ("final", "digits", "mlp-96", {"module__hidden": (96, 96)})
+    yield _cell(*images, 899, 25)
+    yield _cell(*images, 899, 60, "sym 40")
+    yield _cell(*rows, 300, 200)
+    yield _cell(*rows, 1_198, 10)
+    yield _cell(*rows, 1_198, 60, "sym 20")
+    yield _cell(*rows, 1_198, 200, "sym 40")
+    yield _cell(*rows, 599, 60, "asym 40", rivals=True)
+    table = ("mlp-64", {"module__hidden": (64, 64)})
+    yield _cell("final", "breast_cancer", *table, 569, 25)
+    yield _cell("final", "breast_cancer", *table, 569, 60, "sym 20")
+    yield _cell("final", "wine", *table, 178, 60)
+
+
+def _large():
+    # The usual settings of SGD for this network, under the one-cycle schedule.
+    parameters = {
+        "module": ResNet18,
+        "augmentation": "flip-crop",
+        "device": "auto",
+        "optimizer": torch.optim.SGD,
+        "optimizer__momentum": 0.9,
+        "optimizer__nesterov": True,
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+    }
+    about = ("large", "cifar10", "resnet18", parameters, 50_000, 100)
+    for noise in ("clean", "sym 40"):
+        yield _cell(*about, noise, rivals=True, n_test=10_000)
+
+
+PANELS = {"tuning": (*_tuning(),), "final": (*_final(),), "large": (*_large(),)}
+CELLS = {cell.name: cell for cells in PANELS.values() for cell in cells}
+
+
+def corrupt(y, n_classes: int, rate: float, kind: str, rng, confused=None):
+    """Make labels wrong.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n,)
+        True labels, 0 to `n_classes` - 1.
+    n_classes : int
+        Number of classes.
+    rate : float
+        "symmetric": the share of all labels that are wrong afterwards, n * rate
+        rounded: so many samples are drawn, and each gets one of the *other* classes,
+        all equally likely. "asymmetric": the share of each class in `confused`,
+        rounded as well, that gets the label of its one counterpart.
+    kind : {"none", "symmetric", "asymmetric"}
+        Which labels become which.
+    rng : numpy.random.Generator
+        Draws the samples and their new labels.
+    confused : dict of int to int, optional
+        The counterpart of each class that asymmetric noise changes.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+    """
+    given = y.copy()
+    if kind == "symmetric":
+        wrong = rng.choice(len(y), round(rate * len(y)), replace=False)
+        given[wrong] += rng.integers(1, n_classes, len(wrong))
+        given %= n_classes
+    elif kind == "asymmetric":
+        for before, after in confused.items():
+            rows = np.flatnonzero(y == before)
+            given[rng.choice(rows, round(rate * len(rows)), replace=False)] = after
+    elif kind != "none":
+        raise ValueError(f"unknown kind of noise: {kind!r}")
+    return given
+
+
+class Source(NamedTuple):
+    """Where CIFAR-10 is; see `add_data_arguments`."""
+
+    data: Path
+    npz: Path | None
+
+
+class Split(NamedTuple):
+    """Training data with the labels given and the true ones, and test data."""
+
+    X: np.ndarray
+    given: np.ndarray
+    true: np.ndarray
+    X_test: np.ndarray
+    y_test: np.ndarray
+
+
+def subset(y, n: int, seed: int) -> np.ndarray:
+    """Draw n rows, stratified and in random order; all rows stay in theirs."""
+    rows = np.arange(len(y))
+    if n == len(y):
+        return rows
+    return train_test_split(rows, train_size=n, stratify=y, random_state=seed)[0]
+
+
+# A seed's images serve all methods of a cell, and cells that differ in noise only.
+@lru_cache(maxsize=2)
+def _cifar10_train(source: Source, n: int, seed: int):
+    return load_cifar10(source, choose=lambda y: subset(y, n, seed))
+
+
+@lru_cache(maxsize=1)
+def _cifar10_test(source: Source, n: int):
+    return load_cifar10(source, n, train=False)
+
+
+_lock = Lock()
+
+
+def load(cell: Cell, seed: int, source: Source) -> list[Split]:
+    """Return the data of a cell: one split, or the folds of a table.
+
+    The subset, the folds and the noise depend on the seed and on nothing else, so
+    that all methods see the same. Only training labels are made wrong.
+    """
+    if cell.dataset == "cifar10":
+        with _lock:  # two threads would decode the same images
+            X, y = _cifar10_train(source, cell.n, seed)
+            X_test, y_test = _cifar10_test(source, cell.n_test)
+        if cell.parameters["module"] is MLP:
+            mean, std = X.mean(axis=(0, 2, 3)), X.std(axis=(0, 2, 3))
+            X, X_test = (_flat(images, mean, std) for images in (X, X_test))
+        splits = [(X, y, X_test, y_test)]
+    elif cell.dataset == "digits":
+        X, y = load_digits(return_X_y=True)
+        X = (X / 16).astype(np.float32)
+        rows = subset(y, cell.n, seed)
+        rest = np.setdiff1d(np.arange(len(y)), rows)
+        splits = [(X[rows], y[rows], X[rest], y[rest])]
+    else:
+        splits = list(_folds(*TABLES[cell.dataset](return_X_y=True), seed))
+    confused = CONFUSED.get(cell.dataset)
+    noise = (N_CLASSES[cell.dataset], cell.noise, cell.noise_kind)
+    return [
+        Split(
+            X,
+            corrupt(y, *noise, np.random.default_rng([seed, i]), confused),
+            y,
+            X_test,
+            y_test,
+        )
+        for i, (X, y, X_test, y_test) in enumerate(splits)
+    ]
+
+
+def _flat(images, mean, std):
+    """Standardise images by channel, as BSDClassifier does with those of uint8."""
+    scaled = (images - mean[:, None, None]) / std[:, None, None]
+    return scaled.reshape(len(images), -1).astype(np.float32)
+
+
+def _folds(X, y, seed):
+    for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(
+        X, y
+    ):
+        scaler = StandardScaler().fit(X[train])
+        scaled = (
+            scaler.transform(X[rows]).astype(np.float32) for rows in (train, test)
+        )
+        X_train, X_test = scaled
+        yield X_train, y[train], X_test, y[test]
