@@ -414,7 +414,9 @@ class DLB(Rival):
         return F.cross_entropy(both, labels) + self.strength * distilled
 
 
-def temperature_scaling(module=None, **kwargs) -> CalibratedClassifierCV:
+def temperature_scaling(
+    module=None, *, prior_strength=math.inf, **kwargs
+) -> CalibratedClassifierCV:
     """Cross-entropy, and one temperature for the logits from held-out samples.
 
     A tenth of the samples, drawn by class, is held out for the temperature alone, as
@@ -428,7 +430,7 @@ def temperature_scaling(module=None, **kwargs) -> CalibratedClassifierCV:
     held_out = StratifiedShuffleSplit(
         1, test_size=0.1, random_state=kwargs.get("random_state")
     )
-    network = BSDClassifier(module, **({"prior_strength": math.inf} | kwargs))
+    network = BSDClassifier(module, prior_strength=prior_strength, **kwargs)
     return CalibratedClassifierCV(
         network, method="temperature", cv=held_out, ensemble=True
     )
@@ -446,4 +448,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "CS-KD": CSKD,
     "DLB": DLB,
     "BSD": BSDClassifier,
+    "BSD noisy": partial(BSDClassifier, prior_strength="noisy"),
+    "BSD, c = 100": partial(BSDClassifier, prior_strength=100.0),
+    "BSD temperature": partial(temperature_scaling, prior_strength="auto"),
 }

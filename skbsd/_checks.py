@@ -19,6 +19,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
+from ._evidence import resolve_prior_strength
+
 # (n, height, width, channels): a last axis this short with a longer first one.
 _CHANNELS = (1, 3, 4)
 
@@ -26,8 +28,12 @@ _CHANNELS = (1, 3, 4)
 def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> None:
     """Raise for the first of the estimator's own parameters that is out of range."""
     constraints = {
-        "prior_strength": [Interval(Real, 0, math.inf, closed="right")],
-        "discount": [Interval(Real, 0, 1, closed="right")],
+        "prior_strength": [
+            Interval(Real, 0, math.inf, closed="right"),
+            StrOptions({"auto", "noisy"}),
+        ],
+        "discount": [Interval(Real, 0, 1, closed="right"), StrOptions({"auto"})],
+        "evidence": [StrOptions({"auto", "plain", "weighted"})],
         "prior_floor": [Interval(Real, 0, None, closed="neither")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [
@@ -62,13 +68,13 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
             f"{module!r}."
         )
     half = torch.finfo(torch.float16)
+    strength = resolve_prior_strength(params["prior_strength"], params["max_epochs"])
     if params["posterior_dtype"] == "float16" and not (
-        params["prior_strength"] <= 1024
-        and params["prior_floor"] >= half.smallest_normal
+        strength <= 1024 and params["prior_floor"] >= half.smallest_normal
     ):
         raise ValueError(
             "posterior_dtype='float16' has too few digits for this prior: "
-            f"prior_strength may be at most 1024, got {params['prior_strength']!r}, "
+            f"prior_strength may be at most 1024, got {strength:g}, "
             f"and prior_floor at least {half.smallest_normal:.1g}, got "
             f"{params['prior_floor']!r}. Use 'float32'."
         )

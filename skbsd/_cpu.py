@@ -10,6 +10,7 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ def posterior_step(
     index: Tensor,
     weight: Tensor | None,
     discount: float,
+    evidence_weight: float = 1.0,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Update beliefs; return loss and gradient.
 
@@ -43,14 +46,16 @@ def posterior_step(
     logits : Tensor of shape (n, n_classes)
         Detached.
     alpha : Tensor of shape (n_samples, n_classes)
-        Its rows `index` become discount * alpha + softmax(logits), those whose loss
-        is not finite excepted.
+        Its rows `index` become discount * alpha + evidence_weight *
+        softmax(logits / temperature), those whose loss is not finite excepted.
     visits : Tensor of shape (n_samples,)
         Raised by one where alpha is updated.
     index : Tensor of shape (n,)
         Distinct rows.
     weight : Tensor of shape (n,) or None
     discount : float
+    evidence_weight : float, default=1.0
+    temperature : float, default=1.0
 
     Returns
     -------
@@ -68,7 +73,8 @@ def posterior_step(
     by_sample = [x, index.numpy(), gradient]
     if weight is not None:
         by_sample.append(weight.numpy().astype(x.dtype, copy=False))
-    arguments = alpha.numpy(), visits.numpy(), discount, n
+    rule = _Rule(discount, evidence_weight, temperature)
+    arguments = alpha.numpy(), visits.numpy(), rule, n
     size = max(1, _BLOCK // n_classes)
     if n <= size:
         loss = _step_rows(*arguments, *by_sample)
@@ -85,20 +91,26 @@ def posterior_step(
     return mean, slope if exact else slope.to(logits.dtype)
 
 
+class _Rule(NamedTuple):
+    """How evidence enters the beliefs."""
+
+    discount: float
+    evidence_weight: float
+    temperature: float
+
+
 def _step_rows(
-    alpha, visits, discount: float, n: int, x, index, gradient, weight=None
+    alpha, visits, rule: _Rule, n: int, x, index, gradient, weight=None
 ) -> float:
     """Do the step for some of n samples; fill `gradient`, return their loss."""
     with np.errstate(all="ignore"):  # rows that are not finite are looked for
         kept: slice | np.ndarray = slice(None)
-        mean, belief, loss = _posterior(alpha, discount, n, x, index, gradient, weight)
+        mean, belief, loss = _posterior(alpha, rule, n, x, index, gradient, weight)
         if not math.isfinite(loss):
             # Rarely: exponentials out of range, or rows that are not finite.
             x = x - np.max(x, axis=1, keepdims=True)
             kept = np.isfinite(x).all(axis=1)
-            mean, belief, loss = _posterior(
-                alpha, discount, n, x, index, gradient, weight
-            )
+            mean, belief, loss = _posterior(alpha, rule, n, x, index, gradient, weight)
         rows = index[kept]
         alpha[rows] = belief[kept]
         visits[rows] += 1
@@ -107,7 +119,7 @@ def _step_rows(
         return max(loss, 0.0)  # a difference, which may be rounded to below zero
 
 
-def _posterior(alpha, discount, n, x, index, proba, weight):
+def _posterior(alpha, rule: _Rule, n, x, index, proba, weight):
     """Fill `proba`; return means, beliefs and the loss: NaN if exponentials vanish."""
     # Products with ones: several times as fast as sums of short rows.
     ones = np.ones(x.shape[1], x.dtype)
@@ -117,11 +129,21 @@ def _posterior(alpha, discount, n, x, index, proba, weight):
     belief = alpha.take(index, axis=0)
     if belief.dtype != x.dtype:
         belief = belief.astype(x.dtype)
-    if discount != 1:
-        belief *= discount
-    belief += proba
-    mean = belief / (belief @ ones)[:, np.newaxis]
+    if rule.discount != 1:
+        belief *= rule.discount
     logs = np.log(total)
+    if rule.temperature != 1:
+        # Of log p, which exists for all p: a power of p would take ten times as long.
+        evidence = x - logs[:, np.newaxis]
+        evidence *= 1 / rule.temperature
+        np.exp(evidence, out=evidence)
+        evidence *= (rule.evidence_weight / (evidence @ ones))[:, np.newaxis]
+        belief += evidence
+    elif rule.evidence_weight != 1:
+        belief += rule.evidence_weight * proba
+    else:
+        belief += proba
+    mean = belief / (belief @ ones)[:, np.newaxis]
     if weight is None:
         loss = float(logs.sum() - np.vdot(mean, x)) / n
     else:

@@ -50,23 +50,52 @@ def prior_concentration(
     return alpha.scatter_(1, labels.unsqueeze(1), strength)
 
 
-def update_concentration(alpha: Tensor, proba: Tensor, discount: float) -> Tensor:
-    """Posterior concentrations after one more prediction, gamma * alpha + p.
+def sharpen(proba: Tensor, temperature: float) -> Tensor:
+    """Probabilities to the power of 1 / `temperature`, scaled to sum to one.
+
+    This is softmax(logits / temperature), and not in the paper. With a temperature
+    below 1 what a prediction is unsure of counts for less.
 
     Parameters
     ----------
-    alpha : Tensor of shape (n_samples, n_classes)
-        Concentrations before the visit.
     proba : Tensor of shape (n_samples, n_classes)
-        The evidence: the network's predicted probabilities, detached.
-    discount : float
-        gamma in (0, 1]; 1 forgets nothing.
+        softmax(logits).
+    temperature : float
+        tau > 0; 1 changes nothing.
 
     Returns
     -------
     Tensor of shape (n_samples, n_classes)
     """
-    return torch.add(proba, alpha, alpha=discount)
+    if temperature == 1:
+        return proba
+    power = proba ** (1 / temperature)
+    return power / power.sum(dim=-1, keepdim=True)
+
+
+def update_concentration(
+    alpha: Tensor, evidence: Tensor, discount: float, evidence_weight: float = 1.0
+) -> Tensor:
+    """Posterior concentrations after one more prediction, gamma * alpha + w * p.
+
+    Parameters
+    ----------
+    alpha : Tensor of shape (n_samples, n_classes)
+        Concentrations before the visit.
+    evidence : Tensor of shape (n_samples, n_classes)
+        The network's predicted probabilities, detached; maybe sharpened.
+    discount : float
+        gamma in (0, 1]; 1 forgets nothing.
+    evidence_weight : float, default=1.0
+        w >= 0, what the prediction counts; in the paper 1.
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_classes)
+    """
+    if evidence_weight != 1:
+        evidence = evidence_weight * evidence
+    return torch.add(evidence, alpha, alpha=discount)
 
 
 def posterior_mean(alpha: Tensor) -> Tensor:
@@ -135,6 +164,8 @@ def posterior_step(
     index: Tensor,
     weight: Tensor | None,
     discount: float,
+    evidence_weight: float = 1.0,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Do what the step is, in the functions above.
 
@@ -145,7 +176,8 @@ def posterior_step(
     log_proba = logits.log_softmax(dim=-1, dtype=dtype)
     proba = log_proba.exp()
     before = alpha.index_select(0, index).to(dtype)
-    after = update_concentration(before, proba, discount)
+    evidence = sharpen(proba, temperature)
+    after = update_concentration(before, evidence, discount, evidence_weight)
     target = posterior_mean(after)
     losses = -(target * log_proba).sum(dim=-1)
     finite = losses.isfinite()

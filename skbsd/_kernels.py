@@ -51,12 +51,19 @@ if triton is not None:
         n,
         n_rows,
         discount,
+        evidence_weight,
+        sharpness,
         STRIDE: tl.constexpr,
+        SHARPEN: tl.constexpr,
         K: tl.constexpr,
         ROWS: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
-        """Step ROWS samples, BLOCK classes at a time."""
+        """Step ROWS samples, BLOCK classes at a time.
+
+        What enters the beliefs is softmax(sharpness * logits) where SHARPEN, else the
+        prediction itself.
+        """
         # In 64 bits, as logits and alpha may have more than 2**31 numbers.
         sample = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
         # A thread takes four numbers at once, not eight of a shorter type: where types
@@ -79,6 +86,9 @@ if triton is not None:
             highest = tl.max(z, axis=1, keep_dims=True)
             lowest = tl.min(tl.where(inside, z, float("inf")), axis=1, keep_dims=True)
             total = tl.sum(tl.exp(z - highest), axis=1, keep_dims=True)
+            if SHARPEN:
+                sharp = tl.exp(sharpness * (z - highest))
+                sharp_total = tl.sum(sharp, axis=1, keep_dims=True)
             mass = tl.sum(before, axis=1, keep_dims=True)
         else:
             # The sum of the softmax, relative to the highest logit so far, in each lane
@@ -86,6 +96,7 @@ if triton is not None:
             high = tl.full([ROWS, BLOCK], -3.4028234663852886e38, tl.float32)
             lowest = tl.full([ROWS, BLOCK], float("inf"), tl.float32)
             total = tl.zeros([ROWS, BLOCK], tl.float32)
+            sharp_total = tl.zeros([ROWS, BLOCK], tl.float32)
             mass = tl.zeros([ROWS, BLOCK], tl.float32)
             for start in range(0, K, BLOCK):
                 column = start + lane
@@ -99,16 +110,25 @@ if triton is not None:
                 rise = z - high
                 ratio = tl.exp(-tl.abs(rise))
                 total = tl.where(rise > 0, total * ratio + 1, total + ratio)
+                if SHARPEN:
+                    ratio = tl.exp(-sharpness * tl.abs(rise))
+                    sharp_total = tl.where(
+                        rise > 0, sharp_total * ratio + 1, sharp_total + ratio
+                    )
                 high = tl.maximum(high, z)
             highest = tl.max(high, axis=1, keep_dims=True)
             lowest = tl.min(lowest, axis=1, keep_dims=True)
             total = tl.sum(total * tl.exp(high - highest), axis=1, keep_dims=True)
+            if SHARPEN:
+                sharp_total *= tl.exp(sharpness * (high - highest))
+                sharp_total = tl.sum(sharp_total, axis=1, keep_dims=True)
             mass = tl.sum(mass, axis=1, keep_dims=True)
 
         log_total = tl.log(total)
-        # Of the row after the step: what it takes in sums to one. NaN for a row that is
-        # not in the store, of which no memory is touched, spreads to loss and gradient.
-        mass = tl.where(in_store, discount * mass + 1, float("nan"))
+        # Of the row after the step: what it takes in sums to its weight. NaN for a row
+        # that is not in the store, of which no memory is touched, spreads to loss and
+        # gradient.
+        mass = tl.where(in_store, discount * mass + evidence_weight, float("nan"))
         # Whether the loss is, in which every class has a positive target.
         finite = (lowest - highest - log_total > -float("inf")) & (mass < float("inf"))
 
@@ -122,7 +142,11 @@ if triton is not None:
                 )
             log_proba = z - highest - log_total
             proba = tl.exp(log_proba)
-            after = discount * before + proba
+            if SHARPEN:
+                evidence = tl.exp(sharpness * (z - highest)) / sharp_total
+            else:
+                evidence = proba
+            after = discount * before + evidence_weight * evidence
             target = after / mass
             slope = (proba - target) * scale
             # Past the last class the product is 0 * -inf.
@@ -153,6 +177,8 @@ def posterior_step(
     index: Tensor,
     weight: Tensor | None,
     discount: float,
+    evidence_weight: float = 1.0,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Take in the predictions of a batch; return its losses and their gradient.
 
@@ -173,6 +199,10 @@ def posterior_step(
         Weight of each sample in the loss.
     discount : float
         gamma in (0, 1].
+    evidence_weight : float, default=1.0
+        What the prediction counts in the beliefs.
+    temperature : float, default=1.0
+        Of the prediction that enters the beliefs.
 
     Returns
     -------
@@ -203,7 +233,10 @@ def posterior_step(
             n,
             len(alpha),
             discount,
+            evidence_weight,
+            1 / temperature,
             STRIDE=logits.stride(0),
+            SHARPEN=temperature != 1,
             K=n_classes,
             ROWS=rows,
             BLOCK=block,
@@ -215,7 +248,9 @@ def posterior_step(
 
 
 @posterior_step.register_fake
-def _(logits, alpha, visits, index, weight, discount):
+def _(
+    logits, alpha, visits, index, weight, discount, evidence_weight=1.0, temperature=1.0
+):
     n, n_classes = logits.shape
     return logits.new_empty(n, dtype=torch.float32), logits.new_empty(n, n_classes)
 

@@ -15,6 +15,12 @@ from torch.nn.parameter import is_lazy
 
 from . import _callbacks, _checks
 from ._batches import Batch, ResidentBatches, channel_statistics
+from ._evidence import (
+    Agreement,
+    is_weighted,
+    resolve_discount,
+    resolve_prior_strength,
+)
 from ._forward import ForwardPass
 from ._inputs import TrainingData
 from ._schedules import SCHEDULES, constant
@@ -34,6 +40,8 @@ class TrainingLoop(ForwardPass):
     """
 
     posterior_: DirichletPosterior
+    _agreement: Agreement
+    _weighs_evidence = False
     _valid_hits: tuple[int, int]
     _first_logits: Any = None  # a Tensor within the first epoch
 
@@ -145,11 +153,16 @@ class TrainingLoop(ForwardPass):
         if hasattr(self, "posterior_") and fingerprint == self._fingerprint:
             return
         self._fingerprint = fingerprint
+        self._agreement = Agreement()
+        self.prior_strength_ = resolve_prior_strength(
+            self.prior_strength, self.max_epochs
+        )
+        self.discount_ = resolve_discount(self.discount)
         self.posterior_ = DirichletPosterior(
             torch.from_numpy(data.codes),
             len(self.classes_),
-            prior_strength=self.prior_strength,
-            discount=self.discount,
+            prior_strength=self.prior_strength_,
+            discount=self.discount_,
             prior_floor=self.prior_floor,
             dtype=torch.float16 if half else self._float_dtype,
             device=self.device_,
@@ -167,6 +180,10 @@ class TrainingLoop(ForwardPass):
         # torch's own optimizers need no closure, LBFGS excepted; others may.
         self._takes_closure = isinstance(self.optimizer_, torch.optim.LBFGS) or not (
             type(self.optimizer_).__module__.startswith("torch.optim.")
+        )
+        # An infinite prior takes in nothing.
+        self._weighs_evidence = math.isfinite(self.prior_strength_) and is_weighted(
+            self.evidence, self.prior_strength
         )
         self._step_checked = False
         self._first_logits = None
@@ -212,11 +229,14 @@ class TrainingLoop(ForwardPass):
         callbacks = self._callback_list()
         listened = _callbacks.listens(self, callbacks, training=training)
         awaited = listened and _callbacks.waits(self, callbacks)
-        counting = not training and _callbacks.counts_hits(callbacks)
+        counting = (
+            self._weighs_evidence if training else _callbacks.counts_hits(callbacks)
+        )
         records = self.history[-1]["batches"]
         first = len(records)
         losses: list[Tensor] = []
         hits: list[Tensor] = []
+        totals: list = []  # of samples, or Tensors with the sum of their weights
         sizes: list[int] = []
         try:
             for batch in iterator:
@@ -227,7 +247,10 @@ class TrainingLoop(ForwardPass):
                 losses.append(step["loss"])
                 sizes.append(batch.rows.shape[0])
                 if counting:
-                    hits.append((step["y_pred"].argmax(dim=1) == batch.y).sum())
+                    hits.append(_hits(batch, step["y_pred"]))
+                    totals.append(
+                        sizes[-1] if batch.weight is None else batch.weight.sum()
+                    )
                 if listened:
                     step["y_pred"] = step["y_pred"].detach()
                     if awaited:
@@ -245,7 +268,11 @@ class TrainingLoop(ForwardPass):
             ):
                 record |= {f"{prefix}_loss": value, f"{prefix}_batch_size": size}
         if counting:
-            self._valid_hits = (int(torch.stack(hits).sum()), sum(sizes))
+            right, total = torch.stack(hits).sum().item(), sum(totals)
+            if training:
+                self._agreement.add(float(right / total))
+            else:
+                self._valid_hits = (right, total)
         self.history.record(f"{prefix}_batch_count", len(losses))
 
     def train_step(self, batch: Batch, **fit_params) -> dict:
@@ -330,8 +357,14 @@ class TrainingLoop(ForwardPass):
             # A copy: a compiled network may write its next output in the same place.
             self._first_logits = logits.detach().clone()
             self._step_checked = True
+        evidence = {}
+        if self._weighs_evidence:
+            evidence = {
+                "evidence_weight": self._agreement.evidence_weight(),
+                "temperature": self._agreement.temperature(self.prior_strength),
+            }
         loss, gradient = self.posterior_.visit(
-            logits, batch.rows, batch.weight, assume_unique=batch.unique
+            logits, batch.rows, batch.weight, assume_unique=batch.unique, **evidence
         )
         torch.autograd.backward(logits, gradient)
         return {"loss": loss, "y_pred": logits}
@@ -453,3 +486,9 @@ class TrainingLoop(ForwardPass):
         """Return (x, y) with the labels that `predict` would return."""
         codes = batch.y.cpu().numpy()
         return batch.x, self.classes_[codes]
+
+
+def _hits(batch: Batch, logits: Tensor) -> Tensor:
+    """Count the samples whose label is predicted, by weight where they have one."""
+    hit = logits.argmax(dim=1) == batch.y
+    return hit.sum() if batch.weight is None else (hit * batch.weight).sum()

@@ -40,17 +40,22 @@ class BSDClassifier(TrainingLoop):
         instantiated anew). None chooses from the shape of X:
         :class:`skbsd.networks.MLP` for tables and
         :class:`skbsd.networks.SmallResNet` for images.
-    prior_strength : float, default=100.0
-        c in (0, inf]: the prior concentration of a sample's label. The larger, the
-        longer the label holds against the network's predictions; `inf` is training
-        with cross-entropy. After T epochs without discount, c / (c + T) of the target
-        still comes from the label.
-    discount : float, default=1.0
+    prior_strength : float or {"auto", "noisy"}, default="auto"
+        c: the prior concentration of a sample's label. The larger, the longer the label
+        holds against the network's predictions; `inf` is training with cross-entropy.
+        After T epochs without discount, c / (c + T) of the target still comes from the
+        label. "auto" follows from T = `max_epochs`, see Notes; "noisy" does so for data
+        of which many labels are wrong. A number in (0, inf] is the paper's method.
+    discount : float or "auto", default="auto"
         gamma in (0, 1]: what each epoch leaves of the evidence so far. With less than
         1 the label is forgotten exponentially; keep
-        `prior_strength >= 1 / (1 - discount)`.
+        `prior_strength >= 1 / (1 - discount)`. "auto" is 1.
     prior_floor : float, default=1e-3
         eps > 0, less than c: the prior concentration of each other class.
+    evidence : {"auto", "plain", "weighted"}, default="auto"
+        What a prediction counts: 1 ("plain", as in the paper), or according to how
+        reliable predictions are ("weighted", see Notes). "auto" is "plain" where
+        `prior_strength` is a number.
     max_epochs : int, default=40
         Passes over the data in each call of `fit` or `partial_fit`.
     batch_size : int, default=128
@@ -123,6 +128,8 @@ class BSDClassifier(TrainingLoop):
         Names of the columns, where X has them.
     module_ : torch.nn.Module
         The trained network.
+    prior_strength_, discount_ : float
+        c and gamma, as used.
     posterior_ : DirichletPosterior
         The belief about each training sample; row i belongs to row i of X.
     history_ : skorch.history.History
@@ -158,6 +165,20 @@ class BSDClassifier(TrainingLoop):
     p - q. Samples of weight zero are left out; the others' losses are averaged with
     weights scaled to mean 1.
 
+    The names of `prior_strength` and weighted evidence go beyond the paper. Over T
+    epochs "auto" is c = max(40, 2 T / 3) and "noisy" c = max(15, T / 5). In epoch t
+    a sample's :math:`w_t \, \mathrm{softmax}(z / \tau_t)`, of its logits z, takes the
+    place of p in the first formula, with
+
+    .. math:: w_t = \min\Bigl(5, \frac{a_{t-1}}{1 - \bar a}\Bigr), \qquad
+              \frac{1}{\tau_t} = \min\Bigl(10,
+              s + 0.1 \, \frac{\bar a}{1 - \bar a}\Bigr),
+
+    where :math:`a_{t-1}` is the share of the training samples that were predicted as
+    labelled in the epoch before, :math:`\bar a` its mean over the epochs so far, and s
+    is 1, or 1.4 with "noisy". So poor early predictions count for little, and those of
+    a network that finds the labels easy are taken at their word.
+
     A table is taken as it is: put a `StandardScaler` before. uint8 images are
     standardised by channel on the device; float images are taken as they are.
 
@@ -179,16 +200,17 @@ class BSDClassifier(TrainingLoop):
     >>> model.fit(X_train, y_train).score(X_test, y_test) > 0.9
     True
     >>> model[-1].posterior_
-    DirichletPosterior(n_samples=133, n_classes=3, prior_strength=100, discount=1, ...)
+    DirichletPosterior(n_samples=133, n_classes=3, prior_strength=40, discount=1, ...)
     """
 
     def __init__(
         self,
         module=None,
         *,
-        prior_strength=100.0,
-        discount=1.0,
+        prior_strength="auto",
+        discount="auto",
         prior_floor=1e-3,
+        evidence="auto",
         max_epochs=40,
         batch_size=128,
         lr=1e-2,
@@ -216,6 +238,7 @@ class BSDClassifier(TrainingLoop):
         self.prior_strength = prior_strength
         self.discount = discount
         self.prior_floor = prior_floor
+        self.evidence = evidence
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.lr = lr

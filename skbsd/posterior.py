@@ -17,6 +17,7 @@ from . import _cpu, _formulas, _kernels
 from ._formulas import (
     posterior_mean,
     prior_concentration,
+    sharpen,
     soft_cross_entropy,
     soft_cross_entropy_gradient,
     update_concentration,
@@ -26,6 +27,7 @@ __all__ = [
     "DirichletPosterior",
     "posterior_mean",
     "prior_concentration",
+    "sharpen",
     "soft_cross_entropy",
     "soft_cross_entropy_gradient",
     "update_concentration",
@@ -218,6 +220,8 @@ class DirichletPosterior:
         index: Tensor,
         weight: Tensor | None = None,
         *,
+        evidence_weight: float = 1.0,
+        temperature: float = 1.0,
         assume_unique: bool = False,
     ) -> Tensor:
         """Take in the predictions of a batch and return the loss to its new targets.
@@ -235,6 +239,11 @@ class DirichletPosterior:
             row in one step would lose one of them.
         weight : Tensor of shape (n,), optional
             Weight of each sample in the loss, finite and not negative.
+        evidence_weight : float, default=1.0
+            w >= 0: what these predictions count in the beliefs, which take in
+            w * softmax(logits / tau). In the paper both are 1.
+        temperature : float, default=1.0
+            tau > 0: below 1, what enters is surer than the predictions.
         assume_unique : bool, default=False
             Skip the check for rows that repeat or are not there, where `index` is a
             Tensor that the caller drew from a permutation. The check waits for the
@@ -247,15 +256,22 @@ class DirichletPosterior:
         Raises
         ------
         ValueError
-            If `logits` has not one row per index and one column per class, or a row
-            is repeated.
+            If `logits` has not one row per index and one column per class, a row is
+            repeated, or `evidence_weight` or `temperature` is out of range.
 
         Notes
         -----
         A row whose prediction is not finite keeps its belief, so that a diverging
         network does not take the posterior with it.
         """
-        loss, gradient = self.visit(logits, index, weight, assume_unique=assume_unique)
+        loss, gradient = self.visit(
+            logits,
+            index,
+            weight,
+            evidence_weight=evidence_weight,
+            temperature=temperature,
+            assume_unique=assume_unique,
+        )
         return _KnownGradient.apply(logits, loss, gradient)
 
     def visit(
@@ -264,6 +280,8 @@ class DirichletPosterior:
         index: Tensor,
         weight: Tensor | None = None,
         *,
+        evidence_weight: float = 1.0,
+        temperature: float = 1.0,
         assume_unique: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Take in the predictions of a batch; return the loss and its gradient.
@@ -273,7 +291,7 @@ class DirichletPosterior:
 
         Parameters
         ----------
-        logits, index, weight, assume_unique
+        logits, index, weight, evidence_weight, temperature, assume_unique
             As in :meth:`step`.
 
         Returns
@@ -295,6 +313,11 @@ class DirichletPosterior:
                 f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
                 f"index and one column per class, got {tuple(logits.shape)}."
             )
+        if not (0 <= evidence_weight < math.inf and 0 < temperature < math.inf):
+            raise ValueError(
+                "evidence_weight must lie in [0, inf) and temperature in (0, inf), got "
+                f"{evidence_weight!r} and {temperature!r}."
+            )
         if weight is not None:
             if weight.shape != index.shape:
                 raise ValueError(
@@ -309,6 +332,8 @@ class DirichletPosterior:
             index,
             weight,
             self._effective_discount,
+            evidence_weight,
+            temperature,
         )
         if logits.is_cpu and not _kernels.interpreted and _cpu.usable(self._alpha):
             return _cpu.posterior_step(*arguments)

@@ -27,15 +27,14 @@ def store(n_classes, dtype=torch.float32, strength=20.0):
     return DirichletPosterior(labels, n_classes, **kwargs)
 
 
-def both(logits, index, *, weight=None, discount=1.0, **kwargs):
+def both(logits, index, *, weight=None, discount=1.0, evidence=(1.0, 1.0), **kwargs):
     """Return loss, gradient, beliefs and visits, from here and from the formulas."""
     found = []
     for step in (_cpu.posterior_step, _formulas.posterior_step):
         posterior = store(logits.shape[1], **kwargs)
         for _ in range(2):  # beliefs that are not the prior
-            loss, gradient = step(
-                logits, posterior._alpha, posterior.visits, index, weight, discount
-            )
+            rows = (posterior._alpha, posterior.visits, index)
+            loss, gradient = step(logits, *rows, weight, discount, *evidence)
         found.append((loss, gradient, posterior._alpha, posterior.visits))
     return found
 
@@ -60,6 +59,16 @@ class TestAgreesWithTheFormulas:
     @pytest.mark.parametrize("discount", [1.0, 0.9])
     def test_sizes(self, n, n_classes, discount):
         assert_same(*both(*draw(n, n_classes), discount=discount))
+
+    @pytest.mark.parametrize(
+        "evidence", [(0.0, 1.0), (0.3, 1.0), (0.3, 0.5), (1.0, 3.0), (2.0, 0.1)]
+    )
+    @pytest.mark.parametrize("n_classes", [2, 300])
+    def test_evidence_weight_and_temperature(self, n_classes, evidence):
+        batch = draw(50, n_classes)
+        found, expected = both(*batch, discount=0.9, evidence=evidence)
+        assert_same(found, expected)
+        assert not torch.allclose(found[2], both(*batch, discount=0.9)[0][2])
 
     @pytest.mark.parametrize("weight", [torch.float32, torch.float64])
     def test_weights(self, weight):

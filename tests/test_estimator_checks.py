@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings(
         BSDClassifier(),
         BSDClassifier(random_state=0),
         BSDClassifier(prior_strength=20.0, discount=0.95, random_state=1),
+        BSDClassifier(prior_strength="noisy", random_state=1),
         BSDClassifier(prior_strength=np.inf, lr_schedule="constant", random_state=2),
     ]
 )

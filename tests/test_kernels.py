@@ -22,6 +22,7 @@ from skbsd._kernels import posterior_step, usable
 from skbsd.posterior import (
     posterior_mean,
     prior_concentration,
+    sharpen,
     soft_cross_entropy,
     soft_cross_entropy_gradient,
     update_concentration,
@@ -71,6 +72,7 @@ class Case:
         self.index = torch.randperm(N, generator=self.generator)[:n].to(DEVICE)
         self.weight = None
         self.discount = 1.0
+        self.evidence = (1.0, 1.0)
 
     def draw(self, *shape):
         return torch.randn(shape, generator=self.generator)
@@ -78,6 +80,10 @@ class Case:
     def weigh(self):
         self.weight = self.draw(len(self.index)).exp().to(DEVICE)
         self.discount = 0.9
+        return self
+
+    def weigh_evidence(self, weight, temperature):
+        self.evidence = (weight, temperature)
         return self
 
     def step(self):
@@ -88,6 +94,7 @@ class Case:
             self.index,
             self.weight,
             self.discount,
+            *self.evidence,
         )
 
     def check(self):
@@ -97,7 +104,9 @@ class Case:
         proba = log_proba.exp()
         alpha = self.alpha.clone()
         before = alpha[self.index].double()
-        after = update_concentration(before, proba, self.discount)
+        evidence_weight, temperature = self.evidence
+        evidence = sharpen(proba, temperature)
+        after = update_concentration(before, evidence, self.discount, evidence_weight)
         target = posterior_mean(after)
         weight = self.weight if self.weight is None else self.weight.double()
         shares = [
@@ -161,6 +170,13 @@ class TestStep:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
     def test_types(self, n_classes, dtype, store):
         Case(5, n_classes, dtype=dtype, store=store).weigh().check()
+
+    @pytest.mark.parametrize("weight", [0.0, 0.3])
+    @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+    def test_evidence(self, n_classes, weight, temperature):
+        Case(5, n_classes).weigh().weigh_evidence(weight, temperature).check()
+        other = Case(5, n_classes, dtype=torch.bfloat16, store=torch.float16)
+        other.weigh_evidence(weight, temperature).check()
 
     def test_weight_and_discount_do_something(self, n_classes):
         case, other = Case(5, n_classes), Case(5, n_classes).weigh()

@@ -11,6 +11,7 @@ from skbsd.posterior import (
     DirichletPosterior,
     posterior_mean,
     prior_concentration,
+    sharpen,
     soft_cross_entropy,
     soft_cross_entropy_gradient,
     update_concentration,
@@ -55,6 +56,18 @@ class TestFormulas:
         proba = torch.tensor([[0.25, 0.75]])
         assert update_concentration(alpha, proba, 0.5).tolist() == [[1.25, 2.75]]
 
+    def test_update_with_weighted_evidence(self):
+        alpha = torch.tensor([[2.0, 4.0]])
+        proba = torch.tensor([[0.25, 0.75]])
+        assert update_concentration(alpha, proba, 0.5, 4.0).tolist() == [[2.0, 5.0]]
+
+    @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 3.0])
+    def test_sharpening_divides_the_logits(self, generator, temperature):
+        logits = draw(generator, N, K)
+        torch.testing.assert_close(
+            sharpen(logits.softmax(1), temperature), (logits / temperature).softmax(1)
+        )
+
     def test_mean(self):
         assert posterior_mean(torch.tensor([[1.0, 3.0]])).tolist() == [[0.25, 0.75]]
 
@@ -96,6 +109,26 @@ class TestStep:
         torch.testing.assert_close(
             posterior.mean(), expected / expected.sum(1, keepdim=True)
         )
+
+    def test_closed_form_with_weighted_and_sharpened_evidence(self, generator, labels):
+        """alpha_T = gamma^T alpha_0 + sum_t gamma^(T-t) w_t softmax(z_t / tau_t)."""
+        posterior = make(labels, discount=0.9)
+        expected = posterior.concentration()
+        index = torch.arange(N)
+        for weight, temperature in ((0.0, 1.0), (0.5, 1.0), (0.7, 0.5), (1.0, 2.0)):
+            logits = draw(generator, N, K).requires_grad_()
+            loss = posterior.step(
+                logits, index, evidence_weight=weight, temperature=temperature
+            )
+            evidence = weight * (logits.detach() / temperature).softmax(1)
+            expected = 0.9 * expected + evidence
+            torch.testing.assert_close(posterior.concentration(), expected)
+            # The loss is that of the prediction itself.
+            target = expected / expected.sum(1, keepdim=True)
+            torch.testing.assert_close(loss, cross_entropy(logits, target))
+            loss.backward()
+            gradient = (logits.detach().softmax(1) - target) / N
+            torch.testing.assert_close(logits.grad, gradient)
 
     @pytest.mark.parametrize("discount", [0.8, 1.0])
     def test_total_and_label_mass(self, generator, labels, discount):

@@ -1,0 +1,194 @@
+"""What was tried on the way to the defaults, as methods for `compare.py`.
+
+A variant is BSD with another rule for the prior strength c and for what a prediction
+counts. Its name lists the options that differ from the paper's method, a number each:
+
+- L: the label's final share of the target, if each prediction counts 1; T epochs and
+  the discount give c.
+- C: c at least.
+- k: discount 1 - k / T.
+- tau: temperature of the evidence.
+- rel: evidence weighted by a ** rel, a being the share of the labels that the network
+  predicted in the epoch before (soft1: the mean probability that it gave them).
+- pl: evidence weighted by exp(-pl * loss) of the epoch before.
+- ent: evidence weighted by (1 - entropy / log K) ** ent, sample by sample.
+- pr: evidence weighted by min(1, pr / (1 - b)) too, b being the mean of a over epochs.
+- sh, od: 1 / tau grows by sh * b ** 4, or by od * b / (1 - b).
+- resc: the loss divided by the label's share of the targets, to the power of resc.
+
+What `BSDClassifier` does by default is "C8 L0.118 rel1 pr0.2 od0.1", with all weights and
+c five times as large.
+
+    python benchmarks/compare.py --registry variants --full --seeds 0 \
+        --output benchmarks/variants.csv --methods 'L0.4 rel1' CE
+"""
+
+import math
+import re
+from functools import partial
+
+from baselines import METHODS as RIVALS
+from baselines import Rival
+from torch import Tensor
+from torch.nn import functional as F
+
+from skbsd.posterior import prior_concentration, soft_cross_entropy
+
+TRIED = (
+    "L0.62",
+    "L0.4",
+    "k3 L0.5",
+    "k3 L0.5 tau0.7",
+    "k3 L0.5 tau0.5",
+    "k3 L0.1 tau0.7",
+    "L0.4 rel1",
+    "L0.4 rel2 tau0.7",
+    "L0.4 ent1",
+    "k2 L0.4 rel1 resc1",
+    "L0.2 rel3",
+    "L0.2 rel3 tau0.8",
+    "L0.25 rel4 tau0.8",
+    "L0.2 rel2 soft1",
+    "L0.3 rel2 soft1 tau0.8",
+    "L0.2 pl1",
+    "L0.2 pl1 tau0.8",
+    "L0.15 pl1.5 tau0.8",
+    "C30 L0.35 rel1 tau0.8",
+    "C30 L0.35 rel1 sh1",
+    "C20 L0.3 rel1 sh1",
+    "C30 L0.35 sh1",
+    "C25 L0.35 rel1 od0.1",
+    "C25 L0.35 rel1 od0.05",
+    "C25 L0.3 rel2 od0.05",
+    "C8 L0.12 rel1 pr0.2 od0.1",
+    "C8 L0.12 rel1 pr0.2 od0.05",
+    "C5 L0.08 rel1 pr0.1 od0.1",
+    "C5 L0.08 rel1 pr0.1 od0.05",
+    "C6 L0.1 rel1 pr0.2 od0.1",
+    "C5 L0.1 rel1 od0.05",
+    "C10 L0.1 rel1 od0.05 tau0.7",
+    "C3 L0.04 rel1 pr0.2 od0.1",
+    "C3 L0.04 rel1 pr0.2 od0.1 tau0.7",
+    "C2 L0.03 rel1 pr0.2 od0.05 tau0.7",
+)
+
+
+def parse(name: str) -> dict[str, float]:
+    """Return the options that a name lists."""
+    parts = (re.fullmatch(r"([A-Za-z]+)([\d.]+)", part) for part in name.split())
+    return {part[1]: float(part[2]) for part in parts}
+
+
+def strength(L: float, discount: float, n_epochs: int) -> float:
+    """Return c for which gamma^T c / S_T is L, see method's closed form."""
+    left = discount**n_epochs
+    evidence = n_epochs if discount == 1 else (1 - left) / (1 - discount)
+    return L / (1 - L) * evidence / left
+
+
+class Variant(Rival):
+    """BSD with the options of a name; see the module's docstring."""
+
+    def __init__(
+        self,
+        module=None,
+        *,
+        L=0.5,
+        C=0.0,
+        k=0.0,
+        tau=1.0,
+        rel=0.0,
+        soft=0.0,
+        pl=0.0,
+        ent=0.0,
+        pr=0.0,
+        sh=0.0,
+        od=0.0,
+        resc=0.0,
+        **kwargs,
+    ):
+        super().__init__(module, **kwargs)
+        self.L = L
+        self.C = C
+        self.k = k
+        self.tau = tau
+        self.rel = rel
+        self.soft = soft
+        self.pl = pl
+        self.ent = ent
+        self.pr = pr
+        self.sh = sh
+        self.od = od
+        self.resc = resc
+
+    def begin(self, batches):
+        """Start at the prior, and with nothing known of the predictions."""
+        self._gamma = 1 - self.k / self.max_epochs
+        self._c = max(self.C, strength(self.L, self._gamma, self.max_epochs))
+        self._shares: list[float] = []  # agreement of each epoch
+        self._loss = math.log(len(self.classes_))  # of the epoch before
+        self._sums = [0.0, 0.0, 0]  # of agreement, loss and samples in this epoch
+        self._epoch = 0
+        return prior_concentration(
+            self.posterior_.labels,
+            len(self.classes_),
+            prior_strength=self._c,
+            prior_floor=self.prior_floor,
+        )
+
+    def batch_loss(self, logits: Tensor, batch) -> Tensor:
+        """Update the beliefs by the variant's rule, and learn from their mean."""
+        if self._epochs_run > self._epoch:
+            self._end_epoch()
+        known = logits.detach()
+        proba = known.softmax(dim=1)
+        belief = self._gamma * self._memory[batch.rows]
+        belief += self._weight(proba) * (known * self._sharpness()).softmax(dim=1)
+        self._memory[batch.rows] = belief
+        total = belief.sum(dim=1, keepdim=True)
+        loss = soft_cross_entropy(logits, belief / total)
+        self._add(proba, batch, loss)
+        visits = self._epochs_run + 1
+        share = (self._gamma**visits * self._c / total).mean()
+        return loss * share**-self.resc if self.resc else loss
+
+    def _weight(self, proba: Tensor) -> float | Tensor:
+        last, mean = self._reliability()
+        weight = last**self.rel if self.rel else 1.0
+        if self.pl:
+            weight = math.exp(-self.pl * self._loss)
+        if self.pr:
+            weight *= min(1.0, self.pr / max(1 - mean, 1e-9))
+        if self.ent:
+            entropy = F.cross_entropy(proba.log(), proba, reduction="none")
+            sure = 1 - entropy / math.log(proba.shape[1])
+            return weight * sure.clamp(min=0).unsqueeze(1) ** self.ent
+        return weight
+
+    def _sharpness(self) -> float:
+        _, mean = self._reliability()
+        return 1 / self.tau + self.sh * mean**4 + self.od * mean / max(1 - mean, 1e-3)
+
+    def _reliability(self) -> tuple[float, float]:
+        """Return that of the last epoch, and the mean over epochs."""
+        shares = self._shares or [0.0]
+        return shares[-1], sum(shares) / len(shares)
+
+    def _add(self, proba: Tensor, batch, loss: Tensor) -> None:
+        if self.soft:
+            agreed = proba.gather(1, batch.y.unsqueeze(1)).sum()
+        else:
+            agreed = (proba.argmax(dim=1) == batch.y).sum()
+        n = len(proba)
+        new = (agreed.item(), n * loss.item(), n)
+        self._sums = [a + b for a, b in zip(self._sums, new, strict=True)]
+
+    def _end_epoch(self) -> None:
+        agreed, loss, n = self._sums
+        self._shares.append(agreed / n)
+        self._loss = loss / n
+        self._sums = [0.0, 0.0, 0]
+        self._epoch = self._epochs_run
+
+
+METHODS = RIVALS | {name: partial(Variant, **parse(name)) for name in TRIED}

@@ -1,0 +1,206 @@
+"""What prior strength, discount and evidence are where the user leaves them open."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV
+from skorch.callbacks import Callback
+
+from skbsd import BSDClassifier
+from skbsd._evidence import (
+    BUDGETS,
+    Agreement,
+    is_weighted,
+    resolve_discount,
+    resolve_prior_strength,
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    X, y = load_digits(return_X_y=True)
+    return (X[:300] / 16).astype(np.float32), y[:300]
+
+
+class TestRules:
+    def test_numbers_are_taken_as_they_are(self):
+        assert resolve_prior_strength(7, 1000) == 7.0
+        assert resolve_prior_strength(math.inf, 10) == math.inf
+        assert resolve_discount(0.9) == 0.9
+
+    @pytest.mark.parametrize("name", BUDGETS)
+    def test_names_follow_the_epochs(self, name):
+        budget = BUDGETS[name]
+        assert resolve_prior_strength(name, 1) == budget.least
+        assert resolve_prior_strength(name, 10) == budget.least
+        c = resolve_prior_strength(name, 1000)
+        assert c == pytest.approx(1000 * budget.per_epoch)
+        assert c > budget.least
+
+    def test_wrong_labels_hold_for_less(self):
+        for epochs in (1, 30, 300):
+            c, less = (resolve_prior_strength(n, epochs) for n in ("auto", "noisy"))
+            assert less < c
+
+    def test_discount(self):
+        assert resolve_discount("auto") == 1.0
+
+    @pytest.mark.parametrize(
+        ("evidence", "strength", "expected"),
+        [
+            ("auto", "auto", True),
+            ("auto", "noisy", True),
+            ("auto", 100.0, False),
+            ("plain", "auto", False),
+            ("weighted", 100.0, True),
+        ],
+    )
+    def test_evidence(self, evidence, strength, expected):
+        assert is_weighted(evidence, strength) is expected
+
+
+class TestAgreement:
+    def test_nothing_counts_before_the_first_epoch(self):
+        assert Agreement().evidence_weight() == 0
+        assert Agreement().temperature("auto") == 1
+        assert Agreement().temperature(100.0) == 1
+        assert Agreement().temperature("noisy") < 1
+
+    def test_last_and_mean(self):
+        agreement = Agreement()
+        for share in (0.2, 0.6, 1.0):
+            agreement.add(share)
+        assert agreement.last == 1.0
+        assert agreement.mean == pytest.approx(0.6)
+        assert agreement.evidence_weight() == pytest.approx(1 / 0.4)
+        # A tenth of the odds, 1.5, adds to the exponent.
+        assert agreement.temperature("auto") == pytest.approx(1 / 1.15)
+        sharpness = BUDGETS["noisy"].sharpness
+        assert agreement.temperature("noisy") == pytest.approx(1 / (sharpness + 0.15))
+
+    def test_bounds(self):
+        agreement = Agreement()
+        agreement.add(1.0)
+        assert agreement.evidence_weight() == pytest.approx(5.0)
+        assert agreement.temperature("auto") == pytest.approx(0.1)
+        agreement = Agreement()
+        agreement.add(0.0)
+        assert agreement.evidence_weight() == 0.0
+
+
+class TestEstimator:
+    def test_numbers_give_the_papers_method(self, data):
+        """The posterior of one batch per epoch has its closed form, S_0 + T."""
+        X, y = data
+        parameters = {"prior_strength": 9.0, "discount": 0.5, "max_epochs": 3}
+        model = BSDClassifier(**parameters, random_state=0).fit(X, y)
+        total = 9.0 + 9 * 1e-3
+        for _ in range(3):
+            total = 0.5 * total + 1
+        sums = model.posterior_.concentration().sum(1)
+        torch.testing.assert_close(sums, torch.full_like(sums, total))
+        assert (model.prior_strength_, model.discount_) == (9.0, 0.5)
+
+    def test_defaults_are_weighted_by_the_agreement(self, data):
+        X, y = data
+        model = BSDClassifier(max_epochs=4, random_state=0).fit(X, y)
+        c = resolve_prior_strength("auto", 4)
+        assert (model.prior_strength_, model.discount_) == (c, 1.0)
+        assert model.posterior_.prior_strength == c
+        assert (model.posterior_.visits == 4).all()
+        # Each epoch counts what went before it is worth, and the first nothing.
+        shares, weights = [], []
+
+        class Watch(Callback):
+            def on_epoch_begin(self, net, **kwargs):
+                weights.append(net._agreement.evidence_weight())
+
+            def on_epoch_end(self, net, **kwargs):
+                shares.append(net._agreement.last)
+
+        again = clone(model).set_params(callbacks=[Watch()]).fit(X, y)
+        counted = again.posterior_.concentration().sum(1) - c - 9 * 1e-3
+        torch.testing.assert_close(
+            counted, torch.full_like(counted, sum(weights)), rtol=1e-4, atol=1e-4
+        )
+        assert weights[0] == 0 < weights[1]
+        assert weights[3] == pytest.approx(shares[2] / (1 - np.mean(shares[:3])))
+        assert again._agreement.mean == pytest.approx(np.mean(shares))
+
+    def test_agreement_is_of_the_training_samples(self, data):
+        X, y = data
+        model = BSDClassifier(max_epochs=1, batch_size=-1, lr=1e-9, random_state=0)
+        model.fit(X, y)  # which does not move
+        assert model._agreement.last == pytest.approx(model.score(X, y))
+        weight = np.arange(len(y)) % 3.0
+        model.fit(X, y, sample_weight=weight)
+        assert model._agreement.last == pytest.approx(model.score(X, y, weight))
+
+    def test_one_epoch_is_cross_entropy(self, data):
+        first, other = (
+            BSDClassifier(prior_strength=c, max_epochs=1, random_state=0).fit(*data)
+            for c in ("auto", math.inf)
+        )
+        np.testing.assert_allclose(
+            first.predict_proba(data[0]), other.predict_proba(data[0]), atol=1e-4
+        )
+
+    def test_plain_evidence_with_an_automatic_prior(self, data):
+        model = BSDClassifier(evidence="plain", max_epochs=3, random_state=0).fit(*data)
+        sums = model.posterior_.concentration().sum(1)
+        c = model.prior_strength_
+        torch.testing.assert_close(sums, torch.full_like(sums, c + 9 * 1e-3 + 3))
+
+    def test_partial_fit_goes_on_with_the_agreement(self, data):
+        model = BSDClassifier(max_epochs=2, random_state=0).partial_fit(*data)
+        c = model.prior_strength_
+        model.set_params(max_epochs=200).partial_fit(*data)
+        assert model._agreement.n_epochs == 202
+        assert model.prior_strength_ == c
+        again = pickle.loads(pickle.dumps(model)).set_params(max_epochs=1)
+        assert again.partial_fit(*data)._agreement.n_epochs == 203
+        assert model.fit(*data)._agreement.n_epochs == 200
+        assert model.prior_strength_ == resolve_prior_strength("auto", 200)
+
+    def test_infinite_prior_counts_nothing(self, data):
+        model = BSDClassifier(
+            prior_strength=math.inf, evidence="weighted", max_epochs=2, random_state=0
+        ).fit(*data)
+        assert model._agreement.n_epochs == 0
+        assert (model.posterior_.label_mass() == 1).all()
+
+    def test_a_loader_and_resident_data_count_alike(self, data):
+        X, y = data
+        one, other = (
+            BSDClassifier(max_epochs=3, batch_size=-1, random_state=0, **kwargs)
+            for kwargs in ({}, {"iterator_train__num_workers": 0})
+        )
+        assert one.fit(X, y)._agreement == other.fit(X, y)._agreement
+
+    def test_what_a_grid_search_chooses_from(self, data):
+        grid = {"prior_strength": ["auto", "noisy", 100.0, math.inf]}
+        model = BSDClassifier(max_epochs=2, random_state=0)
+        search = GridSearchCV(model, grid, cv=2).fit(*data)
+        assert clone(search.best_estimator_).prior_strength in grid["prior_strength"]
+
+    @pytest.mark.parametrize(
+        ("parameters", "message"),
+        [
+            ({"prior_strength": "strong"}, "prior_strength.*'strong'"),
+            ({"prior_strength": 0.0}, "prior_strength.*0.0"),
+            ({"discount": "some"}, "discount.*'some'"),
+            ({"evidence": "sharp"}, "evidence.*'sharp'"),
+            (
+                {"posterior_dtype": "float16", "max_epochs": 3000},
+                "prior_strength may be at most 1024, got 2000",
+            ),
+        ],
+    )
+    def test_bad_parameters(self, data, parameters, message):
+        with pytest.raises(ValueError, match=message):
+            BSDClassifier(**parameters).fit(*data)
