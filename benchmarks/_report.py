@@ -30,6 +30,8 @@ STYLES = {
     "PS-KD": ("#CC79A7", "*"),
     "CS-KD": ("#009E73", "p"),
     "DLB": ("#000000", "d"),
+    "BSD temperature": ("#D55E00", "1"),
+    "BSD, c = 100": ("#D55E00", "2"),
 }
 _TEXT = {"panel", "cell", "method", "dataset", "network", "noise_kind"}
 _WHOLE = {"n", "epochs", "seed"}
@@ -231,6 +233,38 @@ def best_rivals(data: Comparison, method: str):
         yield cell, first, differences[first], second, ratios[second]
 
 
+# Lines of the summary by a shorter name, for a table of all methods.
+_SHORT = {
+    "clean: accuracy difference, worst": "clean, worst",
+    "clean: accuracy difference, mean": "clean: accuracy",
+    f"clean, {REFERENCE} over-fits: NLL ratio, mean of ratios": "over-fit: NLL",
+    f"clean, {REFERENCE} over-fits: ECE ratio, mean of ratios": "over-fit: ECE",
+    "clean: ECE ratio, ratio of means": "clean: ECE",
+    f"noisy, {REFERENCE} memorises: accuracy difference, mean": "memorised: accuracy",
+    "noisy: accuracy difference, worst": "noisy, worst",
+    "noisy: NLL ratio, mean of ratios": "noisy: NLL",
+    "ECE %": "noisy: ECE %",
+    "fit CPU seconds ratio, median of runs": "CPU time",
+}
+
+
+def overview(data: Comparison) -> Iterable[str]:
+    """Yield the lines of a table with the summary of each method in a row."""
+    rows = {}
+    for method in sorted({method for runs in data.runs.values() for method in runs}):
+        lines = {line.subject: line for line in summary(data, method)}
+        lines["ECE %"] = lines[f"noisy: ECE % of {method}, mean"]
+        values = [lines[subject] for subject in _SHORT]
+        counts = [len(runs[method]) for runs in data.runs.values() if method in runs]
+        rows[method] = (len(counts), counts, values)
+    yield f"| method | cells | seeds | {' | '.join(_SHORT.values())} |"
+    yield "|---" * (len(_SHORT) + 3) + "|"
+    for method, (cells, counts, values) in rows.items():
+        shown = ["" if v.value is None else format(v.value, v.form) for v in values]
+        seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
+        yield f"| {method} | {cells} | {seeds} | {' | '.join(shown)} |"
+
+
 def _spread(values: list[float], digits: int, sign: str = "") -> str:
     """Format mean and standard deviation over seeds."""
     if not values:
@@ -303,6 +337,15 @@ def markdown(data: Comparison, panel: str) -> str:
             for cell, first, gap, second, ratio in best_rivals(data, method)
         ]
         lines.append("")
+    lines += [
+        f"## All methods against {REFERENCE}",
+        "",
+        "Accuracy: differences in points; NLL, ECE and CPU time: ratios; ECE %: as such. "
+        "Each over the cells that the method ran on.",
+        "",
+        *overview(data),
+        "",
+    ]
     lines += ["## Cells", ""]
     for cell in data.cells:
         lines += cell_table(data, cell)

@@ -16,8 +16,8 @@ counts. Its name lists the options that differ from the paper's method, a number
 - sh, od: 1 / tau grows by sh * b ** 4, or by od * b / (1 - b).
 - resc: the loss divided by the label's share of the targets, to the power of resc.
 
-What `BSDClassifier` does by default is "C8 L0.118 rel1 pr0.2 od0.1", with all weights and
-c five times as large.
+What `BSDClassifier` does by default is "C8 L0.118 rel1 pr0.2 od0.1", and for "noisy" it
+is "C3 L0.04 rel1 pr0.2 od0.1 tau0.71": there weights and c are five times as large.
 
     python benchmarks/compare.py --registry variants --full --seeds 0 \
         --output benchmarks/variants.csv --methods 'L0.4 rel1' CE
@@ -80,7 +80,7 @@ def parse(name: str) -> dict[str, float]:
 
 
 def strength(L: float, discount: float, n_epochs: int) -> float:
-    """Return c for which gamma^T c / S_T is L, see method's closed form."""
+    """Return c for which gamma^T c / S_T is L, if each prediction counts 1."""
     left = discount**n_epochs
     evidence = n_epochs if discount == 1 else (1 - left) / (1 - discount)
     return L / (1 - L) * evidence / left
