@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 NO_CUDA = "not run: no CUDA device"
 
@@ -62,16 +61,6 @@ def load_cifar10(
         file = io.BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes())
         image[:] = np.moveaxis(np.asarray(Image.open(file).convert("RGB")), -1, 0)
     return images, label[rows]
-
-
-def resnet18() -> nn.Module:
-    """Build ResNet-18 for images of 32 x 32 pixels, which are not shrunk at once."""
-    from torchvision.models import resnet18
-
-    network = resnet18(num_classes=10)
-    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    network.maxpool = nn.Identity()
-    return network
 
 
 def machine() -> str:

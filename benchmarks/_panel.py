@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from _common import load_cifar10, resnet18
+from _common import load_cifar10
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from skbsd.networks import MLP, SmallResNet
+from skbsd.networks import MLP, ResNet, SmallResNet
 
 # Images that CIFAR-10's cells are tested on, the first of its test set: its classes
 # come in no order, and 5,000 take half the time of all.
@@ -48,18 +48,6 @@ class SpaceToDepth(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of images (n, 3, height, width)."""
-        return self.body(x)
-
-
-class ResNet18(nn.Module):
-    """ResNet-18 for CIFAR-10; a class, so that each run draws its own weights."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = resnet18()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
         return self.body(x)
 
 
@@ -205,9 +193,9 @@ def _final():
 
 
 def _large():
-    # The usual settings of SGD for this network, under the one-cycle schedule.
+    # The usual settings of SGD for these networks, under the one-cycle schedule.
     parameters = {
-        "module": ResNet18,
+        "module": ResNet,
         "augmentation": "flip-crop",
         "device": "auto",
         "optimizer": torch.optim.SGD,
@@ -216,9 +204,11 @@ def _large():
         "lr": 0.1,
         "weight_decay": 5e-4,
     }
-    about = ("large", "cifar10", "resnet18", parameters, 50_000, 100)
-    for noise in ("clean", "sym 40"):
-        yield _cell(*about, noise, rivals=True, n_test=10_000)
+    for depth in (18, 50):
+        about = ("large", "cifar10", f"resnet{depth}")
+        chosen = {**parameters, "module__depth": depth}
+        for noise in ("clean", "sym 40"):
+            yield _cell(*about, chosen, 50_000, 100, noise, rivals=True, n_test=10_000)
 
 
 PANELS = {"tuning": (*_tuning(),), "final": (*_final(),), "large": (*_large(),)}

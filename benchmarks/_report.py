@@ -340,7 +340,7 @@ def markdown(data: Comparison, panel: str) -> str:
     lines += [
         f"## All methods against {REFERENCE}",
         "",
-        "Accuracy: differences in points; NLL, ECE and CPU time: ratios; ECE %: as such. "
+        "Accuracy: differences in points; NLL, ECE, CPU time: ratios; ECE %: as such. "
         "Each over the cells that the method ran on.",
         "",
         *overview(data),

@@ -7,8 +7,8 @@ the training samples and the wrong labels. Panels, each with three seeds of its 
 
 - tuning: what settings may be chosen by;
 - final: other sizes, widths and seeds, for what is claimed;
-- large: ResNet-18 on all of CIFAR-10, for a GPU (SGD with Nesterov momentum 0.9,
-  learning rate 0.1, weight decay 5e-4).
+- large: ResNet-18 and ResNet-50 on all of CIFAR-10, for a GPU (SGD with Nesterov
+  momentum 0.9, learning rate 0.1, weight decay 5e-4).
 
 Every run is a process of its own, so that its peak memory is its own too. They are
 forked from a server that has imported the packages and done nothing else: a run does

@@ -46,7 +46,6 @@ from _common import (
     load_cifar10,
     machine,
     ratios,
-    resnet18,
     rounds,
     spread,
     stop_at_interrupt,
@@ -62,7 +61,7 @@ from torch.nn import functional as F
 
 from skbsd import BSDClassifier
 from skbsd.augmentation import flip_crop
-from skbsd.networks import default_network
+from skbsd.networks import ResNet, default_network
 
 # BSDClassifier's defaults, given to the others too.
 LR, WEIGHT_DECAY = 1e-2, 1e-2
@@ -154,10 +153,10 @@ CASES = {
     "resnet": Case(partial(images, n=10_000), IMAGE_METHODS, epochs=1),
     "mlp-256": Case(table, IMAGE_METHODS, epochs=10, batch_size=256, device="cuda"),
     "resnet18-512": Case(
-        partial(images, n=50_000), IMAGE_METHODS, 5, 512, "cuda", resnet18
+        partial(images, n=50_000), IMAGE_METHODS, 5, 512, "cuda", ResNet
     ),
     "resnet18-1024": Case(
-        partial(images, n=50_000), IMAGE_METHODS, 5, 1024, "cuda", resnet18
+        partial(images, n=50_000), IMAGE_METHODS, 5, 1024, "cuda", ResNet
     ),
 }
 

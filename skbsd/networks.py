@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "SmallResNet", "default_network"]
+__all__ = ["MLP", "ResNet", "SmallResNet", "default_network"]
 
 
 class MLP(nn.Module):
@@ -139,6 +139,63 @@ class SmallResNet(nn.Module):
         Tensor of shape (n, n_classes)
         """
         return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+
+
+class ResNet(nn.Module):
+    """ResNet-18 to ResNet-152 for images of about 32 to 64 pixels a side.
+
+    torchvision's, with a first convolution of 3 x 3 pixels that does not shrink the
+    image, and without the pooling after it: as usual for CIFAR-10.
+
+    Parameters
+    ----------
+    in_channels : int, default=3
+        Number of channels of the image.
+    n_classes : int, default=10
+        Number of logits.
+    depth : {18, 34, 50, 101, 152}, default=18
+        Number of layers.
+
+    Raises
+    ------
+    ValueError
+        For another depth.
+
+    References
+    ----------
+    .. [1] K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.networks import ResNet
+    >>> ResNet(depth=18)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, in_channels: int = 3, n_classes: int = 10, depth: int = 18):
+        from torchvision import models  # takes a second to import
+
+        super().__init__()
+        depths = (18, 34, 50, 101, 152)
+        if depth not in depths:
+            raise ValueError(f"depth must be one of {depths}, got {depth!r}.")
+        self.body = getattr(models, f"resnet{depth}")(num_classes=n_classes)
+        self.body.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+        self.body.maxpool = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, in_channels, height, width)
+
+        Returns
+        -------
+        Tensor of shape (n, n_classes)
+        """
+        return self.body(x)
 
 
 def default_network(shape: Sequence[int], n_classes: int, **kwargs) -> nn.Module:

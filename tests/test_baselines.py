@@ -3,13 +3,13 @@
 import inspect
 import math
 import pickle
-import sys
-from pathlib import Path
 
+import baselines
 import numpy as np
 import pytest
 import sklearn
 import torch
+from baselines import METHODS, Rival
 from modules import Convolution, Images, Linear
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import minimize_scalar
@@ -22,14 +22,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from skbsd import BSDClassifier
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-if not BENCHMARKS.is_dir():
-    pytest.skip("the benchmarks are not here", allow_module_level=True)
-sys.path.insert(0, str(BENCHMARKS))
-
-import baselines  # noqa: E402
-from baselines import METHODS, Rival  # noqa: E402
 
 RIVALS = {n: m for n, m in METHODS.items() if inspect.isclass(m) and n != "BSD"}
 NEEDS_1_8 = pytest.mark.skipif(

@@ -1,16 +1,11 @@
 import math
-import sys
-from pathlib import Path
-
-import numpy as np
-import pytest
-from PIL import Image
-from scipy.ndimage import gaussian_filter
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import _corruptions
+import numpy as np
+import pytest
 from _corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 # The distance to the clean image does not grow with the severities of these: they have
 # several parameters, of which some fall.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skbsd.augmentation import flip_crop
-from skbsd.networks import MLP, SmallResNet, default_network
+from skbsd.networks import MLP, ResNet, SmallResNet, default_network
 
 
 class TestDefaultNetwork:
@@ -33,6 +33,22 @@ class TestDefaultNetwork:
     def test_other_shapes(self, shape):
         with pytest.raises(ValueError, match=r"no default network.*Pass module"):
             default_network(shape, 2)
+
+
+class TestResNet:
+    @pytest.mark.parametrize(("depth", "width"), [(18, 512), (50, 2048)])
+    def test_small_images_are_shrunk_three_times(self, depth, width):
+        network = ResNet(1, 7, depth=depth).eval()
+        sizes = []
+        network.body.avgpool.register_forward_hook(
+            lambda module, inputs, output: sizes.append(inputs[0].shape)
+        )
+        assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+        assert sizes == [(2, width, 4, 4)]
+
+    def test_other_depths(self):
+        with pytest.raises(ValueError, match=r"one of \(18, 34.*got 20"):
+            ResNet(depth=20)
 
 
 class TestFlipCrop:

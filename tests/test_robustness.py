@@ -1,20 +1,16 @@
 import csv
 import math
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
 import robustness
+import torch
 from _panel import CELLS, Split
 from _panel import SEEDS as PANEL_SEEDS
 from robustness import CORRUPTED, TASKS, Figures, Task
+from torch import nn
 
 STUB = """
 import numpy as np
