@@ -69,12 +69,13 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         )
     half = torch.finfo(torch.float16)
     strength = resolve_prior_strength(params["prior_strength"], params["max_epochs"])
+    followed = "" if strength == params["prior_strength"] else " for so many epochs"
     if params["posterior_dtype"] == "float16" and not (
         strength <= 1024 and params["prior_floor"] >= half.smallest_normal
     ):
         raise ValueError(
             "posterior_dtype='float16' has too few digits for this prior: "
-            f"prior_strength may be at most 1024, got {strength:g}, "
+            f"prior_strength may be at most 1024, got {strength!r}{followed}, "
             f"and prior_floor at least {half.smallest_normal:.1g}, got "
             f"{params['prior_floor']!r}. Use 'float32'."
         )

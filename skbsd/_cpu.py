@@ -133,12 +133,7 @@ def _posterior(alpha, rule: _Rule, n, x, index, proba, weight):
         belief *= rule.discount
     logs = np.log(total)
     if rule.temperature != 1:
-        # Of log p, which exists for all p: a power of p would take ten times as long.
-        evidence = x - logs[:, np.newaxis]
-        evidence *= 1 / rule.temperature
-        np.exp(evidence, out=evidence)
-        evidence *= (rule.evidence_weight / (evidence @ ones))[:, np.newaxis]
-        belief += evidence
+        belief += rule.evidence_weight * _sharpen(x - logs[:, np.newaxis], rule, ones)
     elif rule.evidence_weight != 1:
         belief += rule.evidence_weight * proba
     else:
@@ -149,6 +144,18 @@ def _posterior(alpha, rule: _Rule, n, x, index, proba, weight):
     else:
         loss = float((logs - np.einsum("ij,ij->i", mean, x)) @ weight) / n
     return mean, belief, loss if total.min() > _TINY else math.nan
+
+
+def _sharpen(log_proba, rule: _Rule, ones):
+    """Return softmax(log_proba / temperature); a power would take ten times as long."""
+    scaled = log_proba * (1 / rule.temperature)
+    evidence = np.exp(scaled)
+    total = evidence @ ones
+    if not total.min() > _TINY:
+        evidence = np.exp(scaled - np.max(scaled, axis=1, keepdims=True))
+        total = evidence @ ones
+    evidence /= total[:, np.newaxis]
+    return evidence
 
 
 @cache

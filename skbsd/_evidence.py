@@ -53,6 +53,22 @@ def resolve_prior_strength(prior_strength: float | str, max_epochs: int) -> floa
     return max(budget.least, budget.per_epoch * max_epochs)
 
 
+def resolve_sharpness(prior_strength: float | str) -> float:
+    """Return s, which goes with a name of the prior strength; with a number, 1.
+
+    Parameters
+    ----------
+    prior_strength : float or {"auto", "noisy"}
+
+    Returns
+    -------
+    float
+    """
+    if not isinstance(prior_strength, str):
+        return 1.0
+    return BUDGETS[prior_strength].sharpness
+
+
 def resolve_discount(discount: float | str) -> float:
     """Return gamma; "auto" is 1, as less was better on no data.
 
@@ -124,24 +140,20 @@ class Agreement:
         """
         return self.last / max(1 - self.mean, self.last / _LARGEST_WEIGHT, 1e-9)
 
-    def temperature(self, prior_strength: float | str) -> float:
+    def temperature(self, sharpness: float = 1.0) -> float:
         """Return what logits are divided by, before they enter the posterior.
 
         Where predictions nearly always agree, what they are unsure of is noise.
 
         Parameters
         ----------
-        prior_strength : float or {"auto", "noisy"}
-            The estimator's parameter.
+        sharpness : float, default=1.0
+            s, the least that they are multiplied with.
 
         Returns
         -------
         float
-            1 / (s + 0.1 times the odds of the mean agreement), 0.1 at least; s is 1,
-            or what goes with the name.
+            1 / (s + 0.1 times the odds of the mean agreement), 0.1 at least.
         """
-        sharpness = 1.0
-        if isinstance(prior_strength, str):
-            sharpness = BUDGETS[prior_strength].sharpness
         odds = self.mean / max(1 - self.mean, 1e-9)
         return 1 / min(_LARGEST_SHARPNESS, sharpness + _SHARPNESS_PER_ODDS * odds)

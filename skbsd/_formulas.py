@@ -69,8 +69,7 @@ def sharpen(proba: Tensor, temperature: float) -> Tensor:
     """
     if temperature == 1:
         return proba
-    power = proba ** (1 / temperature)
-    return power / power.sum(dim=-1, keepdim=True)
+    return (proba.log() / temperature).softmax(dim=-1)
 
 
 def update_concentration(

@@ -289,12 +289,22 @@ def _compiles(
 ) -> bool:
     """Whether a step succeeds, which takes a C compiler and a GPU that is new enough.
 
-    What is compiled for a single sample without weight serves other batches, too.
+    What is compiled for a single sample without weight serves other batches, too; there
+    is a kernel for predictions as they are, and one for sharper ones.
     """
     logits = torch.zeros(1, n_classes, dtype=dtype, device=device)
     index = torch.zeros(1, dtype=torch.int64, device=device)
     try:
-        posterior_step(logits, logits.to(store) + 1, index.int(), index, None, 1.0)
+        for temperature in (1.0, 0.5):
+            posterior_step(
+                logits,
+                logits.to(store) + 1,
+                index.int(),
+                index,
+                None,
+                1.0,
+                temperature=temperature,
+            )
     except Exception as error:  # of no common type: compilers or files may be missing
         warnings.warn(
             f"the kernel of the posterior step does not run on {device} ({error!r}); "

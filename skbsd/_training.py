@@ -16,10 +16,10 @@ from torch.nn.parameter import is_lazy
 from . import _callbacks, _checks
 from ._batches import Batch, ResidentBatches, channel_statistics
 from ._evidence import (
-    Agreement,
     is_weighted,
     resolve_discount,
     resolve_prior_strength,
+    resolve_sharpness,
 )
 from ._forward import ForwardPass
 from ._inputs import TrainingData
@@ -40,8 +40,9 @@ class TrainingLoop(ForwardPass):
     """
 
     posterior_: DirichletPosterior
-    _agreement: Agreement
-    _weighs_evidence = False
+    _evidence: dict[str, float]
+    _counts_agreement = False
+    _epoch_agreement: float | None
     _valid_hits: tuple[int, int]
     _first_logits: Any = None  # a Tensor within the first epoch
 
@@ -153,20 +154,23 @@ class TrainingLoop(ForwardPass):
         if hasattr(self, "posterior_") and fingerprint == self._fingerprint:
             return
         self._fingerprint = fingerprint
-        self._agreement = Agreement()
-        self.prior_strength_ = resolve_prior_strength(
-            self.prior_strength, self.max_epochs
-        )
-        self.discount_ = resolve_discount(self.discount)
         self.posterior_ = DirichletPosterior(
             torch.from_numpy(data.codes),
             len(self.classes_),
-            prior_strength=self.prior_strength_,
-            discount=self.discount_,
+            prior_strength=resolve_prior_strength(self.prior_strength, self.max_epochs),
+            discount=resolve_discount(self.discount),
             prior_floor=self.prior_floor,
             dtype=torch.float16 if half else self._float_dtype,
             device=self.device_,
         )
+
+    @property
+    def prior_strength_(self) -> float:
+        return self.posterior_.prior_strength
+
+    @property
+    def discount_(self) -> float:
+        return self.posterior_.discount
 
     def _run_epochs(self, epochs: int, batches, valid_batches, datasets: dict) -> None:
         """Run the epochs, and stop with an error where the loss is no number."""
@@ -182,18 +186,28 @@ class TrainingLoop(ForwardPass):
             type(self.optimizer_).__module__.startswith("torch.optim.")
         )
         # An infinite prior takes in nothing.
-        self._weighs_evidence = math.isfinite(self.prior_strength_) and is_weighted(
+        self._counts_agreement = math.isfinite(self.prior_strength_) and is_weighted(
             self.evidence, self.prior_strength
         )
+        sharpness = resolve_sharpness(self.prior_strength)
+        self._evidence = {}
         self._step_checked = False
         self._first_logits = None
         weights: list = []
         try:
             for _ in range(epochs):
                 weights = self._copy_weights(weights)
+                if self._counts_agreement:
+                    agreement = self.posterior_.agreement
+                    self._evidence = {
+                        "evidence_weight": agreement.evidence_weight(),
+                        "temperature": agreement.temperature(sharpness),
+                    }
                 self.notify("on_epoch_begin", **datasets)
                 self.run_single_epoch(batches, True, "train", self.train_step)
                 self._check_finite(weights)
+                if self._epoch_agreement is not None:
+                    self.posterior_.agreement.add(self._epoch_agreement)
                 if self._first_logits is not None:
                     self._check_values(self._first_logits)
                     self._first_logits = None
@@ -230,7 +244,7 @@ class TrainingLoop(ForwardPass):
         listened = _callbacks.listens(self, callbacks, training=training)
         awaited = listened and _callbacks.waits(self, callbacks)
         counting = (
-            self._weighs_evidence if training else _callbacks.counts_hits(callbacks)
+            self._counts_agreement if training else _callbacks.counts_hits(callbacks)
         )
         records = self.history[-1]["batches"]
         first = len(records)
@@ -267,12 +281,14 @@ class TrainingLoop(ForwardPass):
                 records[first:], values, sizes, strict=False
             ):
                 record |= {f"{prefix}_loss": value, f"{prefix}_batch_size": size}
-        if counting:
-            right, total = torch.stack(hits).sum().item(), sum(totals)
+        if training:
+            self._epoch_agreement = None
+        if hits:
+            right, total = torch.stack(hits).sum().item(), float(sum(totals))
             if training:
-                self._agreement.add(float(right / total))
+                self._epoch_agreement = min(1.0, right / total)
             else:
-                self._valid_hits = (right, total)
+                self._valid_hits = (int(right), int(total))
         self.history.record(f"{prefix}_batch_count", len(losses))
 
     def train_step(self, batch: Batch, **fit_params) -> dict:
@@ -357,14 +373,12 @@ class TrainingLoop(ForwardPass):
             # A copy: a compiled network may write its next output in the same place.
             self._first_logits = logits.detach().clone()
             self._step_checked = True
-        evidence = {}
-        if self._weighs_evidence:
-            evidence = {
-                "evidence_weight": self._agreement.evidence_weight(),
-                "temperature": self._agreement.temperature(self.prior_strength),
-            }
         loss, gradient = self.posterior_.visit(
-            logits, batch.rows, batch.weight, assume_unique=batch.unique, **evidence
+            logits,
+            batch.rows,
+            batch.weight,
+            assume_unique=batch.unique,
+            **self._evidence,
         )
         torch.autograd.backward(logits, gradient)
         return {"loss": loss, "y_pred": logits}

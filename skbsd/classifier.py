@@ -42,10 +42,11 @@ class BSDClassifier(TrainingLoop):
         :class:`skbsd.networks.SmallResNet` for images.
     prior_strength : float or {"auto", "noisy"}, default="auto"
         c: the prior concentration of a sample's label. The larger, the longer the label
-        holds against the network's predictions; `inf` is training with cross-entropy.
-        After T epochs without discount, c / (c + T) of the target still comes from the
-        label. "auto" follows from T = `max_epochs`, see Notes; "noisy" does so for data
-        of which many labels are wrong. A number in (0, inf] is the paper's method.
+        holds against the network's predictions. A number in (0, inf] is the paper's
+        method, in which c / (c + T) of the target still comes from the label after T
+        epochs without discount; `inf` is training with cross-entropy. "auto" follows
+        from `max_epochs`, see Notes; "noisy" does so for data of which many labels are
+        wrong.
     discount : float or "auto", default="auto"
         gamma in (0, 1]: what each epoch leaves of the evidence so far. With less than
         1 the label is forgotten exponentially; keep
@@ -174,10 +175,10 @@ class BSDClassifier(TrainingLoop):
               \frac{1}{\tau_t} = \min\Bigl(10,
               s + 0.1 \, \frac{\bar a}{1 - \bar a}\Bigr),
 
-    where :math:`a_{t-1}` is the share of the training samples that were predicted as
-    labelled in the epoch before, :math:`\bar a` its mean over the epochs so far, and s
-    is 1, or 1.4 with "noisy". So poor early predictions count for little, and those of
-    a network that finds the labels easy are taken at their word.
+    where :math:`a_{t-1}` is the share of the training samples (by weight) that were
+    predicted as labelled in the epoch before, :math:`\bar a` its mean over the epochs
+    so far, and s is 1, or 1.4 with "noisy". So poor early predictions count for little,
+    and those of a network that finds the labels easy are taken at their word.
 
     A table is taken as it is: put a `StandardScaler` before. uint8 images are
     standardised by channel on the device; float images are taken as they are.
@@ -318,6 +319,9 @@ class BSDClassifier(TrainingLoop):
 
         With the X, y and prior of the last call the samples keep their posteriors;
         others get fresh ones. A Dataset counts as the same if its type and labels are.
+        c follows from the `max_epochs` of the call that began a posterior. Where
+        predictions count by how reliable they are, those of the first epoch with new
+        data count nothing.
 
         Parameters
         ----------

@@ -9,11 +9,13 @@ gamma; alpha is a row of concentrations and q its mean, the training target.
 """
 
 import math
+from dataclasses import astuple
 
 import torch
 from torch import Tensor
 
 from . import _cpu, _formulas, _kernels
+from ._evidence import Agreement
 from ._formulas import (
     posterior_mean,
     prior_concentration,
@@ -24,6 +26,7 @@ from ._formulas import (
 )
 
 __all__ = [
+    "Agreement",
     "DirichletPosterior",
     "posterior_mean",
     "prior_concentration",
@@ -84,7 +87,9 @@ class DirichletPosterior:
     ----------
     labels : Tensor of shape (n_samples,)
     visits : Tensor of shape (n_samples,)
-        How many predictions each row has taken in.
+        How many predictions each row has seen.
+    agreement : Agreement
+        How often predictions agreed with the labels, kept by whoever trains.
 
     Raises
     ------
@@ -174,6 +179,7 @@ class DirichletPosterior:
         self.prior_floor = float(prior_floor)
         self.labels = labels
         self.visits = torch.zeros(len(labels), dtype=torch.int32, device=labels.device)
+        self.agreement = Agreement()
         self._alpha = prior_concentration(
             labels,
             n_classes,
@@ -422,6 +428,7 @@ class DirichletPosterior:
             "labels": self.labels,
             "visits": self.visits,
             "parameters": torch.tensor(parameters, dtype=torch.float64),
+            "agreement": torch.tensor(astuple(self.agreement), dtype=torch.float64),
         }
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
@@ -457,6 +464,8 @@ class DirichletPosterior:
         self.prior_strength, self.discount, self.prior_floor = state_dict[
             "parameters"
         ].tolist()
+        last, mean, n_epochs = state_dict["agreement"].tolist()
+        self.agreement = Agreement(last, mean, int(n_epochs))
 
     def _check_rows(self, index: Tensor) -> None:
         """Raise for rows that are not there, or occur twice."""

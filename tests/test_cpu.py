@@ -61,7 +61,8 @@ class TestAgreesWithTheFormulas:
         assert_same(*both(*draw(n, n_classes), discount=discount))
 
     @pytest.mark.parametrize(
-        "evidence", [(0.0, 1.0), (0.3, 1.0), (0.3, 0.5), (1.0, 3.0), (2.0, 0.1)]
+        "evidence",
+        [(0.0, 1.0), (0.3, 1.0), (0.3, 0.5), (1.0, 3.0), (5.0, 0.1)],
     )
     @pytest.mark.parametrize("n_classes", [2, 300])
     def test_evidence_weight_and_temperature(self, n_classes, evidence):
@@ -69,6 +70,18 @@ class TestAgreesWithTheFormulas:
         found, expected = both(*batch, discount=0.9, evidence=evidence)
         assert_same(found, expected)
         assert not torch.allclose(found[2], both(*batch, discount=0.9)[0][2])
+
+    @pytest.mark.parametrize("n_classes", [10, 300])
+    def test_sharpening_of_what_is_far_from_one(self, n_classes):
+        logits, index = torch.zeros(9, n_classes), draw(9, 2)[1]
+        logits[:, 0] = -math.inf
+        found, expected = both(logits, index, evidence=(1.0, 0.01))
+        assert_same(found[2:], expected[2:])
+        rows = found[2][index, 1:] - store(n_classes)._alpha[index, 1:]
+        logits[:, 0] = -1.0
+        found, expected = both(logits, index, evidence=(1.0, 0.01))
+        assert_same(found, expected)
+        assert (rows == 0).all()
 
     @pytest.mark.parametrize("weight", [torch.float32, torch.float64])
     def test_weights(self, weight):

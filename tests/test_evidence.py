@@ -1,5 +1,6 @@
 """What prior strength, discount and evidence are where the user leaves them open."""
 
+import copy
 import math
 import pickle
 
@@ -18,7 +19,10 @@ from skbsd._evidence import (
     is_weighted,
     resolve_discount,
     resolve_prior_strength,
+    resolve_sharpness,
 )
+from skbsd.networks import MLP
+from skbsd.posterior import DirichletPosterior
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +71,9 @@ class TestRules:
 class TestAgreement:
     def test_nothing_counts_before_the_first_epoch(self):
         assert Agreement().evidence_weight() == 0
-        assert Agreement().temperature("auto") == 1
-        assert Agreement().temperature(100.0) == 1
-        assert Agreement().temperature("noisy") < 1
+        assert Agreement().temperature() == 1
+        assert resolve_sharpness(100.0) == resolve_sharpness("auto") == 1
+        assert Agreement().temperature(resolve_sharpness("noisy")) < 1
 
     def test_last_and_mean(self):
         agreement = Agreement()
@@ -79,15 +83,14 @@ class TestAgreement:
         assert agreement.mean == pytest.approx(0.6)
         assert agreement.evidence_weight() == pytest.approx(1 / 0.4)
         # A tenth of the odds, 1.5, adds to the exponent.
-        assert agreement.temperature("auto") == pytest.approx(1 / 1.15)
-        sharpness = BUDGETS["noisy"].sharpness
-        assert agreement.temperature("noisy") == pytest.approx(1 / (sharpness + 0.15))
+        assert agreement.temperature() == pytest.approx(1 / 1.15)
+        assert agreement.temperature(2.0) == pytest.approx(1 / 2.15)
 
     def test_bounds(self):
         agreement = Agreement()
         agreement.add(1.0)
         assert agreement.evidence_weight() == pytest.approx(5.0)
-        assert agreement.temperature("auto") == pytest.approx(0.1)
+        assert agreement.temperature() == pytest.approx(0.1)
         agreement = Agreement()
         agreement.add(0.0)
         assert agreement.evidence_weight() == 0.0
@@ -118,10 +121,10 @@ class TestEstimator:
 
         class Watch(Callback):
             def on_epoch_begin(self, net, **kwargs):
-                weights.append(net._agreement.evidence_weight())
+                weights.append(net.posterior_.agreement.evidence_weight())
 
             def on_epoch_end(self, net, **kwargs):
-                shares.append(net._agreement.last)
+                shares.append(net.posterior_.agreement.last)
 
         again = clone(model).set_params(callbacks=[Watch()]).fit(X, y)
         counted = again.posterior_.concentration().sum(1) - c - 9 * 1e-3
@@ -130,25 +133,60 @@ class TestEstimator:
         )
         assert weights[0] == 0 < weights[1]
         assert weights[3] == pytest.approx(shares[2] / (1 - np.mean(shares[:3])))
-        assert again._agreement.mean == pytest.approx(np.mean(shares))
+        assert again.posterior_.agreement.mean == pytest.approx(np.mean(shares))
 
     def test_agreement_is_of_the_training_samples(self, data):
         X, y = data
         model = BSDClassifier(max_epochs=1, batch_size=-1, lr=1e-9, random_state=0)
         model.fit(X, y)  # which does not move
-        assert model._agreement.last == pytest.approx(model.score(X, y))
+        assert model.posterior_.agreement.last == pytest.approx(model.score(X, y))
         weight = np.arange(len(y)) % 3.0
         model.fit(X, y, sample_weight=weight)
-        assert model._agreement.last == pytest.approx(model.score(X, y, weight))
+        assert model.posterior_.agreement.last == pytest.approx(
+            model.score(X, y, weight)
+        )
 
-    def test_one_epoch_is_cross_entropy(self, data):
-        first, other = (
-            BSDClassifier(prior_strength=c, max_epochs=1, random_state=0).fit(*data)
-            for c in ("auto", math.inf)
+    def test_first_epoch_takes_in_nothing(self, data):
+        model = BSDClassifier(max_epochs=1, random_state=0).fit(*data)
+        assert (model.posterior_.visits == 1).all()
+        sums = model.posterior_.concentration().sum(1)
+        torch.testing.assert_close(
+            sums, torch.full_like(sums, model.prior_strength_ + 9 * 1e-3)
         )
-        np.testing.assert_allclose(
-            first.predict_proba(data[0]), other.predict_proba(data[0]), atol=1e-4
+
+    @pytest.mark.parametrize("strength", ["auto", "noisy"])
+    def test_beliefs_have_their_closed_form(self, data, strength):
+        """alpha_T = alpha_0 + sum_t w_t softmax(z_t / tau_t)."""
+        expected = []
+
+        class Watch(Callback):
+            def on_batch_end(self, net, batch, training, y_pred, **kwargs):
+                agreement = net.posterior_.agreement  # of the epochs before
+                sharpness = 1.4 if strength == "noisy" else 1.0
+                odds = agreement.mean / (1 - agreement.mean)
+                weight = min(5, agreement.last / (1 - agreement.mean))
+                proba = (y_pred * min(10, sharpness + 0.1 * odds)).softmax(1)
+                expected.append(weight * proba)
+
+        model = BSDClassifier(
+            prior_strength=strength,
+            max_epochs=40,
+            batch_size=-1,  # rows stay in their order
+            lr=0.1,
+            callbacks=[Watch()],
+            random_state=0,
+        ).fit(*data)
+        prior = DirichletPosterior(
+            torch.from_numpy(data[1]), 10, prior_strength=model.prior_strength_
         )
+        torch.testing.assert_close(
+            model.posterior_.concentration(),
+            prior.concentration() + sum(expected),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+        assert expected[0].sum() == 0
+        assert expected[-1].sum(1).max() > 1
 
     def test_plain_evidence_with_an_automatic_prior(self, data):
         model = BSDClassifier(evidence="plain", max_epochs=3, random_state=0).fit(*data)
@@ -160,19 +198,64 @@ class TestEstimator:
         model = BSDClassifier(max_epochs=2, random_state=0).partial_fit(*data)
         c = model.prior_strength_
         model.set_params(max_epochs=200).partial_fit(*data)
-        assert model._agreement.n_epochs == 202
+        assert model.posterior_.agreement.n_epochs == 202
         assert model.prior_strength_ == c
         again = pickle.loads(pickle.dumps(model)).set_params(max_epochs=1)
-        assert again.partial_fit(*data)._agreement.n_epochs == 203
-        assert model.fit(*data)._agreement.n_epochs == 200
+        assert again.partial_fit(*data).posterior_.agreement.n_epochs == 203
+        assert model.fit(*data).posterior_.agreement.n_epochs == 200
         assert model.prior_strength_ == resolve_prior_strength("auto", 200)
 
     def test_infinite_prior_counts_nothing(self, data):
         model = BSDClassifier(
             prior_strength=math.inf, evidence="weighted", max_epochs=2, random_state=0
         ).fit(*data)
-        assert model._agreement.n_epochs == 0
-        assert (model.posterior_.label_mass() == 1).all()
+        assert model.posterior_.agreement.n_epochs == 0
+
+    def test_a_diverging_epoch_does_not_count(self, data):
+        model = BSDClassifier(max_epochs=3, random_state=0).fit(*data)
+        before = copy.copy(model.posterior_.agreement)
+        model.set_params(lr_schedule="constant", lr=1e30)
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            model.partial_fit(*data)
+        assert model.posterior_.agreement == before
+
+    def test_a_checkpoint_holds_the_agreement(self, data, tmp_path):
+        parameters = {"module": MLP(64, 10), "max_epochs": 3, "random_state": 0}
+        model = BSDClassifier(**parameters).fit(*data)
+        files = {
+            f"f_{name}": tmp_path / name
+            for name in ("params", "optimizer", "posterior")
+        }
+        model.save_params(**files)
+        other = BSDClassifier(**parameters | {"max_epochs": 1}).fit(*data)
+        other.load_params(**files)
+        assert other.posterior_.agreement == model.posterior_.agreement
+        before = other.posterior_.concentration().sum(1)
+        grown = other.partial_fit(*data).posterior_.concentration().sum(1) - before
+        weight = model.posterior_.agreement.evidence_weight()
+        torch.testing.assert_close(
+            grown, torch.full_like(grown, weight), rtol=1e-4, atol=1e-4
+        )
+
+    def test_parameters_set_while_training_wait_for_the_next_fit(self, data):
+        class Meddle(Callback):
+            def on_epoch_end(self, net, **kwargs):
+                net.set_params(prior_strength="noisy")
+
+        one, other = (
+            BSDClassifier(max_epochs=4, callbacks=callbacks, random_state=0).fit(*data)
+            for callbacks in (None, [Meddle()])
+        )
+        np.testing.assert_array_equal(
+            one.predict_proba(data[0]), other.predict_proba(data[0])
+        )
+
+    def test_optimizers_with_a_closure_count_once(self, data):
+        model = BSDClassifier(
+            optimizer=torch.optim.LBFGS, lr=0.1, max_epochs=3, random_state=0
+        ).fit(*data)
+        assert model.posterior_.agreement.n_epochs == 3
+        assert (model.posterior_.visits == 3).all()
 
     def test_a_loader_and_resident_data_count_alike(self, data):
         X, y = data
@@ -180,24 +263,27 @@ class TestEstimator:
             BSDClassifier(max_epochs=3, batch_size=-1, random_state=0, **kwargs)
             for kwargs in ({}, {"iterator_train__num_workers": 0})
         )
-        assert one.fit(X, y)._agreement == other.fit(X, y)._agreement
+        assert (
+            one.fit(X, y).posterior_.agreement == other.fit(X, y).posterior_.agreement
+        )
 
-    def test_what_a_grid_search_chooses_from(self, data):
+    def test_names_in_a_grid_search(self, data):
         grid = {"prior_strength": ["auto", "noisy", 100.0, math.inf]}
         model = BSDClassifier(max_epochs=2, random_state=0)
-        search = GridSearchCV(model, grid, cv=2).fit(*data)
-        assert clone(search.best_estimator_).prior_strength in grid["prior_strength"]
+        search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(*data)
+        assert len(search.cv_results_["params"]) == 4
+        assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
     @pytest.mark.parametrize(
         ("parameters", "message"),
         [
-            ({"prior_strength": "strong"}, "prior_strength.*'strong'"),
-            ({"prior_strength": 0.0}, "prior_strength.*0.0"),
-            ({"discount": "some"}, "discount.*'some'"),
-            ({"evidence": "sharp"}, "evidence.*'sharp'"),
+            ({"prior_strength": "strong"}, "prior_strength.*Got 'strong'"),
+            ({"prior_strength": 0.0}, "prior_strength.*Got 0.0"),
+            ({"discount": "some"}, "discount.*Got 'some'"),
+            ({"evidence": "sharp"}, "evidence.*Got 'sharp'"),
             (
                 {"posterior_dtype": "float16", "max_epochs": 3000},
-                "prior_strength may be at most 1024, got 2000",
+                "prior_strength may be at most 1024, got 2000.0 for so many epochs",
             ),
         ],
     )

@@ -68,6 +68,13 @@ class TestFormulas:
             sharpen(logits.softmax(1), temperature), (logits / temperature).softmax(1)
         )
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+    def test_sharpening_of_what_is_far_from_one(self, dtype):
+        proba = torch.tensor([[0.1] * 10, [0.0] + [0.2, 0.1] + [0.1] * 7], dtype=dtype)
+        sharp = sharpen(proba, 0.01)
+        torch.testing.assert_close(sharp[0], proba[0], atol=1e-3, rtol=0)
+        assert sharp[1].tolist() == pytest.approx([0, 1] + 8 * [0], abs=1e-6)
+
     def test_mean(self):
         assert posterior_mean(torch.tensor([[1.0, 3.0]])).tolist() == [[0.25, 0.75]]
 
