@@ -332,10 +332,15 @@ def markdown(data: Comparison, panel: str) -> str:
             "| cell | best in accuracy | difference | best in NLL | ratio |",
             "|---|---|---|---|---|",
         ]
+        found_rivals = [*best_rivals(data, method)]
         lines += [
             f"| {cell} | {first} | {gap:+.2f} | {second} | {ratio:.3f} |"
-            for cell, first, gap, second, ratio in best_rivals(data, method)
+            for cell, first, gap, second, ratio in found_rivals
         ]
+        if found_rivals:
+            _, _, gaps, _, ratios = zip(*found_rivals, strict=True)
+            mean, ratio = statistics.fmean(gaps), statistics.fmean(ratios)
+            lines.append(f"| mean | | {mean:+.2f} | | {ratio:.3f} |")
         lines.append("")
     lines += [
         f"## All methods against {REFERENCE}",

@@ -133,7 +133,7 @@ def _posterior(alpha, rule: _Rule, n, x, index, proba, weight):
         belief *= rule.discount
     logs = np.log(total)
     if rule.temperature != 1:
-        belief += rule.evidence_weight * _sharpen(x - logs[:, np.newaxis], rule, ones)
+        belief += _sharpen(x - logs[:, np.newaxis], rule, ones)
     elif rule.evidence_weight != 1:
         belief += rule.evidence_weight * proba
     else:
@@ -147,14 +147,16 @@ def _posterior(alpha, rule: _Rule, n, x, index, proba, weight):
 
 
 def _sharpen(log_proba, rule: _Rule, ones):
-    """Return softmax(log_proba / temperature); a power would take ten times as long."""
-    scaled = log_proba * (1 / rule.temperature)
-    evidence = np.exp(scaled)
-    total = evidence @ ones
-    if not total.min() > _TINY:
-        evidence = np.exp(scaled - np.max(scaled, axis=1, keepdims=True))
-        total = evidence @ ones
-    evidence /= total[:, np.newaxis]
+    """Make of log_proba evidence_weight * softmax(log_proba / temperature), in place.
+
+    A power of the probabilities would take ten times as long.
+    """
+    log_proba *= 1 / rule.temperature
+    # The largest probability of K classes is 1 / K at least.
+    if len(ones) ** (-1 / rule.temperature) < _TINY:
+        log_proba -= np.max(log_proba, axis=1, keepdims=True)
+    evidence = np.exp(log_proba, out=log_proba)
+    evidence *= (rule.evidence_weight / (evidence @ ones))[:, np.newaxis]
     return evidence
 
 

@@ -353,3 +353,26 @@ def test_cell_table_holds_paired_differences():
 def test_summary_without_cells_says_so():
     lines = _report.summary(_report.Comparison([]), "BSD")
     assert all(line.value is None and "no cell yet" in str(line) for line in lines)
+
+
+def test_overview_has_a_row_for_each_method():
+    header, _, *rows = _report.overview(_common())
+    names = [entry.strip() for entry in header.strip("|").split("|")]
+    table = {}
+    for row in rows:
+        method, *entries = (entry.strip() for entry in row.strip("|").split("|"))
+        table[method] = dict(zip(names[1:], entries, strict=True))
+    assert table.keys() == {"BSD", "CE", "ELR", "mixup"}
+    bsd = table["BSD"]
+    assert (bsd["cells"], bsd["seeds"]) == ("5", "1 to 2")
+    assert (bsd["clean: accuracy"], bsd["clean, worst"]) == ("+0.75", "-1.00")
+    assert (bsd["over-fit: NLL"], bsd["noisy: ECE %"]) == ("0.800", "10.00")
+    assert table["ELR"]["noisy: ECE %"] == ""
+
+
+def test_report_ends_rivals_with_their_mean():
+    text = _report.markdown(_common(), "tuning")
+    (mean,) = (x for x in text.splitlines() if x.startswith("| mean |"))
+    found = [*_report.best_rivals(_common(), "BSD")]
+    gap = np.mean([line[2] for line in found])
+    assert mean == f"| mean | | {gap:+.2f} | | {np.mean([x[4] for x in found]):.3f} |"
