@@ -42,7 +42,7 @@ class TrainingLoop(ForwardPass):
     posterior_: DirichletPosterior
     _evidence: dict[str, float]
     _counts_agreement = False
-    _epoch_agreement: float | None
+    _epoch_agreement: float | None = None
     _valid_hits: tuple[int, int]
     _first_logits: Any = None  # a Tensor within the first epoch
 
@@ -197,6 +197,7 @@ class TrainingLoop(ForwardPass):
         try:
             for _ in range(epochs):
                 weights = self._copy_weights(weights)
+                self._epoch_agreement = None
                 if self._counts_agreement:
                     agreement = self.posterior_.agreement
                     self._evidence = {
@@ -281,8 +282,6 @@ class TrainingLoop(ForwardPass):
                 records[first:], values, sizes, strict=False
             ):
                 record |= {f"{prefix}_loss": value, f"{prefix}_batch_size": size}
-        if training:
-            self._epoch_agreement = None
         if hits:
             right, total = torch.stack(hits).sum().item(), float(sum(totals))
             if training:
