@@ -42,7 +42,7 @@ class TrainingLoop(ForwardPass):
     posterior_: DirichletPosterior
     _evidence: dict[str, float]
     _counts_agreement = False
-    _epoch_agreement: float | None = None
+    _train_hits: tuple[float, float]
     _valid_hits: tuple[int, int]
     _first_logits: Any = None  # a Tensor within the first epoch
 
@@ -197,7 +197,7 @@ class TrainingLoop(ForwardPass):
         try:
             for _ in range(epochs):
                 weights = self._copy_weights(weights)
-                self._epoch_agreement = None
+                self._train_hits = (0, 0)
                 if self._counts_agreement:
                     agreement = self.posterior_.agreement
                     self._evidence = {
@@ -207,8 +207,9 @@ class TrainingLoop(ForwardPass):
                 self.notify("on_epoch_begin", **datasets)
                 self.run_single_epoch(batches, True, "train", self.train_step)
                 self._check_finite(weights)
-                if self._epoch_agreement is not None:
-                    self.posterior_.agreement.add(self._epoch_agreement)
+                right, total = self._train_hits
+                if total > 0:
+                    self.posterior_.agreement.add(min(1.0, right / total))
                 if self._first_logits is not None:
                     self._check_values(self._first_logits)
                     self._first_logits = None
@@ -285,7 +286,7 @@ class TrainingLoop(ForwardPass):
         if hits:
             right, total = torch.stack(hits).sum().item(), float(sum(totals))
             if training:
-                self._epoch_agreement = min(1.0, right / total)
+                self._train_hits = (right, total)
             else:
                 self._valid_hits = (int(right), int(total))
         self.history.record(f"{prefix}_batch_count", len(losses))
