@@ -39,7 +39,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="train and test on so many images")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--prior-strength", type=float, help="default: BSDClassifier's")
+    parser.add_argument(
+        "--prior-strength", type=strength, default="auto", help='a number, or "noisy"'
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--search", action="store_true", help="search prior_strength")
@@ -66,11 +68,16 @@ def load_npz(file: Path, limit: int | None):
     return images, label
 
 
+def strength(text: str) -> float | str:
+    """Read a prior strength from the command line."""
+    return text if text in ("auto", "noisy") else float(text)
+
+
 def search_prior_strength(model: BSDClassifier, X, y) -> None:
     """Print accuracy and calibration error for several prior strengths."""
     search = GridSearchCV(
         model,
-        {"prior_strength": [30.0, 100.0, 300.0, 1000.0, math.inf]},
+        {"prior_strength": ["auto", "noisy", 100.0, 300.0, math.inf]},
         scoring={
             "accuracy": "accuracy",
             "ece": get_scorer("neg_expected_calibration_error"),
@@ -112,11 +119,10 @@ def main() -> None:
         max_epochs=args.epochs,
         batch_size=args.batch_size,
         augmentation="flip-crop",
+        prior_strength=args.prior_strength,
         device=args.device,
         verbose=1,
     )
-    if args.prior_strength is not None:
-        bsd.set_params(prior_strength=args.prior_strength)
     # The same network and training: an infinite prior strength is cross-entropy.
     cross_entropy = clone(bsd).set_params(prior_strength=math.inf)
 
