@@ -30,8 +30,8 @@ STYLES = {
     "PS-KD": ("#CC79A7", "*"),
     "CS-KD": ("#009E73", "p"),
     "DLB": ("#000000", "d"),
-    "BSD temperature": ("#D55E00", "1"),
-    "BSD, c = 100": ("#D55E00", "2"),
+    "BSD temperature": ("#0072B2", "8"),
+    "BSD, c = 100": ("#D55E00", "H"),
 }
 _TEXT = {"panel", "cell", "method", "dataset", "network", "noise_kind"}
 _WHOLE = {"n", "epochs", "seed"}

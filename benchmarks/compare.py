@@ -389,7 +389,11 @@ def main(argv=None) -> int:
             runs, Runner(args.registry, source, threads), results, args.jobs
         )
     names = {cell.name for cell in args.chosen}
-    rows = [row for row in read(args.output) if row["cell"] in names]
+    rows = [
+        row
+        for row in read(args.output)
+        if row["cell"] in names and row["seed"] in args.seeds
+    ]
     report(rows, args.panel, tables=args.tables, image=args.image)
     return 1 if errors else 0
 
