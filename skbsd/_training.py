@@ -251,7 +251,7 @@ class TrainingLoop(ForwardPass):
         records = self.history[-1]["batches"]
         first = len(records)
         losses: list[Tensor] = []
-        hits: list[Tensor] = []
+        hits: list = []  # numbers, or Tensors on the device
         totals: list = []  # of samples, or Tensors with the sum of their weights
         sizes: list[int] = []
         try:
@@ -284,7 +284,9 @@ class TrainingLoop(ForwardPass):
             ):
                 record |= {f"{prefix}_loss": value, f"{prefix}_batch_size": size}
         if hits:
-            right, total = torch.stack(hits).sum().item(), float(sum(totals))
+            known = isinstance(hits[0], int)
+            right = sum(hits) if known else torch.stack(hits).sum().item()
+            total = float(sum(totals))
             if training:
                 self._train_hits = (right, total)
             else:
@@ -502,7 +504,12 @@ class TrainingLoop(ForwardPass):
         return batch.x, self.classes_[codes]
 
 
-def _hits(batch: Batch, logits: Tensor) -> Tensor:
+def _hits(batch: Batch, logits: Tensor) -> int | Tensor:
     """Count the samples whose label is predicted, by weight where they have one."""
-    hit = logits.argmax(dim=1) == batch.y
-    return hit.sum() if batch.weight is None else (hit * batch.weight).sum()
+    logits, weight = logits.detach(), batch.weight
+    if logits.is_cpu and logits.dtype != torch.bfloat16 and weight is None:
+        # A third of the time that PyTorch takes for a small batch.
+        hit = logits.numpy().argmax(axis=1) == batch.y.numpy()
+        return int(np.count_nonzero(hit))
+    hits = logits.argmax(dim=1) == batch.y
+    return hits.sum() if weight is None else (hits * weight).sum()
