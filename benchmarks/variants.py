@@ -62,6 +62,8 @@ TRIED = (
     "C25 L0.3 rel2 od0.05",
     "C8 L0.12 rel1 pr0.2 od0.1",
     "C8 L0.12 rel1 pr0.2 od0.05",
+    "C8 L0.12 rel2 pr0.2 od0.1",
+    "C16 L0.12 rel1 pr0.2 od0.1",
     "C5 L0.08 rel1 pr0.1 od0.1",
     "C5 L0.08 rel1 pr0.1 od0.05",
     "C6 L0.1 rel1 pr0.2 od0.1",
