@@ -417,7 +417,7 @@ class DLB(Rival):
 def temperature_scaling(
     module=None, *, prior_strength=math.inf, **kwargs
 ) -> CalibratedClassifierCV:
-    """Cross-entropy, and one temperature for the logits from held-out samples.
+    """Cross-entropy (or BSD), and one temperature for the logits from held-out samples.
 
     A tenth of the samples, drawn by class, is held out for the temperature alone, as
     are 5,000 of CIFAR's 50,000 in; the network learns from the rest, and its

@@ -17,8 +17,9 @@ class Budget(NamedTuple):
         c = max(least, per_epoch * T) for T epochs. With the second alone, labels would
         soon give way to the predictions of a short training, which are poor.
     sharpness : float
-        What predictions are raised to at least, before they enter the posterior. Where
-        labels are wrong, targets are soft, and so are predictions that follow them.
+        The power that predictions are raised to at least, before they enter the
+        posterior. Where labels are wrong, targets are soft, and so are predictions that
+        follow them.
     """
 
     least: float
@@ -138,7 +139,7 @@ class Agreement:
         float
             The last agreement over the mean disagreement, 5 at most.
         """
-        return self.last / max(1 - self.mean, self.last / _LARGEST_WEIGHT, 1e-9)
+        return min(_LARGEST_WEIGHT, self.last / max(1 - self.mean, 1e-9))
 
     def temperature(self, sharpness: float = 1.0) -> float:
         """Return what logits are divided by, before they enter the posterior.

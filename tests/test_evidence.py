@@ -98,7 +98,7 @@ class TestAgreement:
 
 class TestEstimator:
     def test_numbers_give_the_papers_method(self, data):
-        """The posterior of one batch per epoch has its closed form, S_0 + T."""
+        """S_t = gamma S_{t-1} + 1, starting at c + (K - 1) eps."""
         X, y = data
         parameters = {"prior_strength": 9.0, "discount": 0.5, "max_epochs": 3}
         model = BSDClassifier(**parameters, random_state=0).fit(X, y)
