@@ -22,6 +22,7 @@ from ._evidence import (
     resolve_sharpness,
 )
 from ._forward import ForwardPass
+from ._hits import HitCounter
 from ._inputs import TrainingData
 from ._schedules import SCHEDULES, constant
 from .posterior import DirichletPosterior, soft_cross_entropy
@@ -43,7 +44,7 @@ class TrainingLoop(ForwardPass):
     _evidence: dict[str, float]
     _counts_agreement = False
     _train_hits: tuple[float, float]
-    _valid_hits: tuple[int, int]
+    _valid_hits: tuple[float, float]
     _first_logits: Any = None  # a Tensor within the first epoch
 
     def fit_loop(self, *args, **kwargs):
@@ -197,7 +198,7 @@ class TrainingLoop(ForwardPass):
         try:
             for _ in range(epochs):
                 weights = self._copy_weights(weights)
-                self._train_hits = (0, 0)
+                self._train_hits = (0.0, 0.0)
                 if self._counts_agreement:
                     agreement = self.posterior_.agreement
                     self._evidence = {
@@ -251,8 +252,8 @@ class TrainingLoop(ForwardPass):
         records = self.history[-1]["batches"]
         first = len(records)
         losses: list[Tensor] = []
-        hits: list = []  # numbers, or Tensors on the device
-        totals: list = []  # of samples, or Tensors with the sum of their weights
+        # A compiled network may write its next output in the same place.
+        hits = HitCounter(waiting=0) if self.compile else HitCounter()
         sizes: list[int] = []
         try:
             for batch in iterator:
@@ -263,10 +264,7 @@ class TrainingLoop(ForwardPass):
                 losses.append(step["loss"])
                 sizes.append(batch.rows.shape[0])
                 if counting:
-                    hits.append(_hits(batch, step["y_pred"]))
-                    totals.append(
-                        sizes[-1] if batch.weight is None else batch.weight.sum()
-                    )
+                    hits.add(batch, step["y_pred"])
                 if listened:
                     step["y_pred"] = step["y_pred"].detach()
                     if awaited:
@@ -283,14 +281,10 @@ class TrainingLoop(ForwardPass):
                 records[first:], values, sizes, strict=False
             ):
                 record |= {f"{prefix}_loss": value, f"{prefix}_batch_size": size}
-        if hits:
-            known = isinstance(hits[0], int)
-            right = sum(hits) if known else torch.stack(hits).sum().item()
-            total = float(sum(totals))
-            if training:
-                self._train_hits = (right, total)
-            else:
-                self._valid_hits = (int(right), int(total))
+        if training:
+            self._train_hits = hits.result()
+        else:
+            self._valid_hits = hits.result()
         self.history.record(f"{prefix}_batch_count", len(losses))
 
     def train_step(self, batch: Batch, **fit_params) -> dict:
@@ -502,14 +496,3 @@ class TrainingLoop(ForwardPass):
         """Return (x, y) with the labels that `predict` would return."""
         codes = batch.y.cpu().numpy()
         return batch.x, self.classes_[codes]
-
-
-def _hits(batch: Batch, logits: Tensor) -> int | Tensor:
-    """Count the samples whose label is predicted, by weight where they have one."""
-    logits, weight = logits.detach(), batch.weight
-    if logits.is_cpu and logits.dtype != torch.bfloat16 and weight is None:
-        # A third of the time that PyTorch takes for a small batch.
-        hit = logits.numpy().argmax(axis=1) == batch.y.numpy()
-        return int(np.count_nonzero(hit))
-    hits = logits.argmax(dim=1) == batch.y
-    return hits.sum() if weight is None else (hits * weight).sum()

@@ -1,0 +1,45 @@
+"""Predictions are counted the same, however many batches wait."""
+
+import pytest
+import torch
+
+from skbsd._batches import Batch
+from skbsd._hits import HitCounter
+
+
+def _batches(weighted):
+    generator = torch.Generator().manual_seed(0)
+    for n in (7, 5, 1):
+        logits = torch.randn(n, 3, generator=generator)
+        labels = torch.randint(3, (n,), generator=generator)
+        weight = torch.rand(n, generator=generator) if weighted else None
+        yield Batch(logits, labels, torch.arange(n), weight, True), logits
+
+
+@pytest.mark.parametrize("waiting", [0, 20, 2**18])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_counts_what_is_predicted(waiting, weighted):
+    counter = HitCounter(waiting)
+    right = total = 0.0
+    for batch, logits in _batches(weighted):
+        counter.add(batch, logits)
+        for row, label, i in zip(logits, batch.y, range(len(logits)), strict=True):
+            weight = batch.weight[i].item() if weighted else 1
+            right += weight * (row.argmax() == label).item()
+            total += weight
+    assert counter.result() == pytest.approx((right, total))
+
+
+def test_does_not_wait_where_outputs_are_overwritten():
+    """A compiled network may write its next output in the same place."""
+    counter = HitCounter(waiting=0)
+    for batch, logits in _batches(weighted=False):
+        expected = (logits.argmax(dim=1) == batch.y).sum().item()
+        before, _ = counter.result()
+        counter.add(batch, logits)
+        logits.fill_(torch.nan)
+        assert counter.result()[0] - before == expected
+
+
+def test_nothing_was_counted():
+    assert HitCounter().result() == (0.0, 0.0)
