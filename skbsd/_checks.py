@@ -20,6 +20,7 @@ from sklearn.utils.validation import _check_sample_weight
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from ._evidence import resolve_prior_strength
+from .contrastive import Contrastive
 
 # (n, height, width, channels): a last axis this short with a longer first one.
 _CHANNELS = (1, 3, 4)
@@ -45,6 +46,11 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         "lr_schedule": [StrOptions(set(schedules))],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "augmentation": [StrOptions(set(augmentations)), callable, None],
+        "contrastive": [
+            Interval(Real, 0, None, closed="neither"),
+            Contrastive,
+            None,
+        ],
         "image_shape": [tuple, list, None],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "posterior_dtype": [StrOptions({"float32", "float16"})],

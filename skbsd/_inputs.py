@@ -35,9 +35,7 @@ from ._batches import (
 )
 from ._net import Net
 from ._schedules import SCHEDULES
-from .augmentation import flip_crop
-
-_AUGMENTATIONS = {"flip-crop": flip_crop}
+from .augmentation import AUGMENTATIONS
 
 
 class TrainingData(NamedTuple):
@@ -66,7 +64,7 @@ class InputHandling(Net):
         _checks.check_parameters(
             self.get_params(deep=False),
             name,
-            augmentations=_AUGMENTATIONS,
+            augmentations=AUGMENTATIONS,
             schedules=SCHEDULES,
         )
         self._validate_params()
@@ -317,7 +315,7 @@ class InputHandling(Net):
             return x
         if self.image_shape is not None and x.ndim == 2:
             x = x.reshape(len(x), *self.image_shape)
-        if training and self.augmentation is not None:
+        if training:
             x = self._augment(x)
         if x.ndim == 4 and hasattr(self, "n_features_in_"):  # of a Dataset too
             self._check_image_type(x.dtype == torch.uint8)
@@ -344,14 +342,15 @@ class InputHandling(Net):
         return (x - mean) / std
 
     def _augment(self, x: Tensor) -> Tensor:
-        augment: Any = self.augmentation
-        if isinstance(augment, str):
-            augment = _AUGMENTATIONS[augment]
+        return x if self.augmentation is None else self._apply(self.augmentation, x)
+
+    def _apply(self, augmentation, x: Tensor) -> Tensor:
+        augment = AUGMENTATIONS.get(augmentation, augmentation)
         out = augment(x)
         kind, shape = getattr(out, "dtype", type(out)), getattr(out, "shape", None)
         if kind != x.dtype or shape != x.shape:
             raise ValueError(
-                f"augmentation={self.augmentation!r} turned a batch of {x.dtype} and "
+                f"augmentation={augmentation!r} turned a batch of {x.dtype} and "
                 f"shape {tuple(x.shape)} into {kind} and shape {shape}; expected the "
                 "same type and shape."
             )

@@ -10,6 +10,7 @@ import threading
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
+from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
@@ -36,6 +37,16 @@ _PREFIXES = (
 # Options of an optimizer that speak against fusing it, or decide it.
 _NOT_FUSED = {"capturable", "differentiable", "foreach", "fused"}
 
+# What no copy of an estimator has.
+_TRANSIENT = (
+    "_compiled",
+    "_contrasted",
+    "_first_logits",
+    "_projection",
+    "_scaling",
+    "_watch",
+)
+
 
 class Net(NeuralNetClassifier):
     """Base of :class:`skbsd.BSDClassifier`; see the module's docstring."""
@@ -59,6 +70,7 @@ class Net(NeuralNetClassifier):
     cuda_dependent_attributes_ = ["module_", "criterion_", "optimizer_"]  # noqa: RUF012
 
     device_: torch.device
+    optimizer_: Any
     _params_to_validate: set[str]
     _generator_state: dict
 
@@ -211,16 +223,17 @@ class Net(NeuralNetClassifier):
         -------
         self
         """
-        args, kwargs = self.get_params_for_optimizer(
-            "optimizer", self.get_all_learnable_params()
-        )
+        self.optimizer_ = self._build_optimizer(self.get_all_learnable_params())
+        return self
+
+    def _build_optimizer(self, named_parameters) -> torch.optim.Optimizer:
+        args, kwargs = self.get_params_for_optimizer("optimizer", named_parameters)
         accepted = inspect.signature(self.optimizer).parameters
         if "weight_decay" in accepted:
             kwargs.setdefault("weight_decay", self.weight_decay)
         if self._can_fuse() and not kwargs.keys() & _NOT_FUSED:
             kwargs["fused"] = True
-        self.optimizer_ = self.optimizer(*args, **kwargs)
-        return self
+        return self.optimizer(*args, **kwargs)
 
     def _can_fuse(self) -> bool:
         """Whether torch has the optimizer in a fused form for this network."""
@@ -289,7 +302,7 @@ class Net(NeuralNetClassifier):
     def __getstate__(self):
         state = super().__getstate__()
         # Made again where they are needed.
-        for name in ("_compiled", "_first_logits", "_scaling"):
+        for name in _TRANSIENT:
             state.pop(name, None)
         return state
 

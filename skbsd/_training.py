@@ -21,10 +21,10 @@ from ._evidence import (
     resolve_prior_strength,
     resolve_sharpness,
 )
-from ._forward import ForwardPass
 from ._hits import HitCounter
 from ._inputs import TrainingData
 from ._schedules import SCHEDULES, constant
+from ._two_views import TwoViews
 from .posterior import DirichletPosterior, soft_cross_entropy
 
 
@@ -32,7 +32,7 @@ class DivergenceError(ValueError):
     """The loss became NaN or infinite."""
 
 
-class TrainingLoop(ForwardPass):
+class TrainingLoop(TwoViews):
     """What happens between two epochs, for :class:`skbsd.BSDClassifier`.
 
     Overrides the steps of skorch's loop that have to know a sample's row, and those
@@ -40,8 +40,6 @@ class TrainingLoop(ForwardPass):
     unless a callback asks for them before.
     """
 
-    posterior_: DirichletPosterior
-    _evidence: dict[str, float]
     _counts_agreement = False
     _train_hits: tuple[float, float]
     _valid_hits: tuple[float, float]
@@ -196,32 +194,38 @@ class TrainingLoop(ForwardPass):
         self._first_logits = None
         weights: list = []
         try:
-            for _ in range(epochs):
-                weights = self._copy_weights(weights)
-                self._train_hits = (0.0, 0.0)
-                if self._counts_agreement:
-                    agreement = self.posterior_.agreement
-                    self._evidence = {
-                        "evidence_weight": agreement.evidence_weight(),
-                        "temperature": agreement.temperature(sharpness),
-                    }
-                self.notify("on_epoch_begin", **datasets)
-                self.run_single_epoch(batches, True, "train", self.train_step)
-                self._check_finite(weights)
-                right, total = self._train_hits
-                if total > 0:
-                    self.posterior_.agreement.add(min(1.0, right / total))
-                if self._first_logits is not None:
-                    self._check_values(self._first_logits)
-                    self._first_logits = None
-                self.run_single_epoch(
-                    valid_batches, False, "valid", self.validation_step
-                )
-                self.notify("on_epoch_end", **datasets)
-                self._epochs_run += 1
+            with self._contrasting():
+                for _ in range(epochs):
+                    weights = self._copy_weights(weights)
+                    self._train_hits = (0.0, 0.0)
+                    if self._counts_agreement:
+                        agreement = self.posterior_.agreement
+                        self._evidence = {
+                            "evidence_weight": agreement.evidence_weight(),
+                            "temperature": agreement.temperature(sharpness),
+                        }
+                    self.notify("on_epoch_begin", **datasets)
+                    self.run_single_epoch(batches, True, "train", self.train_step)
+                    self._end_training_pass(weights)
+                    self.run_single_epoch(
+                        valid_batches, False, "valid", self.validation_step
+                    )
+                    self.notify("on_epoch_end", **datasets)
+                    self._epochs_run += 1
         finally:
             self._first_logits = None
             self._scale_learning_rate(1.0)
+
+    def _end_training_pass(self, weights: list[tuple[Tensor, Tensor]]) -> None:
+        """Look at what an epoch's training has brought, and take note of it."""
+        self._check_finite(weights)
+        self._record_contrast()
+        right, total = self._train_hits
+        if total > 0:
+            self.posterior_.agreement.add(min(1.0, right / total))
+        if self._first_logits is not None:
+            self._check_values(self._first_logits)
+            self._first_logits = None
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
         """Run one pass over the batches and record their losses.
@@ -363,12 +367,10 @@ class TrainingLoop(ForwardPass):
         dict
             "loss" and "y_pred".
         """
+        if self._contrast is not None:
+            return self._two_view_step(batch, self._contrast)
         logits = self._logits(batch.x, training=True)
-        if not self._step_checked:
-            self._check_output(logits)
-            # A copy: a compiled network may write its next output in the same place.
-            self._first_logits = logits.detach().clone()
-            self._step_checked = True
+        self._check_first(logits)
         loss, gradient = self.posterior_.visit(
             logits,
             batch.rows,
@@ -378,6 +380,14 @@ class TrainingLoop(ForwardPass):
         )
         torch.autograd.backward(logits, gradient)
         return {"loss": loss, "y_pred": logits}
+
+    def _check_first(self, logits) -> None:
+        """Look at the first output of a call, and keep it for a closer look."""
+        if not self._step_checked:
+            self._check_output(logits)
+            # A copy: a compiled network may write its next output in the same place.
+            self._first_logits = logits.detach().clone()
+            self._step_checked = True
 
     def validation_step(self, batch: Batch, **fit_params) -> dict:
         """Compute cross-entropy with the labels.

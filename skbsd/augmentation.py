@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["flip_crop"]
+__all__ = [
+    "AUGMENTATIONS",
+    "color_jitter",
+    "cutout",
+    "flip_crop",
+    "resized_crop",
+    "strong",
+]
 
 
 def flip_crop(images: Tensor, padding: int | None = None) -> Tensor:
@@ -45,3 +52,162 @@ def flip_crop(images: Tensor, padding: int | None = None) -> Tensor:
     padded = F.pad(images, (padding,) * 4).flatten(2)
     pixel = pixel.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
     return padded.gather(2, pixel).view(images.shape)
+
+
+def resized_crop(images: Tensor, min_area: float = 0.5) -> Tensor:
+    """Enlarge a part of each image, drawn at random, to the whole.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, channels, height, width)
+        Of any type; uint8 stays uint8.
+    min_area : float, default=0.5
+        Smallest share of the image that a part may have, in (0, 1]. Its sides are
+        as the image's: nothing is stretched.
+
+    Returns
+    -------
+    Tensor of shape (n, channels, height, width)
+        New images, interpolated bilinearly; every sample has its own draw.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.augmentation import resized_crop
+    >>> resized_crop(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).dtype
+    torch.uint8
+    """
+    n, device = len(images), images.device
+    x = _as_floats(images)
+    side = (min_area + (1 - min_area) * torch.rand(n, device=device)).sqrt()
+    # In coordinates from -1 to 1, a part of this side has this room to move.
+    shift = (2 * torch.rand(2, n, device=device) - 1) * (1 - side)
+    affine = torch.zeros(n, 2, 3, dtype=x.dtype, device=device)
+    affine[:, 0, 0] = affine[:, 1, 1] = side
+    affine[:, :, 2] = shift.T
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    return _as_before(x, images)
+
+
+def color_jitter(images: Tensor, strength: float = 0.4, grey: float = 0.2) -> Tensor:
+    """Change brightness, contrast and saturation of each image.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, channels, height, width)
+        uint8 stays uint8, clipped to its range. Floats are not clipped, and are made
+        brighter by a factor too: black is taken to be 0.
+    strength : float, default=0.4
+        Each of the three is multiplied with a factor from 1 - strength to
+        1 + strength, in [0, 1].
+    grey : float, default=0.2
+        Probability that an image loses its colours, in [0, 1].
+
+    Returns
+    -------
+    Tensor of shape (n, channels, height, width)
+        New images; every sample has its own draws. The mean of the channels counts as
+        grey.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.augmentation import color_jitter
+    >>> color_jitter(torch.zeros(2, 3, 32, 32)).abs().max()
+    tensor(0.)
+    """
+    n, device = len(images), images.device
+    x = _as_floats(images)
+    factors = 1 + strength * (2 * torch.rand(3, n, 1, 1, 1, device=device) - 1)
+    brightness, contrast, saturation = factors.to(x.dtype)
+    saturation = saturation * (torch.rand(n, 1, 1, 1, device=device) >= grey)
+    greys = x.mean(dim=1, keepdim=True)
+    mean = greys.mean(dim=(2, 3), keepdim=True)
+    # Colours moved from grey, then values from the image's mean, then from black.
+    x = torch.lerp(mean, torch.lerp(greys, x, saturation), contrast) * brightness
+    return _as_before(x, images)
+
+
+def cutout(images: Tensor, share: float = 0.25) -> Tensor:
+    """Cover a square of each image with the image's mean colour.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, channels, height, width)
+        Of any type; uint8 stays uint8.
+    share : float, default=0.25
+        Side of the square over the image's shorter side, in [0, 1]. Its centre is
+        anywhere in the image, so that a part of it may lie outside.
+
+    Returns
+    -------
+    Tensor of shape (n, channels, height, width)
+        New images; every sample has its own draw.
+
+    References
+    ----------
+    .. [1] T. DeVries, G. W. Taylor, "Improved Regularization of Convolutional Neural
+       Networks with Cutout", arXiv:1708.04552.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.augmentation import cutout
+    >>> image = torch.arange(64.0).view(1, 1, 8, 8)
+    >>> bool(cutout(image).eq(31.5).any())
+    True
+    """
+    n, _, height, width = images.shape
+    device = images.device
+    size = round(share * min(height, width))
+    corner = torch.rand(2, n, 1, device=device)
+    row = torch.arange(height, device=device) - (corner[0] * height - size / 2).floor()
+    column = torch.arange(width, device=device) - (corner[1] * width - size / 2).floor()
+    inside = ((row >= 0) & (row < size)).unsqueeze(2) & (
+        (column >= 0) & (column < size)
+    ).unsqueeze(1)
+    mean = _as_floats(images).mean(dim=(2, 3), keepdim=True)
+    return torch.where(inside.unsqueeze(1), _as_before(mean, images), images)
+
+
+def strong(images: Tensor) -> Tensor:
+    """Change images as far as what they show can still be told.
+
+    :func:`flip_crop`, :func:`resized_crop`, :func:`color_jitter` and :func:`cutout`,
+    one after the other.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, channels, height, width)
+        uint8 stays uint8.
+
+    Returns
+    -------
+    Tensor of shape (n, channels, height, width)
+        New images; every sample has its own draws.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.augmentation import strong
+    >>> strong(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
+    torch.Size([2, 3, 32, 32])
+    """
+    # Floats in between: to round once.
+    x = resized_crop(_as_floats(flip_crop(images)))
+    return _as_before(cutout(color_jitter(x)), images)
+
+
+AUGMENTATIONS = {"flip-crop": flip_crop, "strong": strong}
+
+
+def _as_floats(images: Tensor) -> Tensor:
+    return images if images.is_floating_point() else images.float()
+
+
+def _as_before(x: Tensor, images: Tensor) -> Tensor:
+    """Return floats in the type of the images that they were made of."""
+    if images.dtype == torch.uint8:
+        x = x.round().clamp(0, 255)
+    return x.to(images.dtype)

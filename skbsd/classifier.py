@@ -71,10 +71,17 @@ class BSDClassifier(TrainingLoop):
         among the callbacks takes its place.
     weight_decay : float, default=1e-2
         Passed to the optimizer, where it has such an argument.
-    augmentation : {"flip-crop"} or callable, default=None
+    augmentation : {"flip-crop", "strong"} or callable, default=None
         Applied to every training batch on the device. "flip-crop" is
-        :func:`skbsd.augmentation.flip_crop`. A callable gets the batch as it was
+        :func:`skbsd.augmentation.flip_crop`, "strong"
+        :func:`skbsd.augmentation.strong`. A callable gets the batch as it was
         given to `fit` (uint8 images as uint8) and returns one of the same shape.
+    contrastive : float or Contrastive, default=None
+        Weight of a contrastive loss, for images of which many labels are wrong: each
+        batch is seen in two views, whose embeddings are drawn together. A
+        :class:`skbsd.contrastive.Contrastive` sets the rest. It takes twice the time,
+        and `train_loss` in the history is the sum of both losses; the network stays
+        the same.
     image_shape : tuple of (channels, height, width), default=None
         Take each row of a 2-D X as a flattened image.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
@@ -219,6 +226,7 @@ class BSDClassifier(TrainingLoop):
         lr_schedule="one-cycle",
         weight_decay=1e-2,
         augmentation=None,
+        contrastive=None,
         image_shape=None,
         precision="auto",
         posterior_dtype="float32",
@@ -247,6 +255,7 @@ class BSDClassifier(TrainingLoop):
         self.lr_schedule = lr_schedule
         self.weight_decay = weight_decay
         self.augmentation = augmentation
+        self.contrastive = contrastive
         self.image_shape = image_shape
         self.precision = precision
         self.posterior_dtype = posterior_dtype

@@ -1,0 +1,162 @@
+"""Contrastive learning beside self-distillation: settings and loss."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .augmentation import AUGMENTATIONS
+
+__all__ = ["Contrastive", "contrastive_loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive:
+    """Settings of the contrastive loss of :class:`skbsd.BSDClassifier`.
+
+    Every training batch is seen in two views: one with the estimator's own
+    `augmentation`, the other with the one given here. The posterior takes in the mean
+    of both predictions, both views train towards its mean, and the contrastive loss
+    draws the two embeddings of a sample together and those of different samples apart.
+    It knows no labels, so wrong ones do not mislead it [1]_ [2]_.
+
+    Parameters
+    ----------
+    weight : float, default=1.0
+        What the contrastive loss is multiplied with before it is added, in (0, inf).
+    temperature : float, default=0.25
+        What cosines between embeddings are divided by, in (0, inf).
+    n_components : int, default=128
+        Dimension of the projected embeddings.
+    layer : str, default=None
+        Name of the module, as in `named_modules`, whose input is the embedding. None
+        is the last :class:`torch.nn.Linear` that runs, of those with an output per
+        class.
+    augmentation : {"strong", "flip-crop"} or callable, default="strong"
+        Of the second view. As for the estimator, a callable gets the batch as it was
+        given to `fit` and returns one of the same type and shape.
+    supervised : bool, default=False
+        Draw samples together as far as their posteriors agree, not only the views of
+        the same one [3]_.
+
+    Raises
+    ------
+    ValueError
+        For a value out of its range.
+
+    Notes
+    -----
+    The projection is a layer of the embedding's width, a ReLU and a linear layer. It
+    exists while the estimator trains: it is no part of the network, and neither
+    predictions nor saved models know it.
+
+    References
+    ----------
+    .. [1] T. Chen et al., "A Simple Framework for Contrastive Learning of Visual
+       Representations", ICML 2020.
+    .. [2] Z. Huang, J. Zhang, H. Shan, "Twin Contrastive Learning with Noisy Labels",
+       CVPR 2023, whose temperature and weight are the defaults.
+    .. [3] P. Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> from skbsd.contrastive import Contrastive
+    >>> Contrastive(weight=0.5)
+    Contrastive(weight=0.5, temperature=0.25, n_components=128, layer=None, ...)
+    """
+
+    weight: float = 1.0
+    temperature: float = 0.25
+    n_components: int = 128
+    layer: str | None = None
+    augmentation: str | Callable[[Tensor], Tensor] = "strong"
+    supervised: bool = False
+
+    def __post_init__(self):
+        for name in ("weight", "temperature"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must lie in (0, inf), got {value!r}.")
+        if self.n_components < 1:
+            raise ValueError(
+                f"n_components must be at least 1, got {self.n_components!r}."
+            )
+        if not (callable(self.augmentation) or self.augmentation in AUGMENTATIONS):
+            raise ValueError(
+                f"augmentation must be one of {sorted(AUGMENTATIONS)} or a callable, "
+                f"got {self.augmentation!r}."
+            )
+
+
+def contrastive_loss(
+    first: Tensor,
+    second: Tensor,
+    *,
+    temperature: float,
+    agreement: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Contrast the embeddings of two views of a batch.
+
+    Parameters
+    ----------
+    first, second : Tensor of shape (n, d)
+        Row i of both belongs to the same sample. Their length does not count.
+    temperature : float
+        T in (0, inf).
+    agreement : Tensor of shape (n, n), default=None
+        Not negative: how far two samples are of one kind. None is the identity.
+    weight : Tensor of shape (n,), default=None
+        Weights of the samples as anchors.
+
+    Returns
+    -------
+    Tensor of shape ()
+
+    Notes
+    -----
+    With the 2n embeddings of both views scaled to length one,
+    :math:`s_{ij} = z_i \cdot z_j / T` and :math:`a_{ij}` the agreement of the samples
+    that i and j are views of,
+
+    .. math:: -\frac{1}{2n} \sum_i \frac{\sum_{j \ne i} a_{ij} \log p_{ij}}
+              {\sum_{j \ne i} a_{ij}}, \qquad
+              p_{ij} = \frac{e^{s_{ij}}}{\sum_{k \ne i} e^{s_{ik}}}.
+
+    With the identity this is NT-Xent, equation 1 of SimCLR [1]_; with 1 for samples of
+    the same class, the supervised contrastive loss, equation 2 of [2]_.
+
+    References
+    ----------
+    .. [1] T. Chen et al., "A Simple Framework for Contrastive Learning of Visual
+       Representations", ICML 2020.
+    .. [2] P. Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.contrastive import contrastive_loss
+    >>> views = torch.eye(2)
+    >>> contrastive_loss(views, views, temperature=1.0)
+    tensor(0.5514)
+    """
+    n = len(first)
+    embeddings = F.normalize(torch.cat([first, second]).float(), dim=1)
+    similarity = embeddings @ embeddings.T / temperature
+    itself = torch.eye(2 * n, dtype=torch.bool, device=first.device)
+    log_proba = similarity.masked_fill(itself, -torch.inf).log_softmax(dim=1)
+    if agreement is None:
+        # Of each embedding, the other view's.
+        partner = torch.arange(2 * n, device=first.device).roll(n)
+        losses = -log_proba.gather(1, partner.unsqueeze(1)).squeeze(1)
+    else:
+        positive = agreement.float().repeat(2, 2).masked_fill(itself, 0)
+        positive = positive / positive.sum(dim=1, keepdim=True)
+        # -inf on the diagonal, which has no share.
+        losses = -(positive * log_proba.masked_fill(itself, 0)).sum(dim=1)
+    if weight is None:
+        return losses.mean()
+    return (losses * weight.repeat(2)).mean()
