@@ -14,10 +14,14 @@ counts. Its name lists the options that differ from the paper's method, a number
 - ent: evidence weighted by (1 - entropy / log K) ** ent, sample by sample.
 - pr: evidence weighted by min(1, pr / (1 - b)) too, b being the mean of a over epochs.
 - sh, od: 1 / tau grows by sh * b ** 4, or by od * b / (1 - b).
+- fl: the prior gives the share fl of its mass to all classes alike, as smoothed labels.
+- sm, sq: targets are mixed with the uniform distribution, whose share is sm * (1 - b)
+  or sq * (1 - b) ** 2.
 - resc: the loss divided by the label's share of the targets, to the power of resc.
 
-What `BSDClassifier` does by default is "C8 L0.118 rel1 pr0.2 od0.1", and for "noisy" it
-is "C3 L0.04 rel1 pr0.2 od0.1 tau0.71": there weights and c are five times as large.
+What `BSDClassifier` does by default is "C12 L0.118 rel1 pr0.2 od0.1 sq0.3", and for
+"noisy" it is "C3 L0.04 rel1 pr0.2 od0.1 tau0.71": there weights and c are five times as
+large.
 
     python benchmarks/compare.py --registry variants --full --seeds 0 \
         --output benchmarks/variants.csv --methods 'L0.4 rel1' CE
@@ -64,6 +68,12 @@ TRIED = (
     "C8 L0.12 rel1 pr0.2 od0.05",
     "C8 L0.12 rel2 pr0.2 od0.1",
     "C16 L0.12 rel1 pr0.2 od0.1",
+    "C16 L0.12 rel1 pr0.2 od0.1 fl0.1",
+    "C16 L0.12 rel1 pr0.2 od0.1 sm0.2",
+    "C16 L0.12 rel1 pr0.2 od0.1 sm0.1",
+    "C16 L0.12 rel1 pr0.2 od0.1 sq0.3",
+    "C12 L0.12 rel1 pr0.2 od0.1 sq0.3",
+    "C8 L0.12 rel1 pr0.2 od0.1 sm0.2",
     "C5 L0.08 rel1 pr0.1 od0.1",
     "C5 L0.08 rel1 pr0.1 od0.05",
     "C6 L0.1 rel1 pr0.2 od0.1",
@@ -106,6 +116,9 @@ class Variant(Rival):
         pr=0.0,
         sh=0.0,
         od=0.0,
+        fl=0.0,
+        sm=0.0,
+        sq=0.0,
         resc=0.0,
         **kwargs,
     ):
@@ -121,6 +134,9 @@ class Variant(Rival):
         self.pr = pr
         self.sh = sh
         self.od = od
+        self.fl = fl
+        self.sm = sm
+        self.sq = sq
         self.resc = resc
 
     def begin(self, batches):
@@ -131,12 +147,13 @@ class Variant(Rival):
         self._loss = math.log(len(self.classes_))  # of the epoch before
         self._sums = [0.0, 0.0, 0]  # of agreement, loss and samples in this epoch
         self._epoch = 0
-        return prior_concentration(
+        prior = prior_concentration(
             self.posterior_.labels,
             len(self.classes_),
             prior_strength=self._c,
             prior_floor=self.prior_floor,
         )
+        return (1 - self.fl) * prior + self.fl * self._c / len(self.classes_)
 
     def batch_loss(self, logits: Tensor, batch) -> Tensor:
         """Update the beliefs by the variant's rule, and learn from their mean."""
@@ -148,7 +165,12 @@ class Variant(Rival):
         belief += self._weight(proba) * (known * self._sharpness()).softmax(dim=1)
         self._memory[batch.rows] = belief
         total = belief.sum(dim=1, keepdim=True)
-        loss = soft_cross_entropy(logits, belief / total)
+        target = belief / total
+        if self.sm or self.sq:
+            _, mean = self._reliability()
+            uniform = self.sm * (1 - mean) + self.sq * (1 - mean) ** 2
+            target = (1 - uniform) * target + uniform / target.shape[1]
+        loss = soft_cross_entropy(logits, target)
         self._add(proba, batch, loss)
         visits = self._epochs_run + 1
         share = (self._gamma**visits * self._c / total).mean()

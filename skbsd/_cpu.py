@@ -38,6 +38,7 @@ def posterior_step(
     discount: float,
     evidence_weight: float = 1.0,
     temperature: float = 1.0,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Update beliefs; return loss and gradient.
 
@@ -56,11 +57,14 @@ def posterior_step(
     discount : float
     evidence_weight : float, default=1.0
     temperature : float, default=1.0
+    smoothing : float, default=0.0
+        Share of the uniform distribution in the targets.
 
     Returns
     -------
     loss : Tensor of shape ()
-        Cross-entropy of the updated means with the logits, times weight, averaged.
+        Cross-entropy of the targets, which are the updated means, maybe smoothed, with
+        the logits, times weight, averaged.
     gradient : Tensor of shape (n, n_classes)
         (p - q) * weight / n, of the logits' type.
     """
@@ -73,7 +77,7 @@ def posterior_step(
     by_sample = [x, index.numpy(), gradient]
     if weight is not None:
         by_sample.append(weight.numpy().astype(x.dtype, copy=False))
-    rule = _Rule(discount, evidence_weight, temperature)
+    rule = _Rule(discount, evidence_weight, temperature, smoothing)
     arguments = alpha.numpy(), visits.numpy(), rule, n
     size = max(1, _BLOCK // n_classes)
     if n <= size:
@@ -92,11 +96,12 @@ def posterior_step(
 
 
 class _Rule(NamedTuple):
-    """How evidence enters the beliefs."""
+    """How evidence enters the beliefs, and these the targets."""
 
     discount: float
     evidence_weight: float
     temperature: float
+    smoothing: float
 
 
 def _step_rows(
@@ -105,22 +110,24 @@ def _step_rows(
     """Do the step for some of n samples; fill `gradient`, return their loss."""
     with np.errstate(all="ignore"):  # rows that are not finite are looked for
         kept: slice | np.ndarray = slice(None)
-        mean, belief, loss = _posterior(alpha, rule, n, x, index, gradient, weight)
+        target, belief, loss = _posterior(alpha, rule, n, x, index, gradient, weight)
         if not math.isfinite(loss):
             # Rarely: exponentials out of range, or rows that are not finite.
             x = x - np.max(x, axis=1, keepdims=True)
             kept = np.isfinite(x).all(axis=1)
-            mean, belief, loss = _posterior(alpha, rule, n, x, index, gradient, weight)
+            target, belief, loss = _posterior(
+                alpha, rule, n, x, index, gradient, weight
+            )
         rows = index[kept]
         alpha[rows] = belief[kept]
         visits[rows] += 1
-        gradient -= mean
+        gradient -= target
         gradient *= 1 / n if weight is None else (weight / n)[:, np.newaxis]
         return max(loss, 0.0)  # a difference, which may be rounded to below zero
 
 
 def _posterior(alpha, rule: _Rule, n, x, index, proba, weight):
-    """Fill `proba`; return means, beliefs and the loss: NaN if exponentials vanish."""
+    """Fill `proba`; return targets, beliefs and the loss: NaN if exponentials vanish."""
     ones = _ones(x.shape[1], x.dtype)
     np.exp(x, out=proba)
     total = proba @ ones
@@ -137,12 +144,15 @@ def _posterior(alpha, rule: _Rule, n, x, index, proba, weight):
         belief += rule.evidence_weight * proba
     else:
         belief += proba
-    mean = belief / (belief @ ones)[:, np.newaxis]
+    target = belief / (belief @ ones)[:, np.newaxis]
+    if rule.smoothing != 0:
+        target *= 1 - rule.smoothing
+        target += rule.smoothing / x.shape[1]
     if weight is None:
-        loss = float(logs.sum() - np.vdot(mean, x)) / n
+        loss = float(logs.sum() - np.vdot(target, x)) / n
     else:
-        loss = float((logs - np.einsum("ij,ij->i", mean, x)) @ weight) / n
-    return mean, belief, loss if total.min() > _TINY else math.nan
+        loss = float((logs - np.einsum("ij,ij->i", target, x)) @ weight) / n
+    return target, belief, loss if total.min() > _TINY else math.nan
 
 
 def _sharpen(log_proba, rule: _Rule, ones):

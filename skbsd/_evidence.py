@@ -20,14 +20,24 @@ class Budget(NamedTuple):
         The power that predictions are raised to at least, before they enter the
         posterior. Where labels are wrong, targets are soft, and so are predictions that
         follow them.
+    smoothing : float
+        What the squared mean disagreement is multiplied with to give the share of the
+        uniform distribution in the targets. A network that has not fitted its data
+        holds itself up with its own predictions; smoothed labels calibrate it as well,
+        and do not.
     """
 
     least: float
     per_epoch: float
     sharpness: float
+    smoothing: float
 
 
-BUDGETS = {"auto": Budget(40.0, 2 / 3, 1.0), "noisy": Budget(15.0, 0.2, 1.4)}
+_PLAIN = Budget(0.0, 0.0, 1.0, 0.0)  # of a number, which is the paper's method
+BUDGETS = {
+    "auto": Budget(60.0, 2 / 3, 1.0, 0.3),
+    "noisy": Budget(15.0, 0.2, 1.4, 0.0),
+}
 
 # Agreement on the training data flatters the predictions: its effect has bounds.
 _LARGEST_WEIGHT = 5.0
@@ -50,12 +60,12 @@ def resolve_prior_strength(prior_strength: float | str, max_epochs: int) -> floa
     """
     if not isinstance(prior_strength, str):
         return float(prior_strength)
-    budget = BUDGETS[prior_strength]
-    return max(budget.least, budget.per_epoch * max_epochs)
+    known = BUDGETS[prior_strength]
+    return max(known.least, known.per_epoch * max_epochs)
 
 
-def resolve_sharpness(prior_strength: float | str) -> float:
-    """Return s, which goes with a name of the prior strength; with a number, 1.
+def budget(prior_strength: float | str) -> Budget:
+    """Return the rules that go with a prior strength, by name or number.
 
     Parameters
     ----------
@@ -63,11 +73,9 @@ def resolve_sharpness(prior_strength: float | str) -> float:
 
     Returns
     -------
-    float
+    Budget
     """
-    if not isinstance(prior_strength, str):
-        return 1.0
-    return BUDGETS[prior_strength].sharpness
+    return BUDGETS.get(prior_strength, _PLAIN)  # type: ignore[arg-type]
 
 
 def resolve_discount(discount: float | str) -> float:
@@ -158,3 +166,22 @@ class Agreement:
         """
         odds = self.mean / max(1 - self.mean, 1e-9)
         return 1 / min(_LARGEST_SHARPNESS, sharpness + _SHARPNESS_PER_ODDS * odds)
+
+    def rule(self, prior_strength: float | str) -> dict[str, float]:
+        """Return what the next epoch's predictions do to beliefs and targets.
+
+        Parameters
+        ----------
+        prior_strength : float or {"auto", "noisy"}
+
+        Returns
+        -------
+        dict of str to float
+            Arguments of :meth:`skbsd.posterior.DirichletPosterior.step`.
+        """
+        known = budget(prior_strength)
+        return {
+            "evidence_weight": self.evidence_weight(),
+            "temperature": self.temperature(known.sharpness),
+            "smoothing": known.smoothing * (1 - self.mean) ** 2,
+        }

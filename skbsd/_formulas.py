@@ -112,6 +112,25 @@ def posterior_mean(alpha: Tensor) -> Tensor:
     return alpha / alpha.sum(dim=-1, keepdim=True)
 
 
+def smooth(target: Tensor, smoothing: float) -> Tensor:
+    """Mix targets with the uniform distribution, as label smoothing does.
+
+    Parameters
+    ----------
+    target : Tensor of shape (n_samples, n_classes)
+        Probabilities.
+    smoothing : float
+        Share of the uniform distribution, in [0, 1).
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_classes)
+    """
+    if smoothing == 0:
+        return target
+    return (1 - smoothing) * target + smoothing / target.shape[-1]
+
+
 def soft_cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None = None
 ) -> Tensor:
@@ -165,6 +184,7 @@ def posterior_step(
     discount: float,
     evidence_weight: float = 1.0,
     temperature: float = 1.0,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Do what the step is, in the functions above.
 
@@ -177,7 +197,7 @@ def posterior_step(
     before = alpha.index_select(0, index).to(dtype)
     evidence = sharpen(proba, temperature)
     after = update_concentration(before, evidence, discount, evidence_weight)
-    target = posterior_mean(after)
+    target = smooth(posterior_mean(after), smoothing)
     losses = -(target * log_proba).sum(dim=-1)
     finite = losses.isfinite()
     after = torch.where(finite.unsqueeze(-1), after, before)

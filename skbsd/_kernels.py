@@ -53,6 +53,7 @@ if triton is not None:
         discount,
         evidence_weight,
         sharpness,
+        smoothing,
         STRIDE: tl.constexpr,
         SHARPEN: tl.constexpr,
         K: tl.constexpr,
@@ -147,7 +148,7 @@ if triton is not None:
             else:
                 evidence = proba
             after = discount * before + evidence_weight * evidence
-            target = after / mass
+            target = (1 - smoothing) * after / mass + smoothing / K
             slope = (proba - target) * scale
             # Past the last class the product is 0 * -inf.
             terms += tl.where(inside, target * log_proba, 0.0)
@@ -179,6 +180,7 @@ def posterior_step(
     discount: float,
     evidence_weight: float = 1.0,
     temperature: float = 1.0,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Take in the predictions of a batch; return its losses and their gradient.
 
@@ -203,6 +205,8 @@ def posterior_step(
         What the prediction counts in the beliefs.
     temperature : float, default=1.0
         Of the prediction that enters the beliefs.
+    smoothing : float, default=0.0
+        Share of the uniform distribution in the targets.
 
     Returns
     -------
@@ -235,6 +239,7 @@ def posterior_step(
             discount,
             evidence_weight,
             1 / temperature,
+            smoothing,
             STRIDE=logits.stride(0),
             SHARPEN=temperature != 1,
             K=n_classes,
@@ -249,7 +254,15 @@ def posterior_step(
 
 @posterior_step.register_fake
 def _(
-    logits, alpha, visits, index, weight, discount, evidence_weight=1.0, temperature=1.0
+    logits,
+    alpha,
+    visits,
+    index,
+    weight,
+    discount,
+    evidence_weight=1.0,
+    temperature=1.0,
+    smoothing=0.0,
 ):
     n, n_classes = logits.shape
     return logits.new_empty(n, dtype=torch.float32), logits.new_empty(n, n_classes)

@@ -19,7 +19,6 @@ from ._evidence import (
     is_weighted,
     resolve_discount,
     resolve_prior_strength,
-    resolve_sharpness,
 )
 from ._hits import HitCounter
 from ._inputs import TrainingData
@@ -188,7 +187,7 @@ class TrainingLoop(TwoViews):
         self._counts_agreement = math.isfinite(self.prior_strength_) and is_weighted(
             self.evidence, self.prior_strength
         )
-        sharpness = resolve_sharpness(self.prior_strength)
+        prior_strength = self.prior_strength  # as it is now, whatever callbacks do
         self._evidence = {}
         self._step_checked = False
         self._first_logits = None
@@ -200,10 +199,7 @@ class TrainingLoop(TwoViews):
                     self._train_hits = (0.0, 0.0)
                     if self._counts_agreement:
                         agreement = self.posterior_.agreement
-                        self._evidence = {
-                            "evidence_weight": agreement.evidence_weight(),
-                            "temperature": agreement.temperature(sharpness),
-                        }
+                        self._evidence = agreement.rule(prior_strength)
                     self.notify("on_epoch_begin", **datasets)
                     self.run_single_epoch(batches, True, "train", self.train_step)
                     self._end_training_pass(weights)
@@ -337,7 +333,7 @@ class TrainingLoop(TwoViews):
             first.update(self._first_evaluation(batch))
             return first["loss"]
         self._forget_gradients()
-        target = self.posterior_.mean(batch.rows)
+        target = self._target(batch)
         logits = self._logits(batch.x, training=True)
         loss = soft_cross_entropy(logits, target.to(logits), batch.weight)
         loss.backward()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ._batches import Batch
 from ._forward import ForwardPass
 from .contrastive import Contrastive, contrastive_loss
-from .posterior import DirichletPosterior, soft_cross_entropy
+from .posterior import DirichletPosterior, smooth, soft_cross_entropy
 
 
 class EmbeddingWatch:
@@ -198,7 +198,7 @@ class TwoViews(ForwardPass):
         self.posterior_.visit(
             mean, batch.rows, weight, assume_unique=batch.unique, **self._evidence
         )
-        target = self.posterior_.mean(batch.rows).to(mean)
+        target = self._target(batch).to(mean)
         loss = soft_cross_entropy(
             logits.to(mean),
             target.repeat(2, 1),
@@ -218,6 +218,11 @@ class TwoViews(ForwardPass):
         self._projection.step(self.optimizer_.param_groups[0]["lr"])
         self._contrast_losses.append(contrast.detach())
         return {"loss": total.detach(), "y_pred": mean}
+
+    def _target(self, batch: Batch) -> Tensor:
+        """Return what a batch that was visited is trained towards."""
+        mean = self.posterior_.mean(batch.rows)
+        return smooth(mean, self._evidence.get("smoothing", 0.0))
 
     def _record_contrast(self) -> None:
         """Write the mean of an epoch's contrastive losses into the history."""

@@ -20,6 +20,7 @@ from ._formulas import (
     posterior_mean,
     prior_concentration,
     sharpen,
+    smooth,
     soft_cross_entropy,
     soft_cross_entropy_gradient,
     update_concentration,
@@ -31,6 +32,7 @@ __all__ = [
     "posterior_mean",
     "prior_concentration",
     "sharpen",
+    "smooth",
     "soft_cross_entropy",
     "soft_cross_entropy_gradient",
     "update_concentration",
@@ -228,6 +230,7 @@ class DirichletPosterior:
         *,
         evidence_weight: float = 1.0,
         temperature: float = 1.0,
+        smoothing: float = 0.0,
         assume_unique: bool = False,
     ) -> Tensor:
         """Take in the predictions of a batch and return the loss to its new targets.
@@ -250,6 +253,9 @@ class DirichletPosterior:
             w * softmax(logits / tau). In the paper both are 1.
         temperature : float, default=1.0
             tau > 0: below 1, what enters is surer than the predictions.
+        smoothing : float, default=0.0
+            In [0, 1): share of the uniform distribution that the targets are mixed
+            with; the beliefs do not know of it. In the paper 0.
         assume_unique : bool, default=False
             Skip the check for rows that repeat or are not there, where `index` is a
             Tensor that the caller drew from a permutation. The check waits for the
@@ -263,7 +269,7 @@ class DirichletPosterior:
         ------
         ValueError
             If `logits` has not one row per index and one column per class, a row is
-            repeated, or `evidence_weight` or `temperature` is out of range.
+            repeated, or one of the numbers is out of range.
 
         Notes
         -----
@@ -276,6 +282,7 @@ class DirichletPosterior:
             weight,
             evidence_weight=evidence_weight,
             temperature=temperature,
+            smoothing=smoothing,
             assume_unique=assume_unique,
         )
         return _KnownGradient.apply(logits, loss, gradient)
@@ -288,6 +295,7 @@ class DirichletPosterior:
         *,
         evidence_weight: float = 1.0,
         temperature: float = 1.0,
+        smoothing: float = 0.0,
         assume_unique: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Take in the predictions of a batch; return the loss and its gradient.
@@ -297,7 +305,7 @@ class DirichletPosterior:
 
         Parameters
         ----------
-        logits, index, weight, evidence_weight, temperature, assume_unique
+        logits, index, weight, evidence_weight, temperature, smoothing, assume_unique
             As in :meth:`step`.
 
         Returns
@@ -319,10 +327,15 @@ class DirichletPosterior:
                 f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
                 f"index and one column per class, got {tuple(logits.shape)}."
             )
-        if not (0 <= evidence_weight < math.inf and 0 < temperature < math.inf):
+        if not (
+            0 <= evidence_weight < math.inf
+            and 0 < temperature < math.inf
+            and 0 <= smoothing < 1
+        ):
             raise ValueError(
-                "evidence_weight must lie in [0, inf) and temperature in (0, inf), got "
-                f"{evidence_weight!r} and {temperature!r}."
+                "evidence_weight must lie in [0, inf), temperature in (0, inf) and "
+                f"smoothing in [0, 1), got {evidence_weight!r}, {temperature!r} and "
+                f"{smoothing!r}."
             )
         if weight is not None:
             if weight.shape != index.shape:
@@ -340,6 +353,7 @@ class DirichletPosterior:
             self._effective_discount,
             evidence_weight,
             temperature,
+            smoothing,
         )
         if logits.is_cpu and not _kernels.interpreted and _cpu.usable(self._alpha):
             return _cpu.posterior_step(*arguments)

@@ -62,10 +62,10 @@ class TestAgreesWithTheFormulas:
 
     @pytest.mark.parametrize(
         "evidence",
-        [(0.0, 1.0), (0.3, 1.0), (0.3, 0.5), (1.0, 3.0), (5.0, 0.1)],
+        [(0.0, 1.0), (0.3, 1.0), (0.3, 0.5), (1.0, 3.0), (5.0, 0.1), (0.3, 1.0, 0.2)],
     )
     @pytest.mark.parametrize("n_classes", [2, 300])
-    def test_evidence_weight_and_temperature(self, n_classes, evidence):
+    def test_evidence_and_smoothing(self, n_classes, evidence):
         batch = draw(50, n_classes)
         found, expected = both(*batch, discount=0.9, evidence=evidence)
         assert_same(found, expected)

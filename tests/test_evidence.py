@@ -16,10 +16,10 @@ from skbsd import BSDClassifier
 from skbsd._evidence import (
     BUDGETS,
     Agreement,
+    budget,
     is_weighted,
     resolve_discount,
     resolve_prior_strength,
-    resolve_sharpness,
 )
 from skbsd.networks import MLP
 from skbsd.posterior import DirichletPosterior
@@ -72,8 +72,8 @@ class TestAgreement:
     def test_nothing_counts_before_the_first_epoch(self):
         assert Agreement().evidence_weight() == 0
         assert Agreement().temperature() == 1
-        assert resolve_sharpness(100.0) == resolve_sharpness("auto") == 1
-        assert Agreement().temperature(resolve_sharpness("noisy")) < 1
+        assert budget(100.0).sharpness == budget("auto").sharpness == 1
+        assert Agreement().temperature(budget("noisy").sharpness) < 1
 
     def test_last_and_mean(self):
         agreement = Agreement()
@@ -85,6 +85,17 @@ class TestAgreement:
         # A tenth of the odds, 1.5, adds to the exponent.
         assert agreement.temperature() == pytest.approx(1 / 1.15)
         assert agreement.temperature(2.0) == pytest.approx(1 / 2.15)
+
+    def test_rule(self):
+        agreement = Agreement()
+        agreement.add(0.5)
+        assert agreement.rule("auto") == {
+            "evidence_weight": pytest.approx(1.0),
+            "temperature": pytest.approx(1 / 1.1),
+            "smoothing": pytest.approx(0.3 * 0.25),
+        }
+        for other in ("noisy", 100.0):
+            assert agreement.rule(other)["smoothing"] == 0
 
     def test_bounds(self):
         agreement = Agreement()

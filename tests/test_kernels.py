@@ -23,6 +23,7 @@ from skbsd.posterior import (
     posterior_mean,
     prior_concentration,
     sharpen,
+    smooth,
     soft_cross_entropy,
     soft_cross_entropy_gradient,
     update_concentration,
@@ -72,7 +73,7 @@ class Case:
         self.index = torch.randperm(N, generator=self.generator)[:n].to(DEVICE)
         self.weight = None
         self.discount = 1.0
-        self.evidence = (1.0, 1.0)
+        self.evidence = (1.0, 1.0, 0.0)
 
     def draw(self, *shape):
         return torch.randn(shape, generator=self.generator)
@@ -82,8 +83,8 @@ class Case:
         self.discount = 0.9
         return self
 
-    def weigh_evidence(self, weight, temperature):
-        self.evidence = (weight, temperature)
+    def weigh_evidence(self, weight, temperature, smoothing=0.0):
+        self.evidence = (weight, temperature, smoothing)
         return self
 
     def step(self):
@@ -104,10 +105,10 @@ class Case:
         proba = log_proba.exp()
         alpha = self.alpha.clone()
         before = alpha[self.index].double()
-        evidence_weight, temperature = self.evidence
+        evidence_weight, temperature, smoothing = self.evidence
         evidence = sharpen(proba, temperature)
         after = update_concentration(before, evidence, self.discount, evidence_weight)
-        target = posterior_mean(after)
+        target = smooth(posterior_mean(after), smoothing)
         weight = self.weight if self.weight is None else self.weight.double()
         shares = [
             soft_cross_entropy(
@@ -177,6 +178,14 @@ class TestStep:
         Case(5, n_classes).weigh().weigh_evidence(weight, temperature).check()
         other = Case(5, n_classes, dtype=torch.bfloat16, store=torch.float16)
         other.weigh_evidence(weight, temperature).check()
+
+    def test_smoothing(self, n_classes):
+        losses, slope = Case(5, n_classes).check()
+        for smoothing in (0.1, 0.9):
+            case = Case(5, n_classes).weigh_evidence(1.0, 1.0, smoothing)
+            smoothed = case.check()
+            assert not torch.allclose(losses, smoothed[0])
+            assert not torch.allclose(slope, smoothed[1])
 
     def test_weight_and_discount_do_something(self, n_classes):
         case, other = Case(5, n_classes), Case(5, n_classes).weigh()

@@ -12,6 +12,7 @@ from skbsd.posterior import (
     posterior_mean,
     prior_concentration,
     sharpen,
+    smooth,
     soft_cross_entropy,
     soft_cross_entropy_gradient,
     update_concentration,
@@ -136,6 +137,20 @@ class TestStep:
             loss.backward()
             gradient = (logits.detach().softmax(1) - target) / N
             torch.testing.assert_close(logits.grad, gradient)
+
+    def test_smoothing_is_of_the_targets_alone(self, generator, labels):
+        """q' = (1 - s) q + s / K."""
+        one, other = make(labels), make(labels)
+        logits, index = draw(generator, N, K).requires_grad_(), torch.arange(N)
+        one.step(logits, index)
+        loss = other.step(logits, index, smoothing=0.2)
+        assert torch.equal(one.concentration(), other.concentration())
+        target = 0.8 * one.mean() + 0.2 / K
+        torch.testing.assert_close(smooth(one.mean(), 0.2), target)
+        torch.testing.assert_close(loss, cross_entropy(logits, target))
+        loss.backward()
+        gradient = (logits.detach().softmax(1) - target) / N
+        torch.testing.assert_close(logits.grad, gradient)
 
     @pytest.mark.parametrize("discount", [0.8, 1.0])
     def test_total_and_label_mass(self, generator, labels, discount):

@@ -37,7 +37,7 @@ def test_strength_leaves_the_mass(discount):
 @pytest.mark.parametrize(
     ("name", "strength"),
     [
-        ("C8 L0.12 rel1 pr0.2 od0.1", "auto"),
+        ("C12 L0.12 rel1 pr0.2 od0.1 sq0.3", "auto"),
         ("C3 L0.04 rel1 pr0.2 od0.1 tau0.7", "noisy"),
         ("L0.5", 8.0),
     ],
@@ -56,7 +56,9 @@ def test_estimator_is_a_variant(name, strength, data):
     assert np.abs(proba[0] - plain.predict_proba(data[0])).max() > 0.03
 
 
-@pytest.mark.parametrize("name", ["k2 L0.4 rel1 resc1", "L0.4 ent1", "L0.2 rel2 soft1"])
+@pytest.mark.parametrize(
+    "name", ["k2 L0.4 rel1 resc1", "L0.4 ent1", "L0.2 rel2 soft1", "L0.4 fl0.1 sm0.1"]
+)
 def test_options_do_something(name, data):
     options = variants.parse(name)
     one = variants.Variant(max_epochs=8, random_state=0, **options).fit(*data)
