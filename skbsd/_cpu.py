@@ -127,7 +127,7 @@ def _step_rows(
 
 
 def _posterior(alpha, rule: _Rule, n, x, index, proba, weight):
-    """Fill `proba`; return targets, beliefs and the loss: NaN if exponentials vanish."""
+    """Fill `proba`; return targets, beliefs and loss: NaN if exponentials vanish."""
     ones = _ones(x.shape[1], x.dtype)
     np.exp(x, out=proba)
     total = proba @ ones
