@@ -396,6 +396,28 @@ class DirichletPosterior:
         """
         return posterior_mean(self._rows(index))
 
+    def evidence(self) -> Tensor:
+        """Return what the beliefs have taken in, without what is left of the prior.
+
+        Returns
+        -------
+        Tensor of shape (n_samples, n_classes)
+            sum_t gamma^(T-t) w_t p_t of T visits, zero where the prior is infinite. In
+            float32 at least; small differences of a float16 store are rounded.
+        """
+        if math.isinf(self.prior_strength):
+            return torch.zeros_like(self._alpha)
+        exact = torch.promote_types(self.dtype, torch.float32)
+        left = self.discount ** self.visits.to(exact).unsqueeze(1)
+        prior = prior_concentration(
+            self.labels,
+            self.n_classes,
+            prior_strength=self.prior_strength,
+            prior_floor=self.prior_floor,
+            dtype=exact,
+        )
+        return (self._alpha - left * prior).clamp(min=0)
+
     def label_mass(self) -> Tensor:
         """Share of each target that still comes directly from the label.
 

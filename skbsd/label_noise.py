@@ -1,0 +1,330 @@
+"""Wrong labels: making them for experiments, and finding them in data.
+
+While a network trains, each sample's posterior takes in what the network predicts for
+it. What it took in, the label's own share left out, says what the other samples make of
+this one: samples whose evidence speaks against their label are probably mislabelled.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.utils import Bunch, check_random_state, column_or_1d
+from sklearn.utils.validation import check_is_fitted
+
+__all__ = ["find_label_issues", "flip_labels", "label_quality"]
+
+
+def flip_labels(y, rate=None, kind="symmetric", *, random_state=None):
+    """Make labels wrong, for experiments.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,)
+        True labels of any kind.
+    rate : float, default=None
+        Share of the labels to change, in [0, 1]; see `kind` for the share of what. None
+        where `kind` is a matrix.
+    kind : {"symmetric", "asymmetric", "pairs"}, mapping or array-like, \
+            default="symmetric"
+        What labels become, the classes in sorted order:
+
+        - "symmetric": `rate` of all labels, drawn without replacement, rounded to a
+          whole number. Each becomes one of the *other* classes, all equally likely: so
+          exactly this share is wrong.
+        - "asymmetric": `rate` of each class, rounded, become the next class, and those
+          of the last the first.
+        - "pairs": `rate` of each class, rounded, become the other class of its pair:
+          the first and the second, the third and the fourth and so on. The last of
+          an odd number keeps its labels.
+        - a mapping from class to class: `rate` of each class that it names, rounded,
+          become the class named, which must be another one.
+        - a matrix of shape (n_classes, n_classes) whose rows sum to one: each label of
+          class i becomes class j with probability ``kind[i, j]``. It stays what it is
+          with probability ``kind[i, i]``: this is the only kind in which a draw can
+          hit the true class.
+    random_state : int, RandomState instance or None, default=None
+        Fixes the draws.
+
+    Returns
+    -------
+    labels : ndarray of shape (n_samples,)
+        Of the type of `y`.
+    flipped : ndarray of bool of shape (n_samples,)
+        Where `labels` differ from `y`.
+
+    Raises
+    ------
+    ValueError
+        For a rate outside [0, 1], an unknown kind, classes that are not in y, a matrix
+        that is none of probabilities.
+
+    References
+    ----------
+    .. [1] D. Angluin, P. Laird, "Learning From Noisy Examples", Machine Learning 2,
+       1988 (symmetric).
+    .. [2] G. Patrini et al., "Making Deep Neural Networks Robust to Label Noise",
+       CVPR 2017 (transition matrices, asymmetric).
+    .. [3] B. Han et al., "Co-teaching", NeurIPS 2018 (the next class).
+
+    Examples
+    --------
+    >>> from skbsd.label_noise import flip_labels
+    >>> y = ["cat", "dog"] * 5
+    >>> labels, flipped = flip_labels(y, 0.2, random_state=0)
+    >>> int(flipped.sum())
+    2
+    >>> labels, flipped = flip_labels(y, 0.4, {"cat": "dog"}, random_state=0)
+    >>> (labels == "dog").sum()
+    np.int64(7)
+    """
+    y = column_or_1d(np.asarray(y))
+    rng = check_random_state(random_state)
+    classes, codes = np.unique(y, return_inverse=True)
+    if isinstance(kind, Mapping | str):
+        if rate is None or not 0 <= rate <= 1:
+            raise ValueError(f"rate must lie in [0, 1], got {rate!r}.")
+        if isinstance(kind, str) and kind == "symmetric":
+            new = _flip_symmetric(codes, len(classes), rate, rng)
+        else:
+            new = _flip_to(codes, _counterparts(kind, classes), rate, rng)
+    else:
+        if rate is not None:
+            raise ValueError(
+                f"rate={rate!r} has no meaning beside a transition matrix, whose "
+                "diagonal says how many labels stay; pass rate=None."
+            )
+        new = _flip_by_matrix(codes, _check_matrix(kind, len(classes)), rng)
+    return classes[new], new != codes
+
+
+def _flip_symmetric(codes, n_classes: int, rate: float, rng) -> np.ndarray:
+    n = round(rate * len(codes))
+    if n and n_classes < 2:
+        raise ValueError("y has one class only: there is no other for labels.")
+    rows = rng.choice(len(codes), n, replace=False)
+    new = codes.copy()
+    # Any step but a whole turn: never back to where it was.
+    new[rows] = (new[rows] + rng.randint(1, max(n_classes, 2), n)) % n_classes
+    return new
+
+
+def _counterparts(kind, classes: np.ndarray) -> dict[int, int]:
+    """Return what each class becomes, by its place in the sorted order."""
+    n = len(classes)
+    if isinstance(kind, Mapping):
+        place = {label: i for i, label in enumerate(classes.tolist())}
+        unknown = [c for pair in kind.items() for c in pair if c not in place]
+        same = [before for before, after in kind.items() if before == after]
+        if unknown or same:
+            raise ValueError(
+                f"kind maps {dict(kind)}, but each class must become another one of "
+                f"y's classes {classes.tolist()}; look at {(unknown + same)[0]!r}."
+            )
+        return {place[before]: place[after] for before, after in kind.items()}
+    if kind == "asymmetric":
+        return {i: (i + 1) % n for i in range(n)} if n > 1 else {}
+    if kind == "pairs":
+        return {i: i ^ 1 for i in range(n) if i ^ 1 < n}
+    raise ValueError(
+        "kind must be 'symmetric', 'asymmetric', 'pairs', a mapping from class to "
+        f"class or a transition matrix, got {kind!r}."
+    )
+
+
+def _flip_to(codes, counterparts: dict[int, int], rate: float, rng) -> np.ndarray:
+    new = codes.copy()
+    for before, after in counterparts.items():
+        rows = np.flatnonzero(codes == before)
+        new[rng.choice(rows, round(rate * len(rows)), replace=False)] = after
+    return new
+
+
+def _check_matrix(kind, n_classes: int) -> np.ndarray:
+    matrix = np.asarray(kind, dtype=float)
+    if matrix.shape != (n_classes, n_classes):
+        raise ValueError(
+            f"a transition matrix must have shape ({n_classes}, {n_classes}), a row "
+            f"and a column for each class of y, got {matrix.shape}."
+        )
+    if not ((matrix >= 0).all() and np.allclose(matrix.sum(axis=1), 1)):
+        raise ValueError(
+            "each row of a transition matrix holds probabilities that sum to one, got "
+            f"rows that sum to {matrix.sum(axis=1)} with a least entry of "
+            f"{matrix.min()}."
+        )
+    return matrix
+
+
+def _flip_by_matrix(codes, matrix: np.ndarray, rng) -> np.ndarray:
+    # The first class whose cumulated probability exceeds a uniform draw.
+    below = matrix.cumsum(axis=1)[codes] <= rng.uniform(size=(len(codes), 1))
+    return np.minimum(below.sum(axis=1), len(matrix) - 1)
+
+
+def label_quality(estimator) -> np.ndarray:
+    """Score each training label by what the network predicted while it learnt.
+
+    Parameters
+    ----------
+    estimator : BSDClassifier
+        Fitted, with a finite prior strength.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        Score of each row of the X given to `fit`, in [0, 1]; low for labels that are
+        probably wrong. NaN where there is no evidence, such as of samples of weight
+        zero.
+
+    Raises
+    ------
+    ValueError
+        If the estimator has no evidence at all: its prior is infinite.
+
+    Notes
+    -----
+    The score is the given label's share of the sample's evidence: of the predictions
+    that entered its posterior, weighted as they were there, and without the prior,
+    which is the label's own. It is what cross-validation calls self-confidence [1]_,
+    averaged over training in place of over folds. Predictions of samples that were
+    trained on are biased towards their labels, the less so the less the network has
+    memorised; the ranking holds.
+
+    References
+    ----------
+    .. [1] C. Northcutt, L. Jiang, I. Chuang, "Confident Learning: Estimating
+       Uncertainty in Dataset Labels", JAIR 70, 2021.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.metrics import roc_auc_score
+    >>> from skbsd import BSDClassifier
+    >>> from skbsd.label_noise import flip_labels, label_quality
+    >>> X, y = load_digits(return_X_y=True)
+    >>> labels, flipped = flip_labels(y, 0.1, random_state=0)
+    >>> model = BSDClassifier(prior_strength="noisy", random_state=0)
+    >>> quality = label_quality(model.fit(X / 16, labels))
+    >>> roc_auc_score(flipped, 1 - quality) > 0.99
+    True
+    """
+    shares, codes = _evidence_shares(estimator)
+    return np.take_along_axis(shares, codes[:, np.newaxis], axis=1)[:, 0]
+
+
+def find_label_issues(estimator, *, threshold="confident"):
+    """List the training samples whose labels are probably wrong, worst first.
+
+    Parameters
+    ----------
+    estimator : BSDClassifier
+        Fitted, with a finite prior strength; ``prior_strength="noisy"`` is made for
+        such data.
+    threshold : "confident" or float, default="confident"
+        Which samples are listed. "confident" asks the data, see Notes. A number in
+        [0, 1] lists the samples whose :func:`label_quality` is below it, and suggests
+        the class with most evidence.
+
+    Returns
+    -------
+    DataFrame or Bunch
+        A row per issue, or a Bunch of arrays of the same names where pandas is not
+        installed, ordered by `given_mass`:
+
+        - `index`: row of the X given to `fit`;
+        - `given_label`, `suggested_label`;
+        - `given_mass`, `suggested_mass`: their shares of the sample's evidence, in
+          [0, 1]. The first is the :func:`label_quality`.
+
+    Raises
+    ------
+    ValueError
+        If the estimator has no evidence, or the threshold is neither.
+
+    Notes
+    -----
+    "confident" is the rule of confident learning [1]_, equations 1 and 2, with the
+    evidence of one training in place of cross-validated probabilities. A class's
+    threshold is the mean share of evidence for it among the samples that are labelled
+    so. A sample counts for the class with the largest share of those that reach their
+    thresholds, and is an issue if that is not its label. It needs no clean labels, and
+    no guess of how many are wrong.
+
+    References
+    ----------
+    .. [1] C. Northcutt, L. Jiang, I. Chuang, "Confident Learning: Estimating
+       Uncertainty in Dataset Labels", JAIR 70, 2021.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skbsd import BSDClassifier
+    >>> from skbsd.label_noise import find_label_issues, flip_labels
+    >>> X, y = load_digits(return_X_y=True)
+    >>> labels, flipped = flip_labels(y, 0.1, random_state=0)
+    >>> model = BSDClassifier(prior_strength="noisy", random_state=0)
+    >>> issues = find_label_issues(model.fit(X / 16, labels))
+    >>> bool(flipped[issues["index"][:100]].all())
+    True
+    """
+    shares, codes = _evidence_shares(estimator)
+    rows = np.arange(len(codes))
+    given = shares[rows, codes]
+    if isinstance(threshold, str) and threshold == "confident":
+        suggested = _confident_class(shares, codes)
+        listed = suggested >= 0
+    elif isinstance(threshold, (int, float)) and 0 <= threshold <= 1:
+        suggested = shares.argmax(axis=1)
+        listed = given < threshold  # never of NaN
+    else:
+        raise ValueError(
+            f"threshold must be 'confident' or a number in [0, 1], got {threshold!r}."
+        )
+    issues = rows[listed & (suggested != codes)]
+    issues = issues[np.argsort(given[issues], kind="stable")]
+    columns = {
+        "index": issues,
+        "given_label": estimator.classes_[codes[issues]],
+        "suggested_label": estimator.classes_[suggested[issues]],
+        "given_mass": given[issues],
+        "suggested_mass": shares[issues, suggested[issues]],
+    }
+    try:
+        import pandas as pd
+    except ImportError:
+        return Bunch(**columns)
+    return pd.DataFrame(columns)
+
+
+def _evidence_shares(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return each class's share of each sample's evidence, and the labels' codes."""
+    if not hasattr(estimator, "prior_strength"):
+        raise ValueError(
+            f"expected a fitted BSDClassifier, got {type(estimator).__name__}; pass a "
+            "pipeline's last step, or a search's best_estimator_."
+        )
+    check_is_fitted(estimator, "posterior_")
+    if np.isinf(estimator.prior_strength_):
+        raise ValueError(
+            "prior_strength=inf trains with cross-entropy, and keeps no predictions "
+            "that could speak against a label; fit with prior_strength='noisy'."
+        )
+    evidence = estimator.posterior_.evidence().cpu().double().numpy()
+    total = evidence.sum(axis=1, keepdims=True)
+    shares = np.full_like(evidence, np.nan)
+    np.divide(evidence, total, out=shares, where=total > 0)
+    return shares, estimator.posterior_.labels.cpu().numpy()
+
+
+def _confident_class(shares: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Return the class that each sample counts for, -1 where there is none."""
+    thresholds = np.array(
+        [
+            np.nanmean(shares[codes == k, k]) if (codes == k).any() else np.inf
+            for k in range(shares.shape[1])
+        ]
+    )
+    # Comparisons with NaN are false.
+    reached = np.where(shares >= thresholds, shares, -1)
+    return np.where(reached.max(axis=1) >= 0, reached.argmax(axis=1), -1)
