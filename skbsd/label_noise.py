@@ -223,8 +223,8 @@ def find_label_issues(estimator, *, threshold="confident"):
         such data.
     threshold : "confident" or float, default="confident"
         Which samples are listed. "confident" asks the data, see Notes. A number in
-        [0, 1] lists the samples whose :func:`label_quality` is below it, and suggests
-        the class with most evidence.
+        [0, 1] lists the samples whose :func:`label_quality` is below it, and for which
+        another class has more evidence than the label.
 
     Returns
     -------
@@ -319,12 +319,9 @@ def _evidence_shares(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _confident_class(shares: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Return the class that each sample counts for, -1 where there is none."""
-    thresholds = np.array(
-        [
-            np.nanmean(shares[codes == k, k]) if (codes == k).any() else np.inf
-            for k in range(shares.shape[1])
-        ]
-    )
+    known = np.isfinite(shares[:, 0])
+    own = [shares[known & (codes == k), k] for k in range(shares.shape[1])]
+    thresholds = [s.mean() if len(s) else np.inf for s in own]
     # Comparisons with NaN are false.
     reached = np.where(shares >= thresholds, shares, -1)
     return np.where(reached.max(axis=1) >= 0, reached.argmax(axis=1), -1)
