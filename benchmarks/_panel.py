@@ -29,7 +29,13 @@ CONFUSED = {
     "cifar10": {9: 1, 2: 0, 4: 7, 3: 5, 5: 3},
     "digits": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},
 }
-SEEDS = {"tuning": (0, 1, 2), "final": (10, 11, 12), "large": (20, 21, 22)}
+SEEDS = {
+    "tuning": (0, 1, 2),
+    "final": (10, 11, 12),
+    "large": (20, 21, 22),
+    "noise": (40, 41, 42),
+    "noise-large": (50, 51, 52),
+}
 
 
 class SpaceToDepth(nn.Module):
@@ -59,7 +65,7 @@ class Cell:
     ----------
     name : str
         Says all that distinguishes the cell, without spaces.
-    panel : {"tuning", "final", "large"}
+    panel : {"tuning", "final", "large", "noise", "noise-large"}
         What the cell belongs to.
     dataset : {"cifar10", "digits", "breast_cancer", "wine"}
         Where the samples come from.
@@ -192,26 +198,56 @@ def _final():
     yield _cell("final", "wine", *table, 178, 60)
 
 
+# The usual settings of SGD for these networks, under the one-cycle schedule.
+_LARGE = {
+    "module": ResNet,
+    "augmentation": "flip-crop",
+    "device": "auto",
+    "optimizer": torch.optim.SGD,
+    "optimizer__momentum": 0.9,
+    "optimizer__nesterov": True,
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+}
+
+
 def _large():
-    # The usual settings of SGD for these networks, under the one-cycle schedule.
-    parameters = {
-        "module": ResNet,
-        "augmentation": "flip-crop",
-        "device": "auto",
-        "optimizer": torch.optim.SGD,
-        "optimizer__momentum": 0.9,
-        "optimizer__nesterov": True,
-        "lr": 0.1,
-        "weight_decay": 5e-4,
-    }
     for depth in (18, 50):
         about = ("large", "cifar10", f"resnet{depth}")
-        chosen = {**parameters, "module__depth": depth}
+        chosen = {**_LARGE, "module__depth": depth}
         for noise in ("clean", "sym 40"):
             yield _cell(*about, chosen, 50_000, 100, noise, rivals=True, n_test=10_000)
 
 
-PANELS = {"tuning": (*_tuning(),), "final": (*_final(),), "large": (*_large(),)}
+_NOISE = ("clean", "sym 20", "sym 40", "sym 60", "sym 80", "asym 40")
+
+
+def _noise():
+    """Wrong labels that a network learns by heart, and such as it does not."""
+    resnet = _resnet(16, 48, 96)
+    unchanged = {**resnet, "augmentation": None}
+    for noise in _NOISE:
+        about = ("noise", "cifar10", "resnet-96-unaugmented", unchanged)
+        yield _cell(*about, 10_000, 30, noise, rivals=True, n_test=10_000)
+    for noise in ("clean", "sym 40", "asym 40"):
+        about = ("noise", "cifar10", "resnet-96", resnet)
+        yield _cell(*about, 10_000, 60, noise, rivals=True, n_test=10_000)
+
+
+def _noise_large():
+    chosen = {**_LARGE, "module__depth": 18}
+    for noise in _NOISE:
+        about = ("noise-large", "cifar10", "resnet-18", chosen)
+        yield _cell(*about, 50_000, 100, noise, rivals=True, n_test=10_000)
+
+
+PANELS = {
+    "tuning": (*_tuning(),),
+    "final": (*_final(),),
+    "large": (*_large(),),
+    "noise": (*_noise(),),
+    "noise-large": (*_noise_large(),),
+}
 CELLS = {cell.name: cell for cells in PANELS.values() for cell in cells}
 
 

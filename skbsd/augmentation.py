@@ -86,7 +86,8 @@ def resized_crop(images: Tensor, min_area: float = 0.5) -> Tensor:
     affine[:, 0, 0] = affine[:, 1, 1] = side
     affine[:, :, 2] = shift.T
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
-    x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    # The middle of the outermost pixels is what there is of the border.
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return _as_before(x, images)
 
 

@@ -142,6 +142,8 @@ def test_panels_share_no_cell_and_no_seed():
         "tuning": 20,
         "final": 19,
         "large": 4,
+        "noise": 9,
+        "noise-large": 6,
     }
     assert [sum(c.rivals for c in PANELS[p]) for p in ("tuning", "final")] == [4, 4]
 

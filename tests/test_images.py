@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from skbsd.augmentation import flip_crop
+from skbsd.augmentation import color_jitter, cutout, flip_crop, resized_crop, strong
 from skbsd.networks import MLP, ResNet, SmallResNet, default_network
 
 
@@ -89,3 +89,94 @@ class TestFlipCrop:
     def test_floats(self, images):
         out = flip_crop(images.float())
         assert out.dtype == torch.float32
+
+
+def _images(dtype):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (400, 3, 8, 9), generator=generator)
+    return images.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+@pytest.mark.parametrize("augment", [resized_crop, color_jitter, cutout, strong])
+def test_augmentation_keeps_type_and_shape_and_draws_per_sample(augment, dtype):
+    images = _images(dtype)[:1].repeat(50, 1, 1, 1)
+    before = images.clone()
+    torch.manual_seed(0)
+    out = augment(images)
+    assert (out.dtype, out.shape) == (images.dtype, images.shape)
+    assert torch.equal(images, before)
+    assert len(out.unique(dim=0)) > 30
+    torch.manual_seed(0)
+    assert torch.equal(augment(images), out)
+
+
+class TestResizedCrop:
+    def test_whole_image(self):
+        images = _images(torch.uint8)
+        assert torch.equal(resized_crop(images, min_area=1.0), images)
+
+    def test_part_is_enlarged(self):
+        """Of a ramp, what is left is a ramp of its share."""
+        ramp = torch.arange(64.0).expand(500, 1, 64, 64)
+        out = resized_crop(ramp, min_area=0.25)
+        steps = out[:, 0, 0, 1:-1].diff(dim=1)
+        side = steps[:, 10]
+        torch.testing.assert_close(
+            steps, side[:, None].expand_as(steps), atol=1e-3, rtol=0
+        )
+        assert side.min() >= 0.5
+        assert side.max() <= 1.0
+        # The area, not the side, is drawn uniformly.
+        assert (side.square() < 0.625).float().mean().item() == pytest.approx(
+            0.5, abs=0.1
+        )
+        assert out.min() >= 0
+        assert out.max() <= 63
+
+
+class TestColorJitter:
+    def test_formula(self):
+        images = _images(torch.float64)
+        torch.manual_seed(0)
+        out = color_jitter(images, strength=0.5, grey=0.0)
+        torch.manual_seed(0)
+        brightness, contrast, saturation = (
+            1 + 0.5 * (2 * torch.rand(3, len(images), 1, 1, 1) - 1)
+        ).double()
+        greys = images.mean(1, keepdim=True)
+        x = greys + saturation * (images - greys)
+        mean = greys.mean((1, 2, 3), keepdim=True)
+        torch.testing.assert_close(out, brightness * (mean + contrast * (x - mean)))
+
+    def test_grey(self):
+        images = _images(torch.float32)
+        out = color_jitter(images, strength=0.0, grey=0.3)
+        is_grey = (out.std(1).amax((1, 2)) < 1e-3).float().mean().item()
+        assert is_grey == pytest.approx(0.3, abs=0.08)
+        torch.testing.assert_close(color_jitter(images, 0.0, grey=0.0), images)
+
+    def test_stays_in_range(self):
+        white = torch.full((50, 3, 4, 4), 250, dtype=torch.uint8)
+        assert color_jitter(white).float().mean((1, 2, 3)).max() == 255
+
+
+class TestCutout:
+    def test_covers_a_square_with_the_mean(self):
+        images = _images(torch.float64)
+        out = cutout(images, share=0.5)
+        changed = (out != images).any(1)
+        mean = images.mean((2, 3))
+        for image, mask, colour in zip(out[:50], changed[:50], mean[:50], strict=True):
+            rows, columns = mask.any(1), mask.any(0)
+            assert rows.sum() <= 4
+            assert columns.sum() <= 4
+            assert torch.equal(mask, rows[:, None] & columns)  # without a gap
+            assert (image[:, mask] == colour[:, None]).all()
+        assert changed.sum((1, 2)).max() == 16
+        assert changed[:, 0, 0].any()
+        assert changed[:, -1, -1].any()
+
+    def test_nothing(self):
+        images = _images(torch.uint8)
+        assert torch.equal(cutout(images, share=0.0), images)

@@ -1,0 +1,270 @@
+"""Wrong labels: accuracy of networks trained on them, and finding them.
+
+Two parts, on the panels "noise" (10,000 images of CIFAR-10, a small residual network,
+for the CPU) and "noise-large" (all images, ResNet-18, for a GPU) of `_panel.py`:
+
+- training: each method of METHODS trains the same network in the same budget, as
+  `compare.py` does it, and is tested on true labels after the last epoch, not the best.
+  The contrastive loss sees each image in a second view too, changed strongly:
+  "BSD noisy, strong" gets such images without that loss. Wrong labels are drawn as
+  `_panel.corrupt` says: symmetric ones are never the true class, asymmetric ones are a
+  share of five classes of ten. All methods with the first seed, HEADLINE with all;
+- detection: how well the wrong labels are told from the others by
+  `skbsd.label_noise` after one fit, and by cleanlab's `find_label_issues` and
+  `get_label_quality_scores` of predictions by five-fold cross-validation with the same
+  network, trained with cross-entropy. AUROC of the score; precision among as many of
+  the lowest as are wrong; what each lists by its own threshold, its precision and
+  recall; and all the time it took, from the data to the list.
+
+Rows are appended as they come, and what the files hold is not run again.
+
+    python benchmarks/label_noise.py --parts training detection
+    python benchmarks/label_noise.py --cells '*sym40' --methods CE 'BSD noisy'
+    python benchmarks/label_noise.py --report --tables docs/evidence
+"""
+
+import argparse
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _common import Results, add_data_arguments, machine, stop_at_interrupt
+from _panel import PANELS, SEEDS, Cell, Source, Split, load
+from _report import Comparison, read
+from baselines import METHODS as RIVALS
+from compare import ABOUT, COSTS, SCORES, Runner, execute, plan
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+from skbsd import BSDClassifier
+from skbsd.label_noise import find_label_issues, label_quality
+
+HERE = Path(__file__).resolve().parent
+NOISY = partial(BSDClassifier, prior_strength="noisy")
+METHODS: dict[str, Callable[..., Any]] = {
+    **{name: RIVALS[name] for name in ("CE", "label smoothing", "ELR", "SELC", "BSD")},
+    "BSD noisy": NOISY,
+    "BSD noisy, strong": lambda **kwargs: NOISY(**{**kwargs, "augmentation": "strong"}),
+    "BSD contrastive": partial(NOISY, contrastive=1.0),
+}
+HEADLINE = ("CE", "BSD", "BSD noisy", "BSD contrastive")
+FOUND = ("auroc", "precision_at_k", "listed", "precision", "recall", "seconds")
+FOUND = ("cell", "method", "seed", *FOUND)
+
+
+def by_cross_validation(arguments: dict, split: Split):
+    """Score and list labels as cleanlab does."""
+    from cleanlab.filter import find_label_issues as find
+    from cleanlab.rank import get_label_quality_scores
+
+    proba = cross_val_predict(
+        BSDClassifier(**arguments, prior_strength=math.inf),
+        split.X,
+        split.given,
+        cv=StratifiedKFold(5, shuffle=True, random_state=arguments["random_state"]),
+        method="predict_proba",
+    ).astype(float)
+    quality = get_label_quality_scores(split.given, proba)
+    return quality, find(split.given, proba)
+
+
+def by_posterior(arguments: dict, split: Split, **parameters):
+    """Score and list labels by what one network predicted while it learnt."""
+    model = BSDClassifier(**arguments, **parameters).fit(split.X, split.given)
+    listed = np.zeros(len(split.given), dtype=bool)
+    listed[find_label_issues(model)["index"]] = True
+    return label_quality(model), listed
+
+
+DETECTORS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
+    "cleanlab": by_cross_validation,
+    "BSD noisy": partial(by_posterior, prior_strength="noisy"),
+    "BSD": by_posterior,
+}
+
+
+def detect(name: str, cell: Cell, seed: int, split: Split) -> list:
+    """Return the figures of a detector."""
+    wrong = split.given != split.true
+    start = time.perf_counter()
+    quality, listed = DETECTORS[name](cell.arguments(seed), split)
+    taken = time.perf_counter() - start
+    lowest = np.argsort(quality, kind="stable")[: wrong.sum()]
+    hits = (wrong & listed).sum()
+    return [
+        roc_auc_score(wrong, -quality),
+        wrong[lowest].mean(),
+        int(listed.sum()),
+        hits / max(1, listed.sum()),
+        hits / wrong.sum(),
+        taken,
+    ]
+
+
+def run_detection(cells, seeds, source: Source, results: Results) -> None:
+    """Run what is not done yet; methods to be compared follow each other."""
+    done = {(r["cell"], r["method"], r["seed"]) for r in read(results.file)}
+    for seed in seeds:
+        for cell in cells:
+            for name in DETECTORS:
+                if (cell.name, name, seed) in done:
+                    continue
+                (split,) = load(cell, seed, source)
+                figures = detect(name, cell, seed, split)
+                results.add(cell.name, name, seed, *(f"{x:.6g}" for x in figures))
+                print(
+                    f"{cell.name} {name!r} {seed}: AUROC {figures[0]:.4f}, precision "
+                    f"{figures[1]:.3f}, {figures[-1]:.1f} s",
+                    flush=True,
+                )
+
+
+def mean_and_spread(values: list[float], digits: int) -> str:
+    """Format a mean, with a standard deviation where there are several seeds."""
+    text = f"{statistics.fmean(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.{digits}f}"
+    return text
+
+
+def training_table(rows: list[dict], cells: list[Cell]) -> str:
+    """Lay out accuracy and ECE by method and noise."""
+    comparison = Comparison(rows)
+    cells = [cell for cell in cells if cell.name in comparison.runs]
+    lines = [f"| accuracy %; ECE % | {' | '.join(c.title for c in cells)} |"]
+    lines.append("|---" * (len(cells) + 1) + "|")
+    for method in METHODS:
+        entries = []
+        for cell in cells:
+            pair = [
+                [100 * value for value in comparison.values(cell.name, method, name)]
+                for name in ("accuracy", "ece")
+            ]
+            shown = "; ".join(mean_and_spread(values, 1) for values in pair if values)
+            entries.append(shown)
+        if any(entries):
+            lines.append(f"| {method} | {' | '.join(entries)} |")
+    learnt = [comparison.values(cell.name, "CE", "memorised") for cell in cells]
+    shares = ("" if not m or math.isnan(m[0]) else f"{100 * m[0]:.0f}" for m in learnt)
+    lines.append(f"| wrong labels that CE has learnt, % | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def detection_table(rows: list[dict], cells: list[Cell]) -> str:
+    """Lay out the figures of the detectors, and times as ratios to cleanlab's."""
+    lines = [
+        "| data | method | AUROC | precision at k | listed | precision | recall "
+        "| seconds | of cleanlab's |",
+        "|---" * 9 + "|",
+    ]
+    for cell in cells:
+        found = {
+            (row["method"], row["seed"]): row
+            for row in rows
+            if row["cell"] == cell.name
+        }
+        for method in DETECTORS:
+            seeds = sorted(seed for name, seed in found if name == method)
+            if not seeds:
+                continue
+            entries = [
+                mean_and_spread([found[method, s][name] for s in seeds], digits)
+                for name, digits in zip(FOUND[3:], (3, 3, 0, 3, 3, 0), strict=True)
+            ]
+            ratios = [
+                found[method, s]["seconds"] / found["cleanlab", s]["seconds"]
+                for s in seeds
+                if ("cleanlab", s) in found
+            ]
+            entries.append(mean_and_spread(ratios, 2) if ratios else "")
+            lines.append(f"| {cell.title} | {method} | {' | '.join(entries)} |")
+    return "\n".join(lines)
+
+
+def parse_arguments(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = ("training", "detection")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--panel", choices=("noise", "noise-large"), default="noise")
+    parser.add_argument("--cells", nargs="+", default=["*"], help="names or globs")
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: the panel's own")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="in training")
+    parser.add_argument("--threads", type=int, help="of a job; default: CPUs by jobs")
+    parser.add_argument("--output", type=Path, default=HERE / "label_noise.csv")
+    parser.add_argument(
+        "--detection", type=Path, default=HERE / "label_noise_detection.csv"
+    )
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--tables", type=Path, help="folder for the tables as markdown")
+    add_data_arguments(parser)
+    args = parser.parse_args(argv)
+    args.seeds = args.seeds or SEEDS[args.panel]
+    args.threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
+    args.chosen = [
+        cell
+        for cell in PANELS[args.panel]
+        if any(fnmatchcase(cell.name, glob) for glob in args.cells)
+    ]
+    if not args.chosen:
+        names = "\n".join(cell.name for cell in PANELS[args.panel])
+        parser.error(f"no such cell; those of the panel:\n{names}")
+    return args
+
+
+def run_training(args, source: Source) -> dict:
+    """Run what is not done yet; return the errors."""
+    chosen = args.methods or METHODS
+    several = [name for name in HEADLINE if name in chosen]
+    runs = plan(args.chosen, chosen, args.seeds[:1], full=True)
+    runs += plan(args.chosen, several, args.seeds[1:], full=True)
+    results = Results(args.output, (*ABOUT, *SCORES, *COSTS))
+    runner = Runner("label_noise", source, args.threads)
+    return execute(runs, runner, results, args.jobs)
+
+
+def main(argv=None) -> int:
+    args = parse_arguments(argv)
+    noisy = [cell for cell in args.chosen if cell.noise]
+    source = Source(args.data, args.npz)
+    errors = {}
+    if not args.report:
+        stop_at_interrupt()
+        print(f"{machine()}; {args.jobs} jobs of {args.threads} threads")
+        if "training" in args.parts:
+            errors = run_training(args, source)
+        if "detection" in args.parts:
+            torch.set_num_threads(args.threads)
+            run_detection(noisy, args.seeds, source, Results(args.detection, FOUND))
+    names = {cell.name for cell in args.chosen}
+    trained, found = (
+        [row for row in read(file) if row["cell"] in names]
+        for file in (args.output, args.detection)
+    )
+    tables = {
+        "Training": training_table(trained, args.chosen),
+        "Detection": detection_table(found, noisy),
+    }
+    text = "\n\n".join(f"## {title}\n\n{table}" for title, table in tables.items())
+    print(text)
+    if args.tables is not None:
+        args.tables.mkdir(parents=True, exist_ok=True)
+        title = f"# Wrong labels: panel {args.panel}"
+        file = args.tables / f"label_{args.panel.replace('-', '_')}.md"
+        file.write_text(f"{title}\n\n{text}\n")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
