@@ -15,6 +15,7 @@ taken within a round. Methods:
 - B1: skorch tuned: nothing held out, no callbacks, A's batches in place of the
   DataLoader, fused optimizer; on CUDA autocast. Images stay contiguous.
 - C: sklearn.neural_network.MLPClassifier, on tables.
+- two-views: BSDClassifier(..., contrastive=1.0), on images.
 
 --compile compiles the network of skbsd, A and B1 in the cases on CUDA. --check does not
 time: it shows that A and BSDClassifier with infinite prior strength, which is
@@ -69,15 +70,18 @@ LR, WEIGHT_DECAY = 1e-2, 1e-2
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 PAIRS = [("skbsd", "A"), ("skbsd", "B0"), ("skbsd", "B1"), ("skbsd", "C"), ("B0", "A")]
+PAIRS += [("two-views", "skbsd")]
 TARGETS = {
     ("digits-mlp", "skbsd", "A"): 1.10,
     ("digits-mlp", "skbsd", "B0"): 0.35,
     ("digits-mlp", "skbsd", "C"): 1.50,
     ("table", "skbsd", "B0"): 0.35,
     ("resnet", "skbsd", "A"): 1.03,
+    ("resnet", "two-views", "skbsd"): 2.10,
     ("resnet18-512", "skbsd", "A"): 1.03,
     ("resnet18-512", "skbsd", "B0"): 0.33,
     ("resnet18-512", "skbsd", "B1"): 0.77,
+    ("resnet18-512", "two-views", "skbsd"): 2.10,
 }
 SECONDS_PER_EPOCH = {"resnet18-512": 0.50, "resnet18-1024": 0.50}
 
@@ -146,12 +150,14 @@ def images(args, n: int) -> Data:
 
 
 TABLE_METHODS = ("skbsd", "A", "B0", "B1", "C")
-IMAGE_METHODS = ("skbsd", "A", "B0", "B1")
+IMAGE_METHODS = ("skbsd", "A", "B0", "B1", "two-views")
 CASES = {
     "digits-mlp": Case(digits, TABLE_METHODS, epochs=40),
     "table": Case(table, TABLE_METHODS, epochs=3),
     "resnet": Case(partial(images, n=10_000), IMAGE_METHODS, epochs=1),
-    "mlp-256": Case(table, IMAGE_METHODS, epochs=10, batch_size=256, device="cuda"),
+    "mlp-256": Case(
+        table, TABLE_METHODS[:-1], epochs=10, batch_size=256, device="cuda"
+    ),
     "resnet18-512": Case(
         partial(images, n=50_000), IMAGE_METHODS, 5, 512, "cuda", ResNet
     ),
@@ -370,6 +376,7 @@ METHODS = {
     "B0": fit_skorch,
     "B1": fit_tuned_skorch,
     "C": fit_sklearn,
+    "two-views": partial(fit_skbsd, contrastive=1.0),
 }
 
 
@@ -398,7 +405,7 @@ def measure(name: str, args, results: Results, times: dict) -> None:
         times[method].append(taken)
         row = (name, method, i, f"{taken:.4f}", case.epochs, len(data.y))
         results.add(*row, args.clock, case.compile, "ok")
-        print(f"{name:14} round {i}: {method:5} {taken:9.3f} s", flush=True)
+        print(f"{name:14} round {i}: {method:9} {taken:9.3f} s", flush=True)
 
 
 def check(name: str, args) -> None:
@@ -425,7 +432,7 @@ def summary(times: dict[str, dict[str, list[float]]]) -> None:
     if not any(values for by_method in times.values() for values in by_method.values()):
         return
     header = f"{'median':>9} {'min':>9} {'max':>9}"
-    print(f"\n{'seconds':14} {'':11} {header} {'per epoch':>10} {'target':>7}")
+    print(f"\n{'seconds':14} {'':15} {header} {'per epoch':>10} {'target':>7}")
     for name, by_method in times.items():
         for method, values in by_method.items():
             if not values:
@@ -433,17 +440,17 @@ def summary(times: dict[str, dict[str, list[float]]]) -> None:
             per_epoch = statistics.median(values) / CASES[name].epochs
             target = SECONDS_PER_EPOCH.get(name) if method == "skbsd" else None
             print(
-                f"{name:14} {method:11} {spread(values)} {per_epoch:10.3f} "
+                f"{name:14} {method:15} {spread(values)} {per_epoch:10.3f} "
                 f"{'' if target is None else format(target, '7.2f')}".rstrip()
             )
-    print(f"\n{'ratio':14} {'':11} {header} {'':10} {'target':>7}")
+    print(f"\n{'ratio':14} {'':15} {header} {'':10} {'target':>7}")
     for name, by_method in times.items():
         for above, below in PAIRS:
             values = ratios(by_method, above, below)
             target = TARGETS.get((name, above, below))
             if values:
                 print(
-                    f"{name:14} {above + '/' + below:11} {spread(values)} {'':10} "
+                    f"{name:14} {above + '/' + below:15} {spread(values)} {'':10} "
                     f"{'' if target is None else format(target, '7.2f')}".rstrip()
                 )
 

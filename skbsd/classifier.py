@@ -174,7 +174,7 @@ class BSDClassifier(TrainingLoop):
     weights scaled to mean 1.
 
     The names of `prior_strength` and weighted evidence go beyond the paper. Over T
-    epochs "auto" is c = max(40, 2 T / 3) and "noisy" c = max(15, T / 5). In epoch t
+    epochs "auto" is c = max(60, 2 T / 3) and "noisy" c = max(15, T / 5). In epoch t
     a sample's :math:`w_t \, \mathrm{softmax}(z / \tau_t)`, of its logits z, takes the
     place of p in the first formula, with
 
@@ -185,7 +185,9 @@ class BSDClassifier(TrainingLoop):
     where :math:`a_{t-1}` is the share of the training samples (by weight) that were
     predicted as labelled in the epoch before, :math:`\bar a` its mean over the epochs
     so far, and s is 1, or 1.4 with "noisy". So poor early predictions count for little,
-    and those of a network that finds the labels easy are taken at their word.
+    and those of a network that finds the labels easy are taken at their word. With
+    "auto" the target is, for K classes and :math:`\lambda = 0.3 (1 - \bar a)^2`,
+    :math:`(1 - \lambda) q + \lambda / K`: labels that are hard to learn are smoothed.
 
     A table is taken as it is: put a `StandardScaler` before. uint8 images are
     standardised by channel on the device; float images are taken as they are.
@@ -208,7 +210,7 @@ class BSDClassifier(TrainingLoop):
     >>> model.fit(X_train, y_train).score(X_test, y_test) > 0.9
     True
     >>> model[-1].posterior_
-    DirichletPosterior(n_samples=133, n_classes=3, prior_strength=40, discount=1, ...)
+    DirichletPosterior(n_samples=133, n_classes=3, prior_strength=60, discount=1, ...)
     """
 
     def __init__(
