@@ -228,7 +228,7 @@ def _noise():
     unchanged = {**resnet, "augmentation": None}
     for noise in _NOISE:
         about = ("noise", "cifar10", "resnet-96-unaugmented", unchanged)
-        yield _cell(*about, 10_000, 30, noise, rivals=True, n_test=10_000)
+        yield _cell(*about, 10_000, 20, noise, rivals=True, n_test=10_000)
     for noise in ("clean", "sym 40", "asym 40"):
         about = ("noise", "cifar10", "resnet-96", resnet)
         yield _cell(*about, 10_000, 60, noise, rivals=True, n_test=10_000)

@@ -40,6 +40,7 @@ _NOT_FUSED = {"capturable", "differentiable", "foreach", "fused"}
 # What no copy of an estimator has.
 _TRANSIENT = (
     "_compiled",
+    "_contrast_losses",
     "_contrasted",
     "_first_logits",
     "_projection",

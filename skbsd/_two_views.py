@@ -1,7 +1,7 @@
 """The training step of a batch in two views, with a contrastive loss."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -145,6 +145,7 @@ class TwoViews(ForwardPass):
     def _contrasting(self) -> Iterator[None]:
         """Train with two views within the context, where the user wants it."""
         setting: Any = self.contrastive
+        self._contrast_losses = []
         if setting is None:
             yield
             return
@@ -156,7 +157,7 @@ class TwoViews(ForwardPass):
                 "per step; contrastive learning needs one that does not, such as "
                 "torch.optim.AdamW."
             )
-        if self._contrasted != (self.module_, setting):
+        if setting.weight > 0 and self._contrasted != (self.module_, setting):
             self._watch = EmbeddingWatch(
                 self.module_, len(self.classes_), setting.layer
             )
@@ -165,9 +166,8 @@ class TwoViews(ForwardPass):
             )
             self._contrasted = (self.module_, setting)
         self._contrast = setting
-        self._contrast_losses = []
         try:
-            with self._watch.watching():
+            with self._watch.watching() if setting.weight > 0 else nullcontext():
                 yield
         finally:
             self._contrast = None
@@ -189,7 +189,7 @@ class TwoViews(ForwardPass):
         """Update the posterior with the mean of both views' predictions."""
         logits = self._logits(batch.x, training=True)
         self._check_first(logits)
-        embeddings = self._watch.take(len(logits))
+        embeddings = self._watch.take(len(logits)) if setting.weight > 0 else None
         n = len(batch.rows)
         known = logits.detach().float().log_softmax(dim=1)
         # The logarithm of the sum: to logits, a constant is nothing.
@@ -204,20 +204,25 @@ class TwoViews(ForwardPass):
             target.repeat(2, 1),
             None if weight is None else weight.repeat(2),
         )
+        if setting.weight > 0:
+            contrast = self._contrastive_loss(embeddings, target, weight, setting)
+            loss = loss + setting.weight * contrast
+            self._contrast_losses.append(contrast.detach())
+        loss.backward()
+        if setting.weight > 0:
+            self._projection.step(self.optimizer_.param_groups[0]["lr"])
+        return {"loss": loss.detach(), "y_pred": mean}
+
+    def _contrastive_loss(self, embeddings, target, weight, setting) -> Tensor:
         with self._autocast():
-            projected = self._projection(embeddings)
-        contrast = contrastive_loss(
-            projected[:n],
-            projected[n:],
+            first, second = self._projection(embeddings).chunk(2)
+        return contrastive_loss(
+            first,
+            second,
             temperature=setting.temperature,
             agreement=target @ target.T if setting.supervised else None,
             weight=weight,
         )
-        total = loss + setting.weight * contrast
-        total.backward()
-        self._projection.step(self.optimizer_.param_groups[0]["lr"])
-        self._contrast_losses.append(contrast.detach())
-        return {"loss": total.detach(), "y_pred": mean}
 
     def _target(self, batch: Batch) -> Tensor:
         """Return what a batch that was visited is trained towards."""
@@ -226,7 +231,7 @@ class TwoViews(ForwardPass):
 
     def _record_contrast(self) -> None:
         """Write the mean of an epoch's contrastive losses into the history."""
-        if self._contrast is not None:
+        if self._contrast_losses:
             mean = torch.stack(self._contrast_losses).mean().item()
             self.history.record("contrastive_loss", mean)
             self._contrast_losses = []

@@ -26,7 +26,8 @@ class Contrastive:
     Parameters
     ----------
     weight : float, default=1.0
-        What the contrastive loss is multiplied with before it is added, in (0, inf).
+        What the contrastive loss is multiplied with before it is added, in [0, inf).
+        With 0 there are the two views, and neither loss nor projection.
     temperature : float, default=0.25
         What cosines between embeddings are divided by, in (0, inf).
     n_components : int, default=128
@@ -76,10 +77,12 @@ class Contrastive:
     supervised: bool = False
 
     def __post_init__(self):
-        for name in ("weight", "temperature"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must lie in (0, inf), got {value!r}.")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight must lie in [0, inf), got {self.weight!r}.")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"temperature must lie in (0, inf), got {self.temperature!r}."
+            )
         if self.n_components < 1:
             raise ValueError(
                 f"n_components must be at least 1, got {self.n_components!r}."

@@ -106,7 +106,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("weight", 0.0),
+            ("weight", -0.1),
             ("weight", math.inf),
             ("temperature", -1.0),
             ("temperature", math.nan),
@@ -176,6 +176,17 @@ class TestStep:
                 rtol=1e-4,
                 atol=1e-4,
             )
+
+    def test_two_views_alone(self, iris):
+        """No projection, and no layer that it could be of."""
+        views = Contrastive(weight=0.0, augmentation=noise)
+        network = nn.Sequential(nn.Linear(4, 3), nn.Identity(), nn.LogSoftmax(1))
+        model = quick(module=network, contrastive=views).fit(*iris)
+        assert "contrastive_loss" not in model.history_[-1]
+        assert not hasattr(model, "_projection")
+        plain = quick(module=network).fit(*iris)
+        assert not same_weights(model, plain)
+        assert (model.posterior_.visits == 3).all()
 
     def test_posterior_takes_in_the_mean_of_both_views(self, iris):
         X, y = iris
