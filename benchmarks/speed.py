@@ -15,7 +15,7 @@ taken within a round. Methods:
 - B1: skorch tuned: nothing held out, no callbacks, A's batches in place of the
   DataLoader, fused optimizer; on CUDA autocast. Images stay contiguous.
 - C: sklearn.neural_network.MLPClassifier, on tables.
-- two-views: BSDClassifier(..., contrastive=1.0), on images.
+- two-views: BSDClassifier(..., contrastive=0.2), on images.
 
 --compile compiles the network of skbsd, A and B1 in the cases on CUDA. --check does not
 time: it shows that A and BSDClassifier with infinite prior strength, which is
@@ -376,7 +376,7 @@ METHODS = {
     "B0": fit_skorch,
     "B1": fit_tuned_skorch,
     "C": fit_sklearn,
-    "two-views": partial(fit_skbsd, contrastive=1.0),
+    "two-views": partial(fit_skbsd, contrastive=0.2),
 }
 
 

@@ -15,7 +15,6 @@ import argparse
 import math
 from pathlib import Path
 
-import numpy as np
 from comparison import Comparison
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
@@ -23,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skbsd import BSDClassifier
+from skbsd.label_noise import flip_labels
 from skbsd.metrics import get_scorer
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -40,9 +40,7 @@ def compare(comparison: Comparison, wrong: float, **prior_strength) -> None:
         X_train, X_test, y_train, y_test = train_test_split(
             X, y, test_size=0.75, random_state=seed, stratify=y
         )
-        rng = np.random.default_rng(seed)
-        flipped = rng.random(len(y_train)) < wrong
-        y_train[flipped] = (y_train[flipped] + rng.integers(1, 10, flipped.sum())) % 10
+        y_train, _ = flip_labels(y_train, wrong, random_state=seed)
         for name, strength in prior_strength.items():
             bsd.set_params(
                 bsdclassifier__prior_strength=strength, bsdclassifier__random_state=seed
