@@ -151,6 +151,8 @@ def _tuning():
     yield _cell(*resnet, 10_000, 10, "sym 40")
     yield _cell(*resnet, 2_000, 60, rivals=True)
     yield _cell(*resnet, 4_000, 25)
+    # Between over- and under-fitting; `robustness.py` takes it too.
+    yield _cell(*resnet, 5_000, 25, n_test=10_000)
     yield _cell(*resnet, 2_000, 60, "sym 40", rivals=True)
     yield _cell(*resnet, 4_000, 25, "sym 20")
     yield _cell(*resnet, 2_000, 60, "asym 40")

@@ -76,16 +76,11 @@ COLUMNS = ("method", "seed", "cell", "kind", "name", "severity", "metric", "valu
 REFERENCE = "CE"
 METHODS = (REFERENCE, "label smoothing", "BSD")
 SEEDS = (30, 31, 32)  # no panel has them
-DEFAULT = replace(
-    CELLS["cifar10-resnet-64-n4000-25ep-clean"],
-    name="cifar10-resnet-64-n5000-25ep-clean",
-    panel="robustness",
-    n=5_000,
-)
+DEFAULT = "cifar10-resnet-64-n5000-25ep-clean"
 # An attack needs images, which the MLP gets as rows.
 IMAGE_CELLS = {
     cell.name: cell
-    for cell in (DEFAULT, *CELLS.values())
+    for cell in CELLS.values()
     if cell.dataset == "cifar10" and cell.parameters["module"] is not MLP
 }
 # The frames, and whether flips are counted from the first of them.
@@ -446,7 +441,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cell", choices=IMAGE_CELLS, default=DEFAULT.name)
+    parser.add_argument("--cell", choices=IMAGE_CELLS, default=DEFAULT)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument(

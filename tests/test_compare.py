@@ -139,7 +139,7 @@ def test_panels_share_no_cell_and_no_seed():
 
     assert not tasks("tuning") & tasks("final")
     assert {name: len(panel) for name, panel in PANELS.items()} == {
-        "tuning": 20,
+        "tuning": 21,
         "final": 19,
         "large": 4,
         "noise": 9,

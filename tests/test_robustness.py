@@ -163,7 +163,7 @@ def program(tmp_path, monkeypatch):
     def run(*arguments):
         given = ["--registry", "stubs_of_robustness", "--output", str(file)]
         result = robustness.main([*given, "--test-images", "9", *arguments])
-        return result, Figures(file, robustness.DEFAULT.name)
+        return result, Figures(file, robustness.DEFAULT)
 
     run.file = file
     return run
@@ -258,7 +258,7 @@ def test_unknown_methods_and_empty_reports(program, capsys):
 def test_only_seeds_with_all_figures_count(tmp_path):
     file = tmp_path / "results.csv"
     results = robustness.Results(file, robustness.COLUMNS)
-    cell = robustness.DEFAULT.name
+    cell = robustness.DEFAULT
     some = CORRUPTED[:2]
     for seed, tasks in ((0, some), (1, some), (2, some[:1])):
         for i, task in enumerate(tasks):
@@ -276,12 +276,11 @@ def test_only_seeds_with_all_figures_count(tmp_path):
 
 
 def test_cells_have_images_and_seeds_of_their_own():
-    assert robustness.DEFAULT.name not in CELLS
     assert not set(robustness.SEEDS) & {
         s for used in PANEL_SEEDS.values() for s in used
     }
     assert all("mlp" not in name for name in robustness.IMAGE_CELLS)
-    assert len(robustness.IMAGE_CELLS) == 1 + sum(
+    assert len(robustness.IMAGE_CELLS) == sum(
         cell.dataset == "cifar10" and "mlp" not in cell.network
         for cell in CELLS.values()
     )
