@@ -84,7 +84,7 @@ def by_posterior(arguments: dict, split: Split, **parameters):
     """Score and list labels by what one network predicted while it learnt."""
     model = BSDClassifier(**arguments, **parameters).fit(split.X, split.given)
     listed = np.zeros(len(split.given), dtype=bool)
-    listed[find_label_issues(model)["index"]] = True
+    listed[find_label_issues(model)["row"]] = True
     return label_quality(model), listed
 
 

@@ -37,9 +37,9 @@ print(f"{len(given):,} digits, {wrong.sum()} of them with a wrong label")
 
 model = BSDClassifier(prior_strength="noisy", random_state=0).fit(X_train, given)
 issues = find_label_issues(model)
-print("\nThe ten worst of", len(issues), "that were listed:")
+print("\nThe ten worst of", len(issues["row"]), "that were listed:")
 print(f"{'row':>5}  given  suggested  true  mass given  mass suggested")
-rows = issues["index"][:10]
+rows = issues["row"][:10]
 columns = [issues[name][:10] for name in list(issues)[1:]]
 for row, label, suggested, mass, other in zip(rows, *columns, strict=True):
     print(
@@ -47,8 +47,8 @@ for row, label, suggested, mass, other in zip(rows, *columns, strict=True):
     )
 
 listed = np.zeros(len(given), dtype=bool)
-listed[issues["index"]] = True
-found = np.asarray(issues["suggested_label"]) == true[issues["index"]]
+listed[issues["row"]] = True
+found = np.asarray(issues["suggested_label"]) == true[issues["row"]]
 auroc = roc_auc_score(wrong, -label_quality(model))
 print(f"\nAUROC of the ranking        {auroc:.4f}")
 print(f"wrong, of those listed      {wrong[listed].mean():.1%}")
@@ -56,7 +56,7 @@ print(f"listed, of those wrong      {listed[wrong].mean():.1%}")
 print(f"suggestions that are right  {found.mean():.1%}")
 
 corrected = given.copy()
-corrected[issues["index"]] = issues["suggested_label"]
+corrected[issues["row"]] = issues["suggested_label"]
 left = (corrected != true).mean()
 print(f"\nwrong labels before {wrong.mean():.1%}, after correction {left:.1%}")
 print("\naccuracy on test images")
@@ -75,7 +75,7 @@ for axis in axes.flat:
     axis.axis("off")
 for axis, row, label, suggested in zip(
     axes.flat,
-    issues["index"],
+    issues["row"],
     issues["given_label"],
     issues["suggested_label"],
     strict=False,

@@ -67,6 +67,11 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
     validate_parameter_constraints(
         constraints, {name: params[name] for name in constraints}, caller_name=caller
     )
+    if isinstance(params["contrastive"], bool):
+        raise ValueError(
+            f"contrastive must be None, a weight or a Contrastive, got "
+            f"{params['contrastive']!r}."
+        )
     module = params["module"]
     if not (module is None or callable(module)):
         raise ValueError(

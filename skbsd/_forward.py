@@ -39,7 +39,7 @@ class ForwardPass(InputHandling):
             `logits` where it has such an attribute.
         """
         network = self._compiled_network() if self.compile else self.module_
-        with self._autocast():
+        with self._autocast(), self._guarding_hooks():
             if isinstance(x, Tensor) or not isinstance(x, Mapping):
                 out = network(x, **fit_params)
             else:
@@ -80,6 +80,15 @@ class ForwardPass(InputHandling):
             self._compiled = (self.module_, torch.compile(self.module_, **kwargs))
             self._compiled_for = frozenset()
         return self._compiled[1]
+
+    def _guarding_hooks(self):
+        """Have a graph that was made without a hook not run where there is one.
+
+        By default, hooks are looked at when a network is compiled, and never again.
+        """
+        if not (self.compile and self.module_.training):
+            return nullcontext()
+        return torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
 
     @contextmanager
     def _compile_timer(self, x) -> Iterator[None]:

@@ -40,6 +40,7 @@ _NOT_FUSED = {"capturable", "differentiable", "foreach", "fused"}
 # What no copy of an estimator has.
 _TRANSIENT = (
     "_compiled",
+    "_contrast",
     "_contrast_losses",
     "_contrasted",
     "_first_logits",
@@ -227,8 +228,12 @@ class Net(NeuralNetClassifier):
         self.optimizer_ = self._build_optimizer(self.get_all_learnable_params())
         return self
 
-    def _build_optimizer(self, named_parameters) -> torch.optim.Optimizer:
+    def _build_optimizer(self, named_parameters, *, grouped: bool = True):
+        """Build one; `grouped` by the user's patterns, where there are any."""
+        named_parameters = list(named_parameters)
         args, kwargs = self.get_params_for_optimizer("optimizer", named_parameters)
+        if not grouped:
+            args = ([parameter for _, parameter in named_parameters],)
         accepted = inspect.signature(self.optimizer).parameters
         if "weight_decay" in accepted:
             kwargs.setdefault("weight_decay", self.weight_decay)

@@ -306,7 +306,7 @@ class TrainingLoop(TwoViews):
         """
         # The middle of the step: the first and the last count too.
         self._scale_learning_rate(self._schedule((self._step + 0.5) / self._n_steps))
-        if self._takes_closure:
+        if self._takes_closure and self._contrast is None:
             step: dict = {}
             self.optimizer_.step(partial(self._evaluate, batch, step))
         else:
@@ -486,6 +486,7 @@ class TrainingLoop(TwoViews):
             for now, before in weights:
                 now.copy_(before)
         self.optimizer_.state.clear()
+        self._contrasted = None  # its projection may have diverged too
         del self.history[-1]["train_batch_count"]  # the epoch does not count
         epoch = self.history[-1, "epoch"]
         raise DivergenceError(

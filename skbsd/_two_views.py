@@ -1,16 +1,21 @@
 """The training step of a batch in two views, with a contrastive loss."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ._batches import Batch
 from ._forward import ForwardPass
 from .contrastive import Contrastive, contrastive_loss
-from .posterior import DirichletPosterior, smooth, soft_cross_entropy
+from .posterior import (
+    DirichletPosterior,
+    smooth,
+    soft_cross_entropy,
+)
 
 
 class EmbeddingWatch:
@@ -32,6 +37,7 @@ class EmbeddingWatch:
 
     def __init__(self, network: nn.Module, n_classes: int, layer: str | None):
         self._name = type(network).__name__
+        self._handles: list[RemovableHandle] = []
         self.seen: Tensor | None = None
         modules = dict(network.named_modules())
         if layer is None:
@@ -57,11 +63,20 @@ class EmbeddingWatch:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch within the context only: the hooks are no part of the network."""
-        with ExitStack() as stack:
-            for module in self._layers:
-                handle = module.register_forward_pre_hook(self._see)
-                stack.callback(handle.remove)
+        if self._handles:
             yield
+            return
+        try:
+            self._handles = [
+                module.register_forward_pre_hook(self._see, with_kwargs=True)
+                for module in self._layers
+            ]
+            yield
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+            self.seen = None
 
     def take(self, n: int) -> Tensor:
         """Return the embeddings of the last forward pass, and forget them.
@@ -90,8 +105,9 @@ class EmbeddingWatch:
             )
         return seen
 
-    def _see(self, module: nn.Module, inputs: tuple) -> None:
-        self.seen = inputs[0]
+    def _see(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        inputs = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        self.seen = next(inputs, None)
 
 
 class Projection:
@@ -99,30 +115,24 @@ class Projection:
 
     Parameters
     ----------
+    n_inputs : int
+        Dimension of the embeddings.
     n_components : int
     dtype : torch.dtype
-    build_optimizer : callable
-        From named parameters to an optimizer.
+    device : torch.device
     """
 
-    def __init__(self, n_components: int, dtype: torch.dtype, build_optimizer):
-        self.n_components = n_components
-        self.dtype = dtype
-        self.build_optimizer = build_optimizer
-        self.head: nn.Module | None = None
-
-    def __call__(self, embeddings: Tensor) -> Tensor:
-        """Project embeddings of shape (n, d); the first ones decide on d."""
-        if self.head is None:
-            d = embeddings.shape[1]
-            self.head = nn.Sequential(
-                nn.Linear(d, d), nn.ReLU(), nn.Linear(d, self.n_components)
-            ).to(embeddings.device, self.dtype)
-            self.optimizer = self.build_optimizer(self.head.named_parameters())
-        return self.head(embeddings)
+    def __init__(self, n_inputs: int, n_components: int, dtype, device):
+        self.head = nn.Sequential(
+            nn.Linear(n_inputs, n_inputs),
+            nn.ReLU(),
+            nn.Linear(n_inputs, n_components),
+        ).to(device, dtype)
+        self.optimizer: torch.optim.Optimizer | None = None
 
     def step(self, lr: float) -> None:
         """Learn from the gradients at the network's rate, and forget them."""
+        assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -138,36 +148,39 @@ class TwoViews(ForwardPass):
     _contrast_losses: list[Tensor]
     # Kept for the next call of partial_fit, and by no copy.
     _watch: EmbeddingWatch
-    _projection: Projection
+    _projection: Projection | None
     _contrasted: Any = None  # the network and the setting that they are for
 
     @contextmanager
     def _contrasting(self) -> Iterator[None]:
         """Train with two views within the context, where the user wants it."""
         setting: Any = self.contrastive
+        self._contrast = None
         self._contrast_losses = []
         if setting is None:
+            for name in ("_watch", "_projection", "_contrasted"):
+                self.__dict__.pop(name, None)
             yield
             return
+        if isinstance(self.optimizer_, torch.optim.LBFGS):
+            raise ValueError(
+                "LBFGS evaluates the loss several times per step; contrastive learning "
+                "needs an optimizer that does not, such as torch.optim.AdamW."
+            )
         if not isinstance(setting, Contrastive):
             setting = Contrastive(weight=float(setting))
-        if self._takes_closure:
-            raise ValueError(
-                f"optimizer={self.optimizer.__name__} evaluates the loss several times "
-                "per step; contrastive learning needs one that does not, such as "
-                "torch.optim.AdamW."
-            )
-        if setting.weight > 0 and self._contrasted != (self.module_, setting):
-            self._watch = EmbeddingWatch(
-                self.module_, len(self.classes_), setting.layer
-            )
-            self._projection = Projection(
-                setting.n_components, self._float_dtype, self._build_optimizer
-            )
+        if self._contrasted != (self.module_, setting):
+            if setting.weight > 0:
+                self._watch = EmbeddingWatch(
+                    self.module_, len(self.classes_), setting.layer
+                )
+            self._projection = None
             self._contrasted = (self.module_, setting)
         self._contrast = setting
+        # A compiled network has its hooks built in: they must not change.
+        built_in = self.compile and setting.weight > 0
         try:
-            with self._watch.watching() if setting.weight > 0 else nullcontext():
+            with self._watch.watching() if built_in else nullcontext():
                 yield
         finally:
             self._contrast = None
@@ -183,46 +196,66 @@ class TwoViews(ForwardPass):
                 f"shape {tuple(x.shape[1:])}; pass 4-D X or image_shape, or a callable "
                 "as Contrastive(augmentation=...)."
             )
-        return torch.cat([super()._augment(x), self._apply(second, x)])
+        # A copy, as either may work in place.
+        return torch.cat([super()._augment(x.clone()), self._apply(second, x)])
 
     def _two_view_step(self, batch: Batch, setting: Contrastive) -> dict:
         """Update the posterior with the mean of both views' predictions."""
-        logits = self._logits(batch.x, training=True)
-        self._check_first(logits)
-        embeddings = self._watch.take(len(logits)) if setting.weight > 0 else None
-        n = len(batch.rows)
-        known = logits.detach().float().log_softmax(dim=1)
+        if not isinstance(batch.x, Tensor):
+            raise ValueError(
+                "contrastive learning makes two views of batches that are tensors, got "
+                f"{type(batch.x).__name__}; pass contrastive=None."
+            )
+        contrasts = setting.weight > 0
+        with self._watch.watching() if contrasts else nullcontext():
+            logits = self._logits(batch.x, training=True)
+            self._check_first(logits)
+            embeddings = self._watch.take(len(logits)) if contrasts else None
+        n, weight = len(batch.rows), batch.weight
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        known = logits.detach().log_softmax(dim=1, dtype=exact)
         # The logarithm of the sum: to logits, a constant is nothing.
         mean = torch.logaddexp(known[:n], known[n:])
-        weight = batch.weight
         self.posterior_.visit(
             mean, batch.rows, weight, assume_unique=batch.unique, **self._evidence
         )
-        target = self._target(batch).to(mean)
+        target = self._target(batch).to(exact)
         loss = soft_cross_entropy(
-            logits.to(mean),
+            logits.to(exact),
             target.repeat(2, 1),
             None if weight is None else weight.repeat(2),
         )
-        if setting.weight > 0:
-            contrast = self._contrastive_loss(embeddings, target, weight, setting)
-            loss = loss + setting.weight * contrast
-            self._contrast_losses.append(contrast.detach())
-        loss.backward()
-        if setting.weight > 0:
-            self._projection.step(self.optimizer_.param_groups[0]["lr"])
-        return {"loss": loss.detach(), "y_pred": mean}
-
-    def _contrastive_loss(self, embeddings, target, weight, setting) -> Tensor:
+        if embeddings is None:
+            loss.backward()
+            return {"loss": loss.detach(), "y_pred": mean}
+        projection = self._projection or self._new_projection(embeddings, setting)
         with self._autocast():
-            first, second = self._projection(embeddings).chunk(2)
-        return contrastive_loss(
+            first, second = projection.head(embeddings).chunk(2)
+        contrast = contrastive_loss(
             first,
             second,
             temperature=setting.temperature,
             agreement=target @ target.T if setting.supervised else None,
             weight=weight,
         )
+        self._contrast_losses.append(contrast.detach())
+        loss = loss + setting.weight * contrast
+        loss.backward()
+        # Parameters that no pattern of the user's names are the last group.
+        projection.step(self.optimizer_.param_groups[-1]["lr"])
+        return {"loss": loss.detach(), "y_pred": mean}
+
+    def _new_projection(self, embeddings: Tensor, setting: Contrastive) -> Projection:
+        """Build it when the first embeddings tell how large they are."""
+        self._projection = Projection(
+            embeddings.shape[1],
+            setting.n_components,
+            self._float_dtype,
+            embeddings.device,
+        )
+        parameters = self._projection.head.named_parameters()
+        self._projection.optimizer = self._build_optimizer(parameters, grouped=False)
+        return self._projection
 
     def _target(self, batch: Batch) -> Tensor:
         """Return what a batch that was visited is trained towards."""

@@ -186,8 +186,9 @@ class BSDClassifier(TrainingLoop):
     predicted as labelled in the epoch before, :math:`\bar a` its mean over the epochs
     so far, and s is 1, or 1.4 with "noisy". So poor early predictions count for little,
     and those of a network that finds the labels easy are taken at their word. With
-    "auto" the target is, for K classes and :math:`\lambda = 0.3 (1 - \bar a)^2`,
-    :math:`(1 - \lambda) q + \lambda / K`: labels that are hard to learn are smoothed.
+    "auto", unless evidence is plain, the target is, for K classes and
+    :math:`\lambda = 0.3 (1 - \bar a)^2`, :math:`(1 - \lambda) q + \lambda / K`: labels
+    that are hard to learn are smoothed.
 
     A table is taken as it is: put a `StandardScaler` before. uint8 images are
     standardised by channel on the device; float images are taken as they are.

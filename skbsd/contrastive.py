@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ class Contrastive:
     layer : str, default=None
         Name of the module, as in `named_modules`, whose input is the embedding. None
         is the last :class:`torch.nn.Linear` that runs, of those with an output per
-        class.
+        class. It must not work in place.
     augmentation : {"strong", "flip-crop"} or callable, default="strong"
         Of the second view. As for the estimator, a callable gets the batch as it was
         given to `fit` and returns one of the same type and shape.
@@ -52,8 +54,8 @@ class Contrastive:
     Notes
     -----
     The projection is a layer of the embedding's width, a ReLU and a linear layer. It
-    exists while the estimator trains: it is no part of the network, and neither
-    predictions nor saved models know it.
+    serves training only: it is no part of the network, and neither predictions nor
+    saved models know it. The estimator keeps it for the next call of `partial_fit`.
 
     References
     ----------
@@ -78,17 +80,21 @@ class Contrastive:
     supervised: bool = False
 
     def __post_init__(self):
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"weight must lie in [0, inf), got {self.weight!r}.")
-        if not 0 < self.temperature < math.inf:
+        given: dict[str, Any] = vars(self)
+        weight, temperature = given["weight"], given["temperature"]
+        if not (isinstance(weight, Real) and 0 <= float(weight) < math.inf):
+            raise ValueError(f"weight must lie in [0, inf), got {weight!r}.")
+        if not (isinstance(temperature, Real) and 0 < float(temperature) < math.inf):
+            raise ValueError(f"temperature must lie in (0, inf), got {temperature!r}.")
+        if not (isinstance(given["n_components"], Integral) and self.n_components > 0):
             raise ValueError(
-                f"temperature must lie in (0, inf), got {self.temperature!r}."
+                "n_components must be a whole number of at least 1, got "
+                f"{self.n_components!r}."
             )
-        if self.n_components < 1:
-            raise ValueError(
-                f"n_components must be at least 1, got {self.n_components!r}."
-            )
-        if not (callable(self.augmentation) or self.augmentation in AUGMENTATIONS):
+        known = isinstance(self.augmentation, str) and (
+            self.augmentation in AUGMENTATIONS
+        )
+        if not (known or callable(self.augmentation)):
             raise ValueError(
                 f"augmentation must be one of {sorted(AUGMENTATIONS)} or a callable, "
                 f"got {self.augmentation!r}."
@@ -148,7 +154,8 @@ def contrastive_loss(
     tensor(0.5514)
     """
     n = len(first)
-    embeddings = F.normalize(torch.cat([first, second]).float(), dim=1)
+    exact = torch.promote_types(first.dtype, torch.float32)
+    embeddings = F.normalize(torch.cat([first, second]).to(exact), dim=1)
     similarity = embeddings @ embeddings.T / temperature
     itself = torch.eye(2 * n, dtype=torch.bool, device=first.device)
     log_proba = similarity.masked_fill(itself, -torch.inf).log_softmax(dim=1)
@@ -157,7 +164,7 @@ def contrastive_loss(
         partner = torch.arange(2 * n, device=first.device).roll(n)
         losses = -log_proba.gather(1, partner.unsqueeze(1)).squeeze(1)
     else:
-        positive = agreement.float().repeat(2, 2).masked_fill(itself, 0)
+        positive = agreement.to(exact).repeat(2, 2).masked_fill(itself, 0)
         positive = positive / positive.sum(dim=1, keepdim=True)
         # -inf on the diagonal, which has no share.
         losses = -(positive * log_proba.masked_fill(itself, 0)).sum(dim=1)

@@ -6,9 +6,11 @@ this one: samples whose evidence speaks against their label are probably mislabe
 """
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.utils import Bunch, check_random_state, column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
@@ -180,7 +182,8 @@ def label_quality(estimator) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the estimator has no evidence at all: its prior is infinite.
+        If the estimator has no evidence at all: its prior is infinite, or so large
+        that nothing counts beside it.
 
     Notes
     -----
@@ -232,7 +235,7 @@ def find_label_issues(estimator, *, threshold="confident"):
         A row per issue, or a Bunch of arrays of the same names where pandas is not
         installed, ordered by `given_mass`:
 
-        - `index`: row of the X given to `fit`;
+        - `row`: of the X given to `fit`;
         - `given_label`, `suggested_label`;
         - `given_mass`, `suggested_mass`: their shares of the sample's evidence, in
           [0, 1]. The first is the :func:`label_quality`.
@@ -265,7 +268,7 @@ def find_label_issues(estimator, *, threshold="confident"):
     >>> labels, flipped = flip_labels(y, 0.1, random_state=0)
     >>> model = BSDClassifier(prior_strength="noisy", random_state=0)
     >>> issues = find_label_issues(model.fit(X / 16, labels))
-    >>> bool(flipped[issues["index"][:100]].all())
+    >>> bool(flipped[issues["row"][:100]].all())
     True
     """
     shares, codes = _evidence_shares(estimator)
@@ -274,7 +277,7 @@ def find_label_issues(estimator, *, threshold="confident"):
     if isinstance(threshold, str) and threshold == "confident":
         suggested = _confident_class(shares, codes)
         listed = suggested >= 0
-    elif isinstance(threshold, (int, float)) and 0 <= threshold <= 1:
+    elif isinstance(threshold, Real) and 0 <= float(threshold) <= 1:
         suggested = shares.argmax(axis=1)
         listed = given < threshold  # never of NaN
     else:
@@ -284,7 +287,7 @@ def find_label_issues(estimator, *, threshold="confident"):
     issues = rows[listed & (suggested != codes)]
     issues = issues[np.argsort(given[issues], kind="stable")]
     columns = {
-        "index": issues,
+        "row": issues,
         "given_label": estimator.classes_[codes[issues]],
         "suggested_label": estimator.classes_[suggested[issues]],
         "given_mass": given[issues],
@@ -310,11 +313,19 @@ def _evidence_shares(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
             "prior_strength=inf trains with cross-entropy, and keeps no predictions "
             "that could speak against a label; fit with prior_strength='noisy'."
         )
-    evidence = estimator.posterior_.evidence().cpu().double().numpy()
+    posterior = estimator.posterior_
+    if posterior.prior_strength * torch.finfo(posterior.dtype).eps > 1.1:
+        raise ValueError(
+            f"prior_strength={posterior.prior_strength:g} is so large that predictions "
+            f"were lost beside it in {posterior.dtype}; fit with "
+            "prior_strength='noisy'."
+        )
+    evidence = posterior.evidence().cpu().double().numpy()
     total = evidence.sum(axis=1, keepdims=True)
     shares = np.full_like(evidence, np.nan)
     np.divide(evidence, total, out=shares, where=total > 0)
-    return shares, estimator.posterior_.labels.cpu().numpy()
+    shares[posterior.visits.cpu().numpy() == 0] = np.nan
+    return shares, posterior.labels.cpu().numpy()
 
 
 def _confident_class(shares: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -392,9 +392,10 @@ class DirichletPosterior:
         Returns
         -------
         Tensor of shape (n, n_classes)
-            Each row sums to one.
+            Each row sums to one. In float32 at least.
         """
-        return posterior_mean(self._rows(index))
+        exact = torch.promote_types(self.dtype, torch.float32)
+        return posterior_mean(self._rows(index).to(exact))
 
     def evidence(self) -> Tensor:
         """Return what the beliefs have taken in, without what is left of the prior.
@@ -414,9 +415,9 @@ class DirichletPosterior:
             self.n_classes,
             prior_strength=self.prior_strength,
             prior_floor=self.prior_floor,
-            dtype=exact,
+            dtype=self.dtype,  # rounded as the store is
         )
-        return (self._alpha - left * prior).clamp(min=0)
+        return (self._alpha.to(exact) - left * prior.to(exact)).clamp(min=0)
 
     def label_mass(self) -> Tensor:
         """Share of each target that still comes directly from the label.

@@ -3,12 +3,13 @@
 import copy
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
 import torch
 from helpers import quick, same_weights, weights
-from modules import Convolution, Linear, ReturnsTuple, WithBody
+from modules import Convolution, Images, Linear, ReturnsTuple, WithBody
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -111,15 +112,18 @@ class TestSettings:
             ("temperature", -1.0),
             ("temperature", math.nan),
             ("n_components", 0),
+            ("n_components", 1.5),
+            ("weight", "1"),
+            ("augmentation", ["strong"]),
             ("augmentation", "unknown"),
             ("augmentation", None),
         ],
     )
     def test_out_of_range(self, name, value):
-        with pytest.raises(ValueError, match=f"{name} must .*{value!r}"):
+        with pytest.raises(ValueError, match=f"{name} must .*{re.escape(repr(value))}"):
             Contrastive(**{name: value})
 
-    @pytest.mark.parametrize("value", [0, -1.0, "strong", math.nan])
+    @pytest.mark.parametrize("value", [0, -1.0, "strong", math.nan, True, False])
     def test_of_the_estimator(self, iris, value):
         with pytest.raises(ValueError, match="contrastive"):
             quick(contrastive=value).fit(*iris)
@@ -162,9 +166,11 @@ class TestStep:
             {"prior_strength": 5.0, "discount": 0.9},
             {"prior_strength": "auto", "max_epochs": 6},
             {"prior_strength": math.inf},
+            {"prior_strength": math.inf, "module": None},  # in double precision
+            {"prior_strength": 5.0, "posterior_dtype": "float16"},
         ):
             # One batch: the projection draws from the generator that shuffles.
-            kwargs |= {"module": Linear, "batch_size": -1}
+            kwargs = {"module": Linear, "batch_size": -1} | kwargs
             kwargs |= {"class_weight": {0: 1, 1: 2, 2: 0.5}}
             one = quick(**kwargs).fit(*iris)
             two = quick(contrastive=tiny, **kwargs).fit(*iris)
@@ -183,7 +189,7 @@ class TestStep:
         network = nn.Sequential(nn.Linear(4, 3), nn.Identity(), nn.LogSoftmax(1))
         model = quick(module=network, contrastive=views).fit(*iris)
         assert "contrastive_loss" not in model.history_[-1]
-        assert not hasattr(model, "_projection")
+        assert model._projection is None
         plain = quick(module=network).fit(*iris)
         assert not same_weights(model, plain)
         assert (model.posterior_.visits == 3).all()
@@ -248,6 +254,17 @@ class TestStep:
         model.fit(X, y)
         assert model._projection.head is not head
 
+    def test_compiled_after_another_of_its_kind(self, iris):
+        """A graph without hooks is not taken for one with them."""
+        torch.compiler.reset()
+        kwargs = {"module": Linear, "compile": True, "compile__backend": "eager"}
+        quick(**kwargs, batch_size=75).fit(*iris)
+        model = quick(**kwargs, batch_size=75, contrastive=SAME).fit(*iris)
+        model.set_params(contrastive=Contrastive(weight=0, augmentation=same))
+        model.partial_fit(*iris)
+        model.set_params(contrastive=SAME).partial_fit(*iris)
+        assert "contrastive_loss" in model.history_[-1]
+
     @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
     def test_compiled(self, digits, backend):
         torch.compiler.reset()
@@ -296,17 +313,50 @@ class TestLeavesNoTrace:
         assert len(model.partial_fit(X, y).history_) == 6
 
     def test_hooks_go_when_training_fails(self, iris):
-        class Stop(Callback):
-            def on_batch_end(self, net, **kwargs):
-                raise RuntimeError("stop")
+        class Fails(Linear):
+            fails = False
 
-        model = quick(contrastive=SAME, module=Linear, callbacks=[Stop()])
+            def forward(self, x):
+                out = super().forward(x)
+                if self.fails:
+                    raise RuntimeError("stop")
+                return out
+
+        model = quick(contrastive=SAME, module=Fails).fit(*iris)
+        model.module_.fails = True
         with pytest.raises(RuntimeError, match="stop"):
-            model.fit(*iris)
-        module = Linear()
-        model = quick(contrastive=SAME, module=module).fit(*iris)
-        assert not module.layer._forward_pre_hooks
+            model.partial_fit(*iris)
         assert not model.module_.layer._forward_pre_hooks
+        assert model._contrast is None
+        assert model._watch.seen is None
+
+    def test_copies_made_while_training(self, iris):
+        copies = []
+
+        class Copy(Callback):
+            def on_batch_end(self, net, **kwargs):
+                if len(copies) < 3:
+                    copies.append(copy.deepcopy(net))
+
+        quick(contrastive=SAME, module=Linear, callbacks=[Copy()]).fit(*iris)
+        model = copies[-1]
+        assert not model.module_.layer._forward_pre_hooks
+        model.set_params(contrastive=None).partial_fit(*iris)
+        assert "contrastive_loss" not in model.history_[-1]
+
+    def test_plain_fit_lets_go_of_the_network(self, iris):
+        model = quick(contrastive=SAME, module=Linear).fit(*iris)
+        assert model._projection is not None
+        model.set_params(contrastive=None).fit(*iris)
+        assert not hasattr(model, "_projection")
+        assert not hasattr(model, "_watch")
+
+    def test_recovers_from_divergence(self, iris):
+        model = quick(contrastive=SAME, module=Linear).fit(*iris)
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            model.set_params(lr=1e30).partial_fit(*iris)
+        model.set_params(lr=1e-2).partial_fit(*iris)
+        assert math.isfinite(model.history_[-1, "contrastive_loss"])
 
 
 class Unused(Linear):
@@ -315,6 +365,13 @@ class Unused(Linear):
     def __init__(self):
         super().__init__()
         self.other = nn.Linear(4, 5)
+
+
+class ByKeyword(Linear):
+    """Calls its layer with a keyword."""
+
+    def forward(self, x):
+        return self.layer(input=x)
 
 
 class Tokens(nn.Module):
@@ -345,7 +402,7 @@ class Auxiliary(nn.Module):
 class TestEmbedding:
     @pytest.mark.parametrize(
         ("module", "width"),
-        [(Linear, 4), (ReturnsTuple, 4), (Auxiliary, 6), (None, 128)],
+        [(Linear, 4), (ReturnsTuple, 4), (ByKeyword, 4), (Auxiliary, 6), (None, 128)],
     )
     def test_is_the_input_of_the_last_layer(self, iris, module, width):
         model = quick(module=module, contrastive=SAME).fit(*iris)
@@ -390,6 +447,58 @@ class TestInputs:
         setting = Contrastive(augmentation=lambda x: x[:, :2])
         with pytest.raises(ValueError, match="turned a batch"):
             quick(contrastive=setting).fit(*iris)
+
+    def test_augmentations_in_place(self, iris):
+        """Of one view, the other does not see them."""
+        seen = []
+
+        class Watch(Linear):
+            def forward(self, x):
+                if self.training:
+                    seen.append(x.detach().clone())
+                return super().forward(x)
+
+        for own, other in ((None, 1.0), (2.0, None), (2.0, 1.0)):
+            first, second = (
+                None if value is None else (lambda x, value=value: x.add_(value))
+                for value in (own, other)
+            )
+            setting = Contrastive(augmentation=second or same)
+            X = torch.zeros(4, 4)
+            quick(
+                module=Watch, augmentation=first, contrastive=setting, max_epochs=1
+            ).fit(X, [0, 1, 2, 0])
+            views = seen.pop().chunk(2)
+            assert (views[0] == (own or 0)).all()
+            assert (views[1] == (other or 0)).all()
+
+    def test_groups_of_parameters(self, iris):
+        """The projection learns at the rate of those that have no group."""
+        groups = [("body*", {"lr": 0.0})]
+        body = nn.Linear(4, 8)
+        model = quick(module=WithBody, module__body=body, contrastive=SAME)
+        model.set_params(optimizer__param_groups=groups).fit(*iris)
+        assert torch.equal(model.module_.body.weight, body.weight)
+        (group,) = model._projection.optimizer.param_groups
+        assert len(group["params"]) == 4
+        assert group["lr"] > 0
+
+    def test_optimizers_of_others(self, iris):
+        class Own(torch.optim.AdamW):
+            pass
+
+        model = quick(contrastive=SAME, module=Linear, optimizer=Own).fit(*iris)
+        plain = quick(contrastive=SAME, module=Linear, optimizer__fused=False)
+        for a, b in zip(weights(model), weights(plain.fit(*iris)), strict=True):
+            torch.testing.assert_close(a, b)
+
+    def test_batches_that_are_no_tensors(self, iris):
+        X, y = iris
+        rows = torch.tensor(X, dtype=torch.float32)
+        items = [({"x": x}, int(label)) for x, label in zip(rows, y, strict=True)]
+        data = Images([item[0] for item in items], [item[1] for item in items])
+        with pytest.raises(ValueError, match=r"tensors, got dict.*contrastive=None"):
+            quick(module=Linear, contrastive=SAME).fit(data)
 
     def test_optimizer_with_a_closure(self, iris):
         with pytest.raises(ValueError, match="LBFGS evaluates the loss several times"):

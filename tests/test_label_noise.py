@@ -186,17 +186,24 @@ class TestQuality:
         assert ((quality >= 0) & (quality <= 1)).all()
         assert roc_auc_score(flipped, -quality) > 0.95
 
-    def test_no_evidence(self, iris):
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_no_evidence(self, iris, dtype):
         X, y = iris
         weight = np.arange(len(y)) % 2
-        quality = label_quality(quick().fit(X, y, sample_weight=weight))
+        model = quick(posterior_dtype=dtype).fit(X, y, sample_weight=weight)
+        quality = label_quality(model)
         assert_array_equal(np.isnan(quality), weight == 0)
+        assert (weight[find_label_issues(model)["row"]] == 1).all()
         # The first epoch counts nothing by default.
-        model = quick(max_epochs=1).fit(X, y)
+        model = quick(max_epochs=1, posterior_dtype=dtype).fit(X, y)
         assert np.isnan(label_quality(model)).all()
         assert len(find_label_issues(model)) == 0
         with pytest.raises(ValueError, match="prior_strength='noisy'"):
             label_quality(quick(prior_strength=np.inf).fit(X, y))
+        X = X.astype(np.float32)
+        model = quick(prior_strength=1e9, batch_size=20).fit(X, y)
+        with pytest.raises(ValueError, match=r"prior_strength=1e\+09 is so large"):
+            label_quality(model)
 
     def test_not_a_classifier(self, iris):
         pipeline = make_pipeline(StandardScaler(), quick()).fit(*iris)
@@ -212,14 +219,14 @@ class TestIssues:
         model, labels, _ = noisy
         issues = find_label_issues(model)
         assert list(issues.columns) == [
-            "index",
+            "row",
             "given_label",
             "suggested_label",
             "given_mass",
             "suggested_mass",
         ]
-        assert_array_equal(issues["given_label"], labels[issues["index"]])
-        assert_array_equal(issues["given_mass"], label_quality(model)[issues["index"]])
+        assert_array_equal(issues["given_label"], labels[issues["row"]])
+        assert_array_equal(issues["given_mass"], label_quality(model)[issues["row"]])
         assert issues["given_mass"].is_monotonic_increasing
         assert (issues["given_label"] != issues["suggested_label"]).all()
         assert (issues["suggested_mass"] > issues["given_mass"]).mean() > 0.95
@@ -228,10 +235,10 @@ class TestIssues:
         model, _, flipped = noisy
         issues = find_label_issues(model)
         found = np.zeros(len(flipped), bool)
-        found[issues["index"]] = True
+        found[issues["row"]] = True
         assert flipped[found].mean() > 0.95
         assert found[flipped].mean() > 0.8
-        assert (issues["suggested_label"] == digits[1][issues["index"]]).mean() > 0.95
+        assert (issues["suggested_label"] == digits[1][issues["row"]]).mean() > 0.95
 
     def test_clean_labels(self, digits):
         X, y = digits
@@ -243,12 +250,14 @@ class TestIssues:
         model, _, _ = noisy
         quality = label_quality(model)
         issues = find_label_issues(model, threshold=0.5)
-        assert (quality[issues["index"]] < 0.5).all()
-        rest = np.setdiff1d(np.flatnonzero(quality < 0.5), issues["index"])
+        assert (quality[issues["row"]] < 0.5).all()
+        rest = np.setdiff1d(np.flatnonzero(quality < 0.5), issues["row"])
         shares = model.posterior_.evidence()[torch.from_numpy(rest)]
         assert_array_equal(shares.argmax(1), model.posterior_.labels[rest])
         assert (issues["suggested_mass"] >= issues["given_mass"]).all()
         assert len(find_label_issues(model, threshold=0)) == 0
+        some = find_label_issues(model, threshold=np.float32(0.5))
+        assert len(some) == len(issues)
         for bad in (-1, 1.5, "low", None):
             with pytest.raises(ValueError, match=r"'confident' or a number"):
                 find_label_issues(model, threshold=bad)
