@@ -31,7 +31,7 @@ def split():
 def test_detectors(name, split):
     if name == "cleanlab":
         pytest.importorskip("cleanlab")
-    auroc, at_k, listed, precision, recall, seconds = benchmark.detect(
+    auroc, at_k, listed, precision, recall, seconds, used = benchmark.detect(
         name, Cell(), 0, split
     )
     assert auroc > 0.9
@@ -39,6 +39,7 @@ def test_detectors(name, split):
     assert precision * listed == pytest.approx(recall * 120)
     assert 0 < recall <= 1
     assert seconds > 0
+    assert used > 0
 
 
 def test_what_is_done_is_not_done_again(split, tmp_path, monkeypatch):
