@@ -252,7 +252,9 @@ def find_label_issues(estimator, *, threshold="confident"):
     threshold is the mean share of evidence for it among the samples that are labelled
     so. A sample counts for the class with the largest share of those that reach their
     thresholds, and is an issue if that is not its label. It needs no clean labels, and
-    no guess of how many are wrong.
+    no guess of how many are wrong. A network that has learnt its wrong labels by heart
+    agrees with them: the list becomes short, and finds few, while the ranking stays.
+    Fit with fewer epochs then, or with augmentation.
 
     References
     ----------
