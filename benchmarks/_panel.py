@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -251,6 +252,22 @@ PANELS = {
     "noise-large": (*_noise_large(),),
 }
 CELLS = {cell.name: cell for cells in PANELS.values() for cell in cells}
+
+
+def choose(panel: str, globs: Iterable[str]) -> list[Cell]:
+    """Return the cells of a panel whose names match.
+
+    Raises
+    ------
+    ValueError
+        If none does.
+    """
+    cells = PANELS[panel]
+    chosen = [c for c in cells if any(fnmatchcase(c.name, glob) for glob in globs)]
+    if not chosen:
+        names = "\n".join(cell.name for cell in cells)
+        raise ValueError(f"no such cell; those of the panel:\n{names}")
+    return chosen
 
 
 def corrupt(y, n_classes: int, rate: float, kind: str, rng, confused=None):

@@ -48,7 +48,6 @@ import traceback
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -56,7 +55,7 @@ import numpy as np
 import sklearn
 import torch
 from _common import Results, add_data_arguments, machine, stop_at_interrupt
-from _panel import PANELS, SEEDS, Cell, Source, Split, load
+from _panel import PANELS, SEEDS, Cell, Source, Split, choose, load
 from _report import read, report
 from sklearn.metrics import accuracy_score, log_loss
 from threadpoolctl import threadpool_limits
@@ -347,14 +346,10 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     add_data_arguments(parser)
     args = parser.parse_args(argv)
     args.seeds = args.seeds or SEEDS[args.panel]
-    args.chosen = [
-        cell
-        for cell in PANELS[args.panel]
-        if any(fnmatchcase(cell.name, glob) for glob in args.cells)
-    ]
-    if not args.chosen:
-        names = "\n".join(cell.name for cell in PANELS[args.panel])
-        parser.error(f"no such cell; those of the panel:\n{names}")
+    try:
+        args.chosen = choose(args.panel, args.cells)
+    except ValueError as error:
+        parser.error(str(error))
     if args.report and args.image is None:
         args.image = HERE.parent / f"docs/images/compare_{args.panel}.png"
     return args

@@ -32,7 +32,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 from _common import Results, add_data_arguments, machine, stop_at_interrupt
-from _panel import PANELS, SEEDS, Cell, Source, Split, load
+from _panel import SEEDS, Cell, Source, Split, choose, load
 from _report import Comparison, read
 from baselines import METHODS as RIVALS
 from compare import ABOUT, COSTS, SCORES, Runner, execute, plan
@@ -223,14 +222,10 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.seeds = args.seeds or SEEDS[args.panel]
     args.threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
-    args.chosen = [
-        cell
-        for cell in PANELS[args.panel]
-        if any(fnmatchcase(cell.name, glob) for glob in args.cells)
-    ]
-    if not args.chosen:
-        names = "\n".join(cell.name for cell in PANELS[args.panel])
-        parser.error(f"no such cell; those of the panel:\n{names}")
+    try:
+        args.chosen = choose(args.panel, args.cells)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 

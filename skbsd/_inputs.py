@@ -345,7 +345,9 @@ class InputHandling(Net):
         return x if self.augmentation is None else self._apply(self.augmentation, x)
 
     def _apply(self, augmentation, x: Tensor) -> Tensor:
-        augment = AUGMENTATIONS.get(augmentation, augmentation)
+        augment = augmentation
+        if isinstance(augment, str):  # others need not be hashable
+            augment = AUGMENTATIONS[augment]
         out = augment(x)
         kind, shape = getattr(out, "dtype", type(out)), getattr(out, "shape", None)
         if kind != x.dtype or shape != x.shape:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from ._batches import Batch
 from ._forward import ForwardPass
 from .contrastive import Contrastive, contrastive_loss
-from .posterior import (
-    DirichletPosterior,
-    smooth,
-    soft_cross_entropy,
-)
+from .posterior import DirichletPosterior, smooth, soft_cross_entropy
 
 
 class EmbeddingWatch:
@@ -110,29 +106,20 @@ class EmbeddingWatch:
         self.seen = next(inputs, None)
 
 
-class Projection:
+class Projection(NamedTuple):
     """The head that embeddings are contrasted through, and its optimizer.
 
     Parameters
     ----------
-    n_inputs : int
-        Dimension of the embeddings.
-    n_components : int
-    dtype : torch.dtype
-    device : torch.device
+    head : nn.Module
+    optimizer : torch.optim.Optimizer
     """
 
-    def __init__(self, n_inputs: int, n_components: int, dtype, device):
-        self.head = nn.Sequential(
-            nn.Linear(n_inputs, n_inputs),
-            nn.ReLU(),
-            nn.Linear(n_inputs, n_components),
-        ).to(device, dtype)
-        self.optimizer: torch.optim.Optimizer | None = None
+    head: nn.Module
+    optimizer: torch.optim.Optimizer
 
     def step(self, lr: float) -> None:
         """Learn from the gradients at the network's rate, and forget them."""
-        assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -247,14 +234,12 @@ class TwoViews(ForwardPass):
 
     def _new_projection(self, embeddings: Tensor, setting: Contrastive) -> Projection:
         """Build it when the first embeddings tell how large they are."""
-        self._projection = Projection(
-            embeddings.shape[1],
-            setting.n_components,
-            self._float_dtype,
-            embeddings.device,
-        )
-        parameters = self._projection.head.named_parameters()
-        self._projection.optimizer = self._build_optimizer(parameters, grouped=False)
+        d = embeddings.shape[1]
+        head = nn.Sequential(
+            nn.Linear(d, d), nn.ReLU(), nn.Linear(d, setting.n_components)
+        ).to(embeddings.device, self._float_dtype)
+        optimizer = self._build_optimizer(head.named_parameters(), grouped=False)
+        self._projection = Projection(head, optimizer)
         return self._projection
 
     def _target(self, batch: Batch) -> Tensor:

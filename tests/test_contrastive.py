@@ -472,6 +472,17 @@ class TestInputs:
             assert (views[0] == (own or 0)).all()
             assert (views[1] == (other or 0)).all()
 
+    def test_augmentations_need_not_be_hashable(self, iris):
+        class Shift:
+            __hash__ = None
+
+            def __call__(self, x):
+                return x + 1
+
+        setting = Contrastive(augmentation=Shift())
+        model = quick(module=Linear, augmentation=Shift(), contrastive=setting)
+        assert model.fit(*iris).n_iter_ == 3
+
     def test_groups_of_parameters(self, iris):
         """The projection learns at the rate of those that have no group."""
         groups = [("body*", {"lr": 0.0})]
