@@ -49,9 +49,9 @@ class ForwardPass(InputHandling):
         out = getattr(out, "logits", out)
         return out[0] if isinstance(out, tuple | list) else out
 
-    def _logits(self, x, *, training: bool) -> Tensor:
+    def _logits(self, x, augmentation=None) -> Tensor:
         """Run the network on a batch as it was given to `fit`."""
-        x = self._prepare(x, training=training)
+        x = self._prepare(x, augmentation)
         if self._channels_last and isinstance(x, Tensor) and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         try:

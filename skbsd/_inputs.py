@@ -309,14 +309,14 @@ class InputHandling(Net):
                 x = _narrow(x, self._float_dtype)
             yield move(x.pin_memory() if on_gpu and x.is_cpu else x, self.device_)
 
-    def _prepare(self, x, *, training: bool):
+    def _prepare(self, x, augmentation=None):
         """Augment a batch, and make floats of it."""
         if not isinstance(x, Tensor):
             return x
         if self.image_shape is not None and x.ndim == 2:
             x = x.reshape(len(x), *self.image_shape)
-        if training:
-            x = self._augment(x)
+        if augmentation is not None:
+            x = self._augment(x, augmentation)
         if x.ndim == 4 and hasattr(self, "n_features_in_"):  # of a Dataset too
             self._check_image_type(x.dtype == torch.uint8)
         if x.dtype == self._float_dtype:
@@ -341,10 +341,7 @@ class InputHandling(Net):
         mean, std = self._scaling
         return (x - mean) / std
 
-    def _augment(self, x: Tensor) -> Tensor:
-        return x if self.augmentation is None else self._apply(self.augmentation, x)
-
-    def _apply(self, augmentation, x: Tensor) -> Tensor:
+    def _augment(self, x: Tensor, augmentation) -> Tensor:
         augment = augmentation
         if isinstance(augment, str):  # others need not be hashable
             augment = AUGMENTATIONS[augment]

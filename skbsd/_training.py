@@ -334,7 +334,7 @@ class TrainingLoop(TwoViews):
             return first["loss"]
         self._forget_gradients()
         target = self._target(batch)
-        logits = self._logits(batch.x, training=True)
+        logits = self._logits(batch.x, self.augmentation)
         loss = soft_cross_entropy(logits, target.to(logits), batch.weight)
         loss.backward()
         if self._gradients_heard:
@@ -365,7 +365,7 @@ class TrainingLoop(TwoViews):
         """
         if self._contrast is not None:
             return self._two_view_step(batch, self._contrast)
-        logits = self._logits(batch.x, training=True)
+        logits = self._logits(batch.x, self.augmentation)
         self._check_first(logits)
         loss, gradient = self.posterior_.visit(
             logits,
@@ -400,7 +400,7 @@ class TrainingLoop(TwoViews):
             "loss" and "y_pred".
         """
         with torch.no_grad():
-            logits = self._logits(batch.x, training=False)
+            logits = self._logits(batch.x)
             return {"loss": self.get_loss(logits, batch.y), "y_pred": logits}
 
     def evaluation_step(self, batch, training=False) -> Tensor:
@@ -420,7 +420,7 @@ class TrainingLoop(TwoViews):
         x, _ = unpack_data(batch)
         with torch.set_grad_enabled(training):
             self._set_training(training)
-            return self._logits(to_tensor(x, self.device_), training=False)
+            return self._logits(to_tensor(x, self.device_))
 
     def get_loss(self, y_pred, y_true, X=None, training=False) -> Tensor:
         """Compute the cross-entropy of logits with class indices.

@@ -172,52 +172,55 @@ class TwoViews(ForwardPass):
         finally:
             self._contrast = None
 
-    def _augment(self, x: Tensor) -> Tensor:
-        """Return both views of a batch, one after the other."""
-        if self._contrast is None:
-            return super()._augment(x)
-        second = self._contrast.augmentation
-        if isinstance(second, str) and x.ndim != 4:
-            raise ValueError(
-                f"contrastive's augmentation {second!r} needs images, X has samples of "
-                f"shape {tuple(x.shape[1:])}; pass 4-D X or image_shape, or a callable "
-                "as Contrastive(augmentation=...)."
-            )
-        # A copy, as either may work in place.
-        return torch.cat([super()._augment(x.clone()), self._apply(second, x)])
-
     def _two_view_step(self, batch: Batch, setting: Contrastive) -> dict:
-        """Update the posterior with the mean of both views' predictions."""
+        """Update the posterior with the mean of both views' predictions.
+
+        The views pass one after the other: batches are no larger than without
+        contrastive learning, and batch normalization normalizes like with like.
+        """
         if not isinstance(batch.x, Tensor):
             raise ValueError(
                 "contrastive learning makes two views of batches that are tensors, got "
                 f"{type(batch.x).__name__}; pass contrastive=None."
             )
+        images = batch.x.ndim == 4 or self.image_shape is not None
+        if isinstance(setting.augmentation, str) and not images:
+            raise ValueError(
+                f"contrastive's augmentation {setting.augmentation!r} needs images, X "
+                f"has samples of shape {tuple(batch.x.shape[1:])}; pass 4-D X or "
+                "image_shape, or a callable as Contrastive(augmentation=...)."
+            )
         contrasts = setting.weight > 0
+        logits: list[Tensor] = []
+        embeddings: list[Tensor] = []
         with self._watch.watching() if contrasts else nullcontext():
-            logits = self._logits(batch.x, training=True)
-            self._check_first(logits)
-            embeddings = self._watch.take(len(logits)) if contrasts else None
-        n, weight = len(batch.rows), batch.weight
-        exact = torch.promote_types(logits.dtype, torch.float32)
-        known = logits.detach().log_softmax(dim=1, dtype=exact)
+            # A copy, as an augmentation may work in place.
+            for x, augmentation in (
+                (batch.x.clone(), self.augmentation),
+                (batch.x, setting.augmentation),
+            ):
+                view = self._logits(x, augmentation)
+                self._check_first(view)
+                exact = torch.promote_types(view.dtype, torch.float32)
+                logits.append(view.to(exact))
+                if contrasts:
+                    embeddings.append(self._watch.take(len(view)))
+        weight = batch.weight
         # The logarithm of the sum: to logits, a constant is nothing.
-        mean = torch.logaddexp(known[:n], known[n:])
+        mean = torch.logaddexp(*(view.detach().log_softmax(dim=1) for view in logits))
         self.posterior_.visit(
             mean, batch.rows, weight, assume_unique=batch.unique, **self._evidence
         )
         target = self._target(batch).to(exact)
-        loss = soft_cross_entropy(
-            logits.to(exact),
-            target.repeat(2, 1),
-            None if weight is None else weight.repeat(2),
-        )
-        if embeddings is None:
+        losses = [soft_cross_entropy(view, target, weight) for view in logits]
+        loss = torch.stack(losses).mean()
+        if not contrasts:
             loss.backward()
             return {"loss": loss.detach(), "y_pred": mean}
-        projection = self._projection or self._new_projection(embeddings, setting)
+        both = torch.cat(embeddings)
+        projection = self._projection or self._new_projection(both, setting)
         with self._autocast():
-            first, second = projection.head(embeddings).chunk(2)
+            first, second = projection.head(both).chunk(2)
         contrast = contrastive_loss(
             first,
             second,

@@ -463,7 +463,7 @@ class BSDClassifier(TrainingLoop):
         try:
             for x in batches:
                 with torch.set_grad_enabled(training):
-                    logits = self._logits(x, training=False)
+                    logits = self._logits(x)
                     if logits.ndim != 2:
                         self._check_output(logits)
                 yield to_device(logits, device)
