@@ -47,6 +47,7 @@ class TrainingData(NamedTuple):
     classes: np.ndarray
     codes: np.ndarray
     weight: np.ndarray | None
+    sample_weight: Any  # as it came
 
 
 class InputHandling(Net):
@@ -94,7 +95,7 @@ class InputHandling(Net):
             classes,
             several_classes=known is None,
         )
-        return TrainingData(given, X, y, classes, codes, weight)
+        return TrainingData(given, X, y, classes, codes, weight, sample_weight)
 
     def _check_like_training(self, given, X) -> None:
         """Raise where X is not of the kind that the network was trained on."""

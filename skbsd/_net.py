@@ -39,13 +39,18 @@ _NOT_FUSED = {"capturable", "differentiable", "foreach", "fused"}
 
 # What no copy of an estimator has.
 _TRANSIENT = (
+    "_callback_fit_ctx",
     "_compiled",
     "_contrast",
     "_contrast_losses",
     "_contrasted",
     "_first_logits",
+    "_fit_task",
+    "_parent_callback_ctx",
     "_projection",
     "_scaling",
+    "_skl_callbacks_to_teardown",
+    "_task_data",
     "_watch",
 )
 
@@ -99,6 +104,13 @@ class Net(NeuralNetClassifier):
             super().__setattr__(name, value)
         else:
             object.__setattr__(self, name, value)
+
+    def __delattr__(self, name):
+        # skorch takes anything for a component here too.
+        if name.endswith("_"):
+            super().__delattr__(name)
+        else:
+            object.__delattr__(self, name)
 
     def get_params(self, deep=True):
         """Get the parameters, those of components given as `module__width` too.

@@ -20,6 +20,7 @@ from ._evidence import (
     resolve_discount,
     resolve_prior_strength,
 )
+from ._fit_tasks import FitTasks, with_callbacks
 from ._hits import HitCounter
 from ._inputs import TrainingData
 from ._schedules import SCHEDULES, constant
@@ -31,7 +32,7 @@ class DivergenceError(ValueError):
     """The loss became NaN or infinite."""
 
 
-class TrainingLoop(TwoViews):
+class TrainingLoop(FitTasks, TwoViews):
     """What happens between two epochs, for :class:`skbsd.BSDClassifier`.
 
     Overrides the steps of skorch's loop that have to know a sample's row, and those
@@ -51,6 +52,7 @@ class TrainingLoop(TwoViews):
             "samples to their posteriors; fit_loop is not available."
         )
 
+    @with_callbacks
     def _train(
         self, data: TrainingData, caller: str, split_params, *, fresh: bool, keep: bool
     ):
@@ -59,6 +61,7 @@ class TrainingLoop(TwoViews):
         dtype = self._float_dtype if keep else self._choose_dtype(data, device)
         rows, valid, datasets = self._split(data, caller, split_params)
         resident = self._resident(data, device, dtype)
+        self._begin_fit_task(data)
         before, n_epochs = dict(self.__dict__), len(self.history_ or ())
         had_model = hasattr(self, "module_")
         self._step = self._epochs_run = 0
@@ -68,6 +71,7 @@ class TrainingLoop(TwoViews):
                     self._start(resident, rows, dtype, keep=keep)
                 self._continue_posterior(data)
                 self._run(resident, rows, valid, datasets)
+                self._end_task(self._fit_task)
         except BaseException as error:
             # Such as a network that does not fit the data. As if never called, unless
             # something was learnt; or where there was no model, the weights of before
@@ -78,6 +82,9 @@ class TrainingLoop(TwoViews):
                 self.__dict__.update(before)
                 del (self.history_ or [])[n_epochs:]
             raise
+        finally:
+            for name in ("_fit_task", "_task_data"):
+                self.__dict__.pop(name, None)
         return self
 
     def _start(self, data: TrainingData, rows, dtype, *, keep: bool) -> None:
@@ -141,7 +148,7 @@ class TrainingLoop(TwoViews):
             self.notify("on_train_end", X=X, y=data.y)
             raise
         finally:
-            self.n_iter_ = sum("train_batch_count" in epoch for epoch in self.history)
+            self.n_iter_ = self._count_epochs()
         self.notify("on_train_end", X=X, y=data.y)
 
     def _continue_posterior(self, data: TrainingData) -> None:
@@ -195,6 +202,7 @@ class TrainingLoop(TwoViews):
         try:
             with self._contrasting():
                 for _ in range(epochs):
+                    task = self._begin_epoch_task()
                     weights = self._copy_weights(weights)
                     self._train_hits = (0.0, 0.0)
                     if self._counts_agreement:
@@ -208,6 +216,8 @@ class TrainingLoop(TwoViews):
                     )
                     self.notify("on_epoch_end", **datasets)
                     self._epochs_run += 1
+                    if self._end_task(task):
+                        break
         finally:
             self._first_logits = None
             self._scale_learning_rate(1.0)

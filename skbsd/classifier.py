@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from . import _checks
 from ._callbacks import EpochLog, EpochLoss, ValidationAccuracy
+from ._html import HTMLRepresentation
 from ._training import TrainingLoop
 from .networks import default_network
 
@@ -22,7 +23,7 @@ __all__ = ["BSDClassifier"]
 _LARGEST_BUFFER = 2**28
 
 
-class BSDClassifier(TrainingLoop):
+class BSDClassifier(HTMLRepresentation, TrainingLoop):
     r"""Neural network classifier trained by Bayesian self-distillation.
 
     Each training sample has a Dirichlet belief about its class. It starts at the

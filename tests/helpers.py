@@ -1,4 +1,7 @@
-"""Short ways to train and compare."""
+"""Short ways to train, compare and look."""
+
+from collections import Counter
+from html.parser import HTMLParser
 
 import torch
 
@@ -15,3 +18,27 @@ def weights(model):
 
 def same_weights(one, other):
     return all(map(torch.equal, weights(one), weights(other)))
+
+
+class Page(HTMLParser):
+    """What an HTML page holds: how many of each tag, and its texts in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append(data.strip())
+
+
+def parsed(html: str) -> Page:
+    """Read a page."""
+    page = Page()
+    page.feed(html)
+    page.close()
+    return page

@@ -210,7 +210,8 @@ class TestStep:
         )
         model.fit(X, y)
         prior = DirichletPosterior(torch.from_numpy(y), 3, prior_strength=5.0)
-        assert len(seen) == 6 and not torch.equal(*seen[:2])
+        assert len(seen) == 6
+        assert not torch.equal(*seen[:2])
         torch.testing.assert_close(
             model.posterior_.concentration(),
             prior.concentration() + sum(seen) / 2,

@@ -1,0 +1,73 @@
+"""Callbacks for the training of a :class:`skbsd.BSDClassifier`, as skorch has them."""
+
+import sys
+import warnings
+from typing import Any
+
+from skorch.callbacks import Callback
+
+__all__ = ["ProgressBar"]
+
+# As they are called in the history, and shown.
+_FIGURES = {"train_loss": "loss", "valid_loss": "valid_loss", "valid_acc": "valid_acc"}
+
+
+class ProgressBar(Callback):
+    """Show how many epochs are done, how long the rest takes, and the last losses.
+
+    A bar of tqdm in terminals and notebooks. Where standard error is neither, such as
+    the log of a job, it is a line for about each tenth of the epochs.
+
+    See Also
+    --------
+    skbsd.BSDClassifier : Prints a line per epoch with ``verbose=1``.
+    skorch.callbacks.ProgressBar : Shows every batch, for which training has to wait.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skbsd import BSDClassifier
+    >>> from skbsd.callbacks import ProgressBar
+    >>> model = BSDClassifier(callbacks=[ProgressBar()], random_state=0)
+    >>> model.fit(*load_iris(return_X_y=True)).n_iter_
+    40
+    """
+
+    # skorch takes what does not end in an underscore for a parameter.
+    bar_: Any = None  # while training
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        """Start a bar, where one can be drawn."""
+        self.first_ = len(net.history)
+        in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
+        if in_notebook or sys.stderr.isatty():
+            with warnings.catch_warnings():  # of notebooks without ipywidgets
+                warnings.simplefilter("ignore")
+                from tqdm.auto import tqdm
+            self.bar_ = tqdm(total=net.max_epochs, unit="epoch")
+
+    def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Move on by an epoch."""
+        epoch = net.history[-1]
+        figures = {
+            name: f"{epoch[key]:.3g}" for key, name in _FIGURES.items() if key in epoch
+        }
+        if self.bar_ is not None:
+            self.bar_.set_postfix(figures, refresh=False)
+            self.bar_.update()
+            return
+        done, total = len(net.history) - self.first_, net.max_epochs
+        if done * 10 // total > (done - 1) * 10 // total:
+            shown = (f"{name} {value}" for name, value in figures.items())
+            line = ", ".join((f"epoch {done} of {total}", *shown))
+            print(line, file=sys.stderr, flush=True)
+
+    def on_train_end(self, net, X=None, y=None, **kwargs):
+        """Leave the bar as it is."""
+        if self.bar_ is not None:
+            self.bar_.close()
+            self.bar_ = None
+
+    def __getstate__(self):
+        # A bar holds a stream and a lock, of which there is no copy.
+        return {**self.__dict__, "bar_": None}
