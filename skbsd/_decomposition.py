@@ -12,7 +12,24 @@ from ._proba import COMMON, binary_events, group_sums, validate
 
 
 class ScoreDecomposition(NamedTuple):
-    """A proper score split in two parts, ``score = miscalibration + refinement``."""
+    """A proper score split in two parts, ``score = miscalibration + refinement``.
+
+    Parameters
+    ----------
+    score : float
+        The score as a whole; 0 is the best.
+    miscalibration : float
+        What recalibration gains, never negative.
+    refinement : float
+        What remains after it.
+
+    Examples
+    --------
+    >>> from skbsd.metrics import brier_decomposition
+    >>> parts = brier_decomposition([0, 0, 1, 1], [0.25, 0.25, 0.25, 0.75])
+    >>> round(parts.miscalibration / parts.score, 2)
+    0.11
+    """
 
     score: float
     miscalibration: float
@@ -52,17 +69,33 @@ def brier_decomposition(
 
     Parameters
     ----------
-    y_true, y_proba, labels, pos_label, sample_weight
-        As in :func:`expected_calibration_error`.
+    y_true : array-like of shape (n_samples,)
+        True class labels.
+    y_proba : array-like of shape (n_samples,) or (n_samples, n_classes)
+        Predicted probabilities; of the positive class if one-dimensional.
     scale_by_half : bool or "auto", default="auto"
         Halve the score, so that it lies in [0, 1] instead of [0, 2]. As in
         :func:`sklearn.metrics.brier_score_loss`, "auto" does so for two classes.
+    labels : array-like of shape (n_classes,), default=None
+        Class label of each column, in any order. By default the sorted labels of
+        `y_true` if there is one for each column; otherwise integers from 0 to
+        ``n_classes - 1`` are column indices.
+    pos_label : int, float, bool or str, default=None
+        Positive class of two; by default the second of the labels.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Sample weights; an integer weight is the same as repeating the sample.
 
     Returns
     -------
     decomposition : ScoreDecomposition
         The `score`, equal to :func:`sklearn.metrics.brier_score_loss`, its
         `miscalibration`, never negative, and its `refinement`.
+
+    Raises
+    ------
+    ValueError
+        If the probabilities, labels or weights are invalid, or rows of `y_proba`
+        do not sum to one.
 
     See Also
     --------
@@ -132,14 +165,30 @@ def log_loss_decomposition(
 
     Parameters
     ----------
-    y_true, y_proba, labels, pos_label, sample_weight
-        As in :func:`expected_calibration_error`.
+    y_true : array-like of shape (n_samples,)
+        True class labels.
+    y_proba : array-like of shape (n_samples,) or (n_samples, n_classes)
+        Predicted probabilities; of the positive class if one-dimensional.
+    labels : array-like of shape (n_classes,), default=None
+        Class label of each column, in any order. By default the sorted labels of
+        `y_true` if there is one for each column; otherwise integers from 0 to
+        ``n_classes - 1`` are column indices.
+    pos_label : int, float, bool or str, default=None
+        Positive class of two; by default the second of the labels.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Sample weights; an integer weight is the same as repeating the sample.
 
     Returns
     -------
     decomposition : ScoreDecomposition
         The `score`, equal to :func:`sklearn.metrics.log_loss`, its
         `miscalibration`, never negative, and its `refinement`.
+
+    Raises
+    ------
+    ValueError
+        If the probabilities, labels or weights are invalid, or rows of `y_proba`
+        do not sum to one.
 
     See Also
     --------

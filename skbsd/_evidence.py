@@ -121,6 +121,20 @@ class Agreement:
         Mean over the epochs so far. It stays low where labels are hard to learn, even
         if the network knows them by heart in the end.
     n_epochs : int, default=0
+        Number of epochs so far.
+
+    Examples
+    --------
+    >>> from skbsd.posterior import Agreement
+    >>> agreement = Agreement()
+    >>> agreement.add(0.5)
+    >>> agreement.add(0.75)
+    >>> agreement
+    Agreement(last=0.75, mean=0.625, n_epochs=2)
+    >>> agreement.evidence_weight()
+    2.0
+    >>> round(agreement.temperature(), 2)
+    0.86
     """
 
     last: float = 0.0
@@ -133,7 +147,8 @@ class Agreement:
         Parameters
         ----------
         share : float
-            In [0, 1].
+            Of the training samples (by weight), how many were predicted as labelled,
+            in [0, 1].
         """
         self.n_epochs += 1
         self.last = share
@@ -157,7 +172,7 @@ class Agreement:
         Parameters
         ----------
         sharpness : float, default=1.0
-            s, the least that they are multiplied with.
+            The least that they are multiplied with, s.
 
         Returns
         -------
@@ -173,6 +188,8 @@ class Agreement:
         Parameters
         ----------
         prior_strength : float or {"auto", "noisy"}
+            As given to :class:`skbsd.BSDClassifier`. A number stands for no more
+            sharpness than 1, and no smoothing.
 
         Returns
         -------

@@ -16,7 +16,7 @@ def prior_concentration(
     prior_floor: float,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Prior concentrations: `prior_strength` on the label, `prior_floor` elsewhere.
+    """Return priors: `prior_strength` on the label, `prior_floor` elsewhere.
 
     Parameters
     ----------
@@ -25,22 +25,31 @@ def prior_concentration(
     n_classes : int
         Number of classes K.
     prior_strength : float
-        c > 0. Infinity is stored as a quarter of the largest number of `dtype`, next
-        to which every other entry vanishes.
+        Concentration of the label, c > 0. Infinity is stored as a quarter of the
+        largest number of `dtype`, next to which every other entry vanishes.
     prior_floor : float
-        eps > 0.
+        Concentration of each other class, eps > 0.
     dtype : torch.dtype, default=torch.float32
         Type of the result.
 
     Returns
     -------
     Tensor of shape (n_samples, n_classes)
-        alpha_0 [1]_.
+        The concentrations alpha_0 [1]_.
 
     References
     ----------
     .. [1] A. Adelöw, M. Gamba, A. Maki, "Bayesian Self-Distillation for Image
        Classification", arXiv:2512.24162.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.posterior import prior_concentration
+    >>> prior_concentration(torch.tensor([2, 0]), 3, prior_strength=10.0,
+    ...                     prior_floor=0.5)
+    tensor([[ 0.5000,  0.5000, 10.0000],
+            [10.0000,  0.5000,  0.5000]])
     """
     # A quarter leaves room for the evidence: the sum of the row must not overflow.
     strength = min(prior_strength, torch.finfo(dtype).max / 4)
@@ -51,7 +60,7 @@ def prior_concentration(
 
 
 def sharpen(proba: Tensor, temperature: float) -> Tensor:
-    """Probabilities to the power of 1 / `temperature`, scaled to sum to one.
+    """Raise probabilities to the power of 1 / `temperature`, scaled to sum to one.
 
     This is softmax(logits / temperature), and not in the paper. With a temperature
     below 1 what a prediction is unsure of counts for less.
@@ -59,13 +68,21 @@ def sharpen(proba: Tensor, temperature: float) -> Tensor:
     Parameters
     ----------
     proba : Tensor of shape (n_samples, n_classes)
-        softmax(logits).
+        Predicted probabilities, softmax(logits).
     temperature : float
-        tau > 0; 1 changes nothing.
+        The inverse of the power, tau > 0; 1 changes nothing.
 
     Returns
     -------
     Tensor of shape (n_samples, n_classes)
+        Each row sums to one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.posterior import sharpen
+    >>> sharpen(torch.tensor([[0.75, 0.25]]), 0.5)
+    tensor([[0.9000, 0.1000]])
     """
     if temperature == 1:
         return proba
@@ -75,7 +92,7 @@ def sharpen(proba: Tensor, temperature: float) -> Tensor:
 def update_concentration(
     alpha: Tensor, evidence: Tensor, discount: float, evidence_weight: float = 1.0
 ) -> Tensor:
-    """Posterior concentrations after one more prediction, gamma * alpha + w * p.
+    """Return the concentrations after one more prediction, gamma * alpha + w * p.
 
     Parameters
     ----------
@@ -84,13 +101,22 @@ def update_concentration(
     evidence : Tensor of shape (n_samples, n_classes)
         The network's predicted probabilities, detached; maybe sharpened.
     discount : float
-        gamma in (0, 1]; 1 forgets nothing.
+        What is left of alpha: gamma, in (0, 1]; 1 forgets nothing.
     evidence_weight : float, default=1.0
-        w >= 0, what the prediction counts; in the paper 1.
+        What the prediction counts, w >= 0; in the paper 1.
 
     Returns
     -------
     Tensor of shape (n_samples, n_classes)
+        Concentrations after the visit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.posterior import update_concentration
+    >>> alpha = torch.tensor([[4.0, 2.0]])
+    >>> update_concentration(alpha, torch.tensor([[0.75, 0.25]]), discount=0.5)
+    tensor([[2.7500, 1.2500]])
     """
     if evidence_weight != 1:
         evidence = evidence_weight * evidence
@@ -98,16 +124,24 @@ def update_concentration(
 
 
 def posterior_mean(alpha: Tensor) -> Tensor:
-    """Mean of the Dirichlet distribution, the training target q = alpha / sum(alpha).
+    """Return the mean of a Dirichlet, the training target q = alpha / sum(alpha).
 
     Parameters
     ----------
     alpha : Tensor of shape (n_samples, n_classes)
+        Concentrations, all positive.
 
     Returns
     -------
     Tensor of shape (n_samples, n_classes)
         Each row sums to one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.posterior import posterior_mean
+    >>> posterior_mean(torch.tensor([[3.0, 1.0]]))
+    tensor([[0.7500, 0.2500]])
     """
     return alpha / alpha.sum(dim=-1, keepdim=True)
 
@@ -125,6 +159,14 @@ def smooth(target: Tensor, smoothing: float) -> Tensor:
     Returns
     -------
     Tensor of shape (n_samples, n_classes)
+        Each row sums to one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.posterior import smooth
+    >>> smooth(torch.tensor([[1.0, 0.0]]), 0.5)
+    tensor([[0.7500, 0.2500]])
     """
     if smoothing == 0:
         return target
@@ -134,11 +176,12 @@ def smooth(target: Tensor, smoothing: float) -> Tensor:
 def soft_cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None = None
 ) -> Tensor:
-    """Mean cross-entropy of soft targets, -sum_k q_k log softmax(logits)_k.
+    """Return the mean cross-entropy of soft targets, -sum_k q_k log softmax(logits)_k.
 
     Parameters
     ----------
     logits : Tensor of shape (n_samples, n_classes)
+        Output of the network.
     target : Tensor of shape (n_samples, n_classes)
         Probabilities; each row sums to one.
     weight : Tensor of shape (n_samples,), optional
@@ -148,6 +191,14 @@ def soft_cross_entropy(
     Returns
     -------
     Tensor of shape ()
+        The loss, in nats.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.posterior import soft_cross_entropy
+    >>> soft_cross_entropy(torch.zeros(1, 2), torch.tensor([[0.75, 0.25]]))
+    tensor(0.6931)
     """
     losses = -(target * logits.log_softmax(dim=-1)).sum(dim=-1)
     return (losses if weight is None else weight * losses).mean()
@@ -156,19 +207,29 @@ def soft_cross_entropy(
 def soft_cross_entropy_gradient(
     proba: Tensor, target: Tensor, weight: Tensor | None = None
 ) -> Tensor:
-    """Gradient of :func:`soft_cross_entropy` in the logits, (p - q) * weight / n.
+    """Return the gradient of the soft cross-entropy in the logits, (p - q) weight / n.
 
     Parameters
     ----------
     proba : Tensor of shape (n_samples, n_classes)
-        softmax(logits).
+        Predicted probabilities p, softmax(logits).
     target : Tensor of shape (n_samples, n_classes)
-        Held constant, as everywhere in the method.
+        Probabilities q, held constant, as everywhere in the method.
     weight : Tensor of shape (n_samples,), optional
+        Factor of each sample's loss.
 
     Returns
     -------
     Tensor of shape (n_samples, n_classes)
+        Of :func:`soft_cross_entropy`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.posterior import soft_cross_entropy_gradient
+    >>> soft_cross_entropy_gradient(torch.tensor([[0.5, 0.5]]),
+    ...                             torch.tensor([[0.75, 0.25]]))
+    tensor([[-0.2500,  0.2500]])
     """
     gradient = (proba - target) / len(proba)
     return gradient if weight is None else gradient * weight.unsqueeze(-1)

@@ -122,7 +122,8 @@ class Net(NeuralNetClassifier):
 
         Returns
         -------
-        dict
+        dict of str to object
+            The parameters by name.
         """
         return BaseEstimator.get_params(self, deep=deep)
 
@@ -145,6 +146,7 @@ class Net(NeuralNetClassifier):
         Returns
         -------
         self
+            The estimator.
 
         Raises
         ------
@@ -201,6 +203,12 @@ class Net(NeuralNetClassifier):
         Returns
         -------
         self
+            Initialized, with random weights or those of the `module` given.
+
+        Raises
+        ------
+        ValueError
+            If the device is not there, or `module` is None and there are no data yet.
         """
         self.device_ = check_device(self.device)
         return super().initialize()
@@ -230,12 +238,13 @@ class Net(NeuralNetClassifier):
 
         Parameters
         ----------
-        triggered_directly : None
+        triggered_directly : None, default=None
             Unused, deprecated in skorch.
 
         Returns
         -------
         self
+            With `optimizer_`.
         """
         self.optimizer_ = self._build_optimizer(self.get_all_learnable_params())
         return self
@@ -269,6 +278,7 @@ class Net(NeuralNetClassifier):
         Returns
         -------
         self
+            With an empty `history_`.
         """
         self.history_ = History()
         return self
@@ -278,9 +288,10 @@ class Net(NeuralNetClassifier):
 
         Parameters
         ----------
-        *args, **kwargs
-            As in :meth:`skorch.NeuralNet.load_params`; ``f_posterior=`` loads the
-            posterior's rows.
+        *args : tuple
+            Passed to :meth:`skorch.NeuralNet.load_params`.
+        **kwargs : dict
+            Passed too, such as `f_params`; `f_posterior` loads the posterior's rows.
         """
         with self._resolved_device():
             super().load_params(*args, **kwargs)

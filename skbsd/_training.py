@@ -46,7 +46,20 @@ class TrainingLoop(FitTasks, TwoViews):
     _first_logits: Any = None  # a Tensor within the first epoch
 
     def fit_loop(self, *args, **kwargs):
-        """Not available: use :meth:`fit` or :meth:`partial_fit`."""
+        """Raise, as training goes through :meth:`fit` and :meth:`partial_fit`.
+
+        Parameters
+        ----------
+        *args : tuple
+            Unused.
+        **kwargs : dict
+            Unused.
+
+        Raises
+        ------
+        AttributeError
+            Always.
+        """
         raise AttributeError(
             f"{type(self).__name__} trains through fit and partial_fit, which tie "
             "samples to their posteriors; fit_loop is not available."
@@ -171,10 +184,12 @@ class TrainingLoop(FitTasks, TwoViews):
 
     @property
     def prior_strength_(self) -> float:
+        """Prior concentration c of the labels, as used."""
         return self.posterior_.prior_strength
 
     @property
     def discount_(self) -> float:
+        """Discount gamma, as used."""
         return self.posterior_.discount
 
     def _run_epochs(self, epochs: int, batches, valid_batches, datasets: dict) -> None:
@@ -306,13 +321,14 @@ class TrainingLoop(FitTasks, TwoViews):
         Parameters
         ----------
         batch : Batch
+            Samples and their rows.
         **fit_params : dict
             Unused, as in skorch's other steps.
 
         Returns
         -------
-        dict
-            "loss" and "y_pred" of the first evaluation, on the device.
+        dict of str to Tensor
+            The "loss" and "y_pred", the logits, of the first evaluation, on the device.
         """
         # The middle of the step: the first and the last count too.
         self._scale_learning_rate(self._schedule((self._step + 0.5) / self._n_steps))
@@ -365,13 +381,14 @@ class TrainingLoop(FitTasks, TwoViews):
         Parameters
         ----------
         batch : Batch
+            Samples and their rows.
         **fit_params : dict
             Unused.
 
         Returns
         -------
-        dict
-            "loss" and "y_pred".
+        dict of str to Tensor
+            The "loss" and "y_pred", the logits, on the device.
         """
         if self._contrast is not None:
             return self._two_view_step(batch, self._contrast)
@@ -401,13 +418,14 @@ class TrainingLoop(FitTasks, TwoViews):
         Parameters
         ----------
         batch : Batch
+            Samples and their rows.
         **fit_params : dict
             Unused.
 
         Returns
         -------
-        dict
-            "loss" and "y_pred".
+        dict of str to Tensor
+            The "loss" and "y_pred", the logits, on the device.
         """
         with torch.no_grad():
             logits = self._logits(batch.x)
@@ -419,12 +437,19 @@ class TrainingLoop(FitTasks, TwoViews):
         Parameters
         ----------
         batch : tuple of (x, y)
+            Inputs, and labels that are not looked at.
         training : bool, default=False
             Run the network in training mode, with gradients.
 
         Returns
         -------
         Tensor of shape (n, n_classes)
+            The logits, on the device.
+
+        Raises
+        ------
+        NotInitializedError
+            If there is no network yet.
         """
         self.check_is_fitted()
         x, _ = unpack_data(batch)
@@ -443,12 +468,15 @@ class TrainingLoop(FitTasks, TwoViews):
             Logits.
         y_true : array-like of shape (n,)
             Class indices.
-        X, training
+        X : array-like, default=None
+            Unused, as in skorch.
+        training : bool, default=False
             Unused, as in skorch.
 
         Returns
         -------
         Tensor of shape ()
+            The mean over the samples.
         """
         logits = y_pred.to(torch.promote_types(y_pred.dtype, torch.float32))
         return self.criterion_(logits, to_tensor(y_true, self.device_))

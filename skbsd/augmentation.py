@@ -1,4 +1,8 @@
-"""Augmentation of batches of images on the device, with a draw per sample."""
+"""Augmentation of batches of images on the device, with a draw per sample.
+
+``AUGMENTATIONS`` holds the functions that the parameter `augmentation` of
+:class:`skbsd.BSDClassifier` knows by name: "flip-crop" and "strong".
+"""
 
 import torch
 from torch import Tensor
@@ -97,8 +101,8 @@ def color_jitter(images: Tensor, strength: float = 0.4, grey: float = 0.2) -> Te
     Parameters
     ----------
     images : Tensor of shape (n, channels, height, width)
-        uint8 stays uint8, clipped to its range. Floats are not clipped, and are made
-        brighter by a factor too: black is taken to be 0.
+        Of any type; uint8 stays uint8, clipped to its range. Floats are not clipped,
+        and are made brighter by a factor too: black is taken to be 0.
     strength : float, default=0.4
         Each of the three is multiplied with a factor from 1 - strength to
         1 + strength, in [0, 1].
@@ -139,7 +143,7 @@ def cutout(images: Tensor, share: float = 0.25) -> Tensor:
         Of any type; uint8 stays uint8.
     share : float, default=0.25
         Side of the square over the image's shorter side, in [0, 1]. Its centre is
-        anywhere in the image, so that a part of it may lie outside.
+        anywhere in the image, so that a part of it may lie outside [1]_.
 
     Returns
     -------
@@ -181,7 +185,7 @@ def strong(images: Tensor) -> Tensor:
     Parameters
     ----------
     images : Tensor of shape (n, channels, height, width)
-        uint8 stays uint8.
+        Of any type; uint8 stays uint8.
 
     Returns
     -------

@@ -37,7 +37,19 @@ class ProgressBar(Callback):
     bar_: Any = None  # while training
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
-        """Start a bar, where one can be drawn."""
+        """Start a bar, where one can be drawn.
+
+        Parameters
+        ----------
+        net : BSDClassifier
+            The estimator that is being trained.
+        X : object, default=None
+            Unused, as in skorch.
+        y : object, default=None
+            Unused, as in skorch.
+        **kwargs : dict
+            Unused, as in skorch.
+        """
         self.first_ = len(net.history)
         in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
         if in_notebook or sys.stderr.isatty():
@@ -47,7 +59,19 @@ class ProgressBar(Callback):
             self.bar_ = tqdm(total=net.max_epochs, unit="epoch")
 
     def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
-        """Move on by an epoch."""
+        """Move on by an epoch.
+
+        Parameters
+        ----------
+        net : BSDClassifier
+            The estimator that is being trained.
+        dataset_train : object, default=None
+            Unused, as in skorch.
+        dataset_valid : object, default=None
+            Unused, as in skorch.
+        **kwargs : dict
+            Unused, as in skorch.
+        """
         epoch = net.history[-1]
         figures = {
             name: f"{epoch[key]:.3g}" for key, name in _FIGURES.items() if key in epoch
@@ -63,7 +87,19 @@ class ProgressBar(Callback):
             print(line, file=sys.stderr, flush=True)
 
     def on_train_end(self, net, X=None, y=None, **kwargs):
-        """Leave the bar as it is."""
+        """Leave the bar as it is.
+
+        Parameters
+        ----------
+        net : BSDClassifier
+            The estimator that was trained.
+        X : object, default=None
+            Unused, as in skorch.
+        y : object, default=None
+            Unused, as in skorch.
+        **kwargs : dict
+            Unused, as in skorch.
+        """
         if self.bar_ is not None:
             self.bar_.close()
             self.bar_ = None

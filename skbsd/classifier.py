@@ -42,18 +42,18 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         :class:`skbsd.networks.MLP` for tables and
         :class:`skbsd.networks.SmallResNet` for images.
     prior_strength : float or {"auto", "noisy"}, default="auto"
-        c: the prior concentration of a sample's label. The larger, the longer the label
+        The prior concentration c of a sample's label. The larger, the longer the label
         holds against the network's predictions. A number in (0, inf] is the paper's
         method, in which c / (c + T) of the target still comes from the label after T
         epochs without discount; `inf` is training with cross-entropy. "auto" follows
         from `max_epochs`, see Notes; "noisy" does so for data of which many labels are
         wrong.
     discount : float or "auto", default="auto"
-        gamma in (0, 1]: what each epoch leaves of the evidence so far. With less than
-        1 the label is forgotten exponentially; keep
+        What each epoch leaves of the evidence so far: gamma, in (0, 1]. With less
+        than 1 the label is forgotten exponentially; keep
         `prior_strength >= 1 / (1 - discount)`. "auto" is 1.
     prior_floor : float, default=1e-3
-        eps > 0, less than c: the prior concentration of each other class.
+        The prior concentration eps of each other class, in (0, c).
     evidence : {"auto", "plain", "weighted"}, default="auto"
         What a prediction counts: 1 ("plain", as in the paper), or according to how
         reliable predictions are ("weighted", see Notes). "auto" is "plain" where
@@ -133,7 +133,7 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         The labels, sorted.
     n_features_in_ : int
         Number of columns of a table, or values of an image. Not for a Dataset.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, where X has them.
     module_ : torch.nn.Module
         The trained network.
@@ -298,7 +298,7 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         X : array-like, DataFrame, Tensor or Dataset
             A table of shape (n_samples, n_features), images of shape (n_samples,
             channels, height, width), or a `torch.utils.data.Dataset` of pairs (x, y).
-        y : array-like of shape (n_samples,)
+        y : array-like of shape (n_samples,), default=None
             Labels of any kind: integers, strings, booleans. None with a Dataset, which
             has its own.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -309,6 +309,7 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         Returns
         -------
         self
+            The fitted estimator.
 
         Raises
         ------
@@ -339,19 +340,20 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         Parameters
         ----------
         X : array-like, DataFrame, Tensor or Dataset
-            As in :meth:`fit`.
-        y : array-like of shape (n_samples,)
-            Labels, all among those known.
+            A table, images, or a Dataset of pairs (x, y), as in :meth:`fit`.
+        y : array-like of shape (n_samples,), default=None
+            Labels, all among those known. None with a Dataset.
         classes : array-like of shape (n_classes,), default=None
             All labels there will be, for the first call; by default those in y.
         sample_weight : array-like of shape (n_samples,), default=None
-            As in :meth:`fit`.
+            Non-negative weights; zero leaves a sample out.
         **split_params : dict
             Passed to `train_split`, such as `groups`.
 
         Returns
         -------
         self
+            The fitted estimator.
 
         Raises
         ------
@@ -380,13 +382,20 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         Parameters
         ----------
         X : array-like, DataFrame, Tensor or Dataset
-            As in :meth:`fit`. Images may have another height and width where the
-            network can take them.
+            A table or images, as in :meth:`fit`. Images may have another height and
+            width where the network can take them.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            softmax of the logits; columns in the order of `classes_`.
+            The softmax of the logits; columns in the order of `classes_`.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no network yet.
+        ValueError
+            If X is empty, or not of the kind that was fitted.
         """
         return self._all_logits(X).softmax(dim=1).numpy()
 
@@ -396,11 +405,20 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         Parameters
         ----------
         X : array-like, DataFrame, Tensor or Dataset
+            A table or images, as in :meth:`fit`.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            Finite also where the probability is too small for a float.
+            Finite also where the probability is too small for a float; columns in the
+            order of `classes_`.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no network yet.
+        ValueError
+            If X is empty, or not of the kind that was fitted.
         """
         return self._all_logits(X).log_softmax(dim=1).numpy()
 
@@ -410,11 +428,20 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         Parameters
         ----------
         X : array-like, DataFrame, Tensor or Dataset
+            A table or images, as in :meth:`fit`.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
-            For two classes the difference of the second's logit and the first's.
+            Columns in the order of `classes_`. For two classes the logit of the second
+            minus that of the first.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no network yet.
+        ValueError
+            If X is empty, or not of the kind that was fitted.
         """
         logits = self._all_logits(X)
         if logits.shape[1] == 2:
@@ -427,11 +454,20 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         Parameters
         ----------
         X : array-like, DataFrame, Tensor or Dataset
+            A table or images, as in :meth:`fit`.
 
         Returns
         -------
         ndarray of shape (n_samples,)
             Values of `classes_`.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no network yet, or one of loaded weights, which come without
+            classes.
+        ValueError
+            If X is empty, or not of the kind that was fitted.
         """
         codes = self._all_logits(X).argmax(dim=1).numpy()
         if not self._has_classes():
@@ -448,6 +484,7 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         Parameters
         ----------
         X : array-like, DataFrame, Tensor or Dataset
+            A table or images, as in :meth:`fit`.
         training : bool, default=False
             Run the network in training mode, with dropout and gradients.
         device : str or torch.device, default="cpu"
@@ -456,6 +493,14 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         Yields
         ------
         Tensor of shape (n, n_classes)
+            Logits of the next n samples.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no network yet.
+        ValueError
+            If X is not of the kind that was fitted.
         """
         check_is_fitted(self)
         batches = self._prediction_batches(X)
@@ -478,6 +523,12 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         Returns
         -------
         self
+            With `module_`.
+
+        Raises
+        ------
+        ValueError
+            If `module` is None and no data tell its shape yet.
         """
         kwargs = {
             # As an instance of a whole network is, below.

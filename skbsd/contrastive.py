@@ -116,15 +116,16 @@ def contrastive_loss(
     first, second : Tensor of shape (n, d)
         Row i of both belongs to the same sample. Their length does not count.
     temperature : float
-        T in (0, inf).
+        What cosines between embeddings are divided by: T, in (0, inf).
     agreement : Tensor of shape (n, n), default=None
-        Not negative: how far two samples are of one kind. None is the identity.
+        How far two samples are of one kind, not negative. None is the identity.
     weight : Tensor of shape (n,), default=None
         Weights of the samples as anchors.
 
     Returns
     -------
     Tensor of shape ()
+        The mean over the 2n embeddings, each loss times its sample's weight.
 
     Notes
     -----

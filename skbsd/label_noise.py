@@ -33,14 +33,14 @@ def flip_labels(y, rate=None, kind="symmetric", *, random_state=None):
 
         - "symmetric": `rate` of all labels, drawn without replacement, rounded to a
           whole number. Each becomes one of the *other* classes, all equally likely: so
-          exactly this share is wrong.
+          exactly this share is wrong [1]_.
         - "asymmetric": `rate` of each class, rounded, become the next class, and those
-          of the last the first.
+          of the last the first [3]_.
         - "pairs": `rate` of each class, rounded, become the other class of its pair:
           the first and the second, the third and the fourth and so on. The last of
           an odd number keeps its labels.
         - a mapping from class to class: `rate` of each class that it names, rounded,
-          become the class named, which must be another one.
+          become the class named, which must be another one [2]_.
         - a matrix of shape (n_classes, n_classes) whose rows sum to one: each label of
           class i becomes class j with probability ``kind[i, j]``. It stays what it is
           with probability ``kind[i, i]``: this is the only kind in which a draw can
@@ -58,16 +58,16 @@ def flip_labels(y, rate=None, kind="symmetric", *, random_state=None):
     Raises
     ------
     ValueError
-        For a rate outside [0, 1], an unknown kind, classes that are not in y, a matrix
-        that is none of probabilities.
+        For a rate outside [0, 1], or one beside a matrix; an unknown kind, classes that
+        are not in y, a matrix that is none of probabilities.
 
     References
     ----------
     .. [1] D. Angluin, P. Laird, "Learning From Noisy Examples", Machine Learning 2,
-       1988 (symmetric).
+       1988.
     .. [2] G. Patrini et al., "Making Deep Neural Networks Robust to Label Noise",
-       CVPR 2017 (transition matrices, asymmetric).
-    .. [3] B. Han et al., "Co-teaching", NeurIPS 2018 (the next class).
+       CVPR 2017, for transition matrices too.
+    .. [3] B. Han et al., "Co-teaching", NeurIPS 2018.
 
     Examples
     --------
@@ -181,9 +181,11 @@ def label_quality(estimator) -> np.ndarray:
 
     Raises
     ------
+    NotFittedError
+        If the estimator was not fitted.
     ValueError
-        If the estimator has no evidence at all: its prior is infinite, or so large
-        that nothing counts beside it.
+        If it is no BSDClassifier, or has no evidence at all: its prior is infinite, or
+        so large that nothing counts beside it.
 
     Notes
     -----
@@ -207,7 +209,7 @@ def label_quality(estimator) -> np.ndarray:
     >>> from skbsd.label_noise import flip_labels, label_quality
     >>> X, y = load_digits(return_X_y=True)
     >>> labels, flipped = flip_labels(y, 0.1, random_state=0)
-    >>> model = BSDClassifier(prior_strength="noisy", random_state=0)
+    >>> model = BSDClassifier(prior_strength="noisy", max_epochs=10, random_state=0)
     >>> quality = label_quality(model.fit(X / 16, labels))
     >>> roc_auc_score(flipped, 1 - quality) > 0.99
     True
@@ -242,8 +244,10 @@ def find_label_issues(estimator, *, threshold="confident"):
 
     Raises
     ------
+    NotFittedError
+        If the estimator was not fitted.
     ValueError
-        If the estimator has no evidence, or the threshold is neither.
+        If it is no BSDClassifier or has no evidence, or the threshold is neither.
 
     Notes
     -----
@@ -268,7 +272,7 @@ def find_label_issues(estimator, *, threshold="confident"):
     >>> from skbsd.label_noise import find_label_issues, flip_labels
     >>> X, y = load_digits(return_X_y=True)
     >>> labels, flipped = flip_labels(y, 0.1, random_state=0)
-    >>> model = BSDClassifier(prior_strength="noisy", random_state=0)
+    >>> model = BSDClassifier(prior_strength="noisy", max_epochs=10, random_state=0)
     >>> issues = find_label_issues(model.fit(X / 16, labels))
     >>> bool(flipped[issues["row"][:100]].all())
     True

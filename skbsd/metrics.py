@@ -61,7 +61,7 @@ _BINNING = {
 class CalibrationCurve:
     """The non-empty bins of a reliability diagram, in increasing confidence.
 
-    Attributes
+    Parameters
     ----------
     confidence, accuracy : ndarray of shape (n_nonempty_bins,)
         Mean predicted probability and frequency of the event in each bin.
@@ -70,6 +70,16 @@ class CalibrationCurve:
     edges : ndarray of shape (n_nonempty_bins, 2)
         Lower (inclusive) and upper (exclusive) limit of each bin. The last
         quantile bin, and the uniform bin of confidence one, include the upper.
+
+    See Also
+    --------
+    calibration_curve : What makes one.
+
+    Examples
+    --------
+    >>> from skbsd.metrics import calibration_curve
+    >>> calibration_curve([0, 1, 1, 1], [0.1, 0.4, 0.9, 0.9], n_bins=2)
+    CalibrationCurve(confidence=array([...]), accuracy=..., count=..., edges=...)
     """
 
     confidence: NDArray[np.float64]
@@ -139,8 +149,25 @@ def calibration_curve(
 
     Parameters
     ----------
-    y_true, y_proba, n_bins, strategy, multiclass, labels, pos_label, sample_weight
-        As in :func:`expected_calibration_error`, which sums up this curve.
+    y_true : array-like of shape (n_samples,)
+        True class labels.
+    y_proba : array-like of shape (n_samples,) or (n_samples, n_classes)
+        Predicted probabilities; of the positive class if one-dimensional.
+    n_bins : int, default=15
+        Number of bins.
+    strategy : {"uniform", "quantile"}, default="uniform"
+        Bins of equal width, or of equal weight; equal confidences share a bin.
+    multiclass : {"top-label", "classwise"}, default="top-label"
+        Bin the probability of the predicted class, or that of each class against the
+        rest.
+    labels : array-like of shape (n_classes,), default=None
+        Class label of each column, in any order. By default the sorted labels of
+        `y_true` if there is one for each column; otherwise integers from 0 to
+        ``n_classes - 1`` are column indices.
+    pos_label : int, float, bool or str, default=None
+        Positive class of two; by default the second of the labels.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Sample weights; an integer weight is the same as repeating the sample.
 
     Returns
     -------
@@ -149,8 +176,15 @@ def calibration_curve(
         one curve per class, in the order of the columns, if ``"classwise"``. The
         columns of one-dimensional ``y_proba`` are (negative, positive).
 
+    Raises
+    ------
+    ValueError
+        If the probabilities, labels or weights are invalid, or rows of `y_proba`
+        do not sum to one.
+
     See Also
     --------
+    expected_calibration_error : The gaps of this curve summed up.
     sklearn.calibration.calibration_curve : The same for the positive class of two.
 
     Examples
@@ -344,13 +378,32 @@ def smooth_calibration_error(
 
     Parameters
     ----------
-    y_true, y_proba, multiclass, labels, pos_label, sample_weight
-        As in :func:`expected_calibration_error`.
+    y_true : array-like of shape (n_samples,)
+        True class labels.
+    y_proba : array-like of shape (n_samples,) or (n_samples, n_classes)
+        Predicted probabilities; of the positive class if one-dimensional.
+    multiclass : {"top-label", "classwise"}, default="top-label"
+        Calibrate the probability of the predicted class, or of each class against
+        the rest, averaging the errors over the classes.
+    labels : array-like of shape (n_classes,), default=None
+        Class label of each column, in any order. By default the sorted labels of
+        `y_true` if there is one for each column; otherwise integers from 0 to
+        ``n_classes - 1`` are column indices.
+    pos_label : int, float, bool or str, default=None
+        Positive class of two; by default the second of the labels.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Sample weights; an integer weight is the same as repeating the sample.
 
     Returns
     -------
     error : float
         Calibration error in [0, 1]; 0 is the best.
+
+    Raises
+    ------
+    ValueError
+        If the probabilities, labels or weights are invalid, or rows of `y_proba`
+        do not sum to one.
 
     See Also
     --------

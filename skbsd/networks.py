@@ -45,10 +45,12 @@ class MLP(nn.Module):
         Parameters
         ----------
         x : Tensor of shape (n, in_features)
+            Rows of a table.
 
         Returns
         -------
         Tensor of shape (n, n_classes)
+            The logits.
         """
         return self.layers(x)
 
@@ -133,10 +135,12 @@ class SmallResNet(nn.Module):
         Parameters
         ----------
         x : Tensor of shape (n, in_channels, height, width)
+            Images of any height and width.
 
         Returns
         -------
         Tensor of shape (n, n_classes)
+            The logits.
         """
         return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
 
@@ -144,8 +148,8 @@ class SmallResNet(nn.Module):
 class ResNet(nn.Module):
     """ResNet-18 to ResNet-152 for images of about 32 to 64 pixels a side.
 
-    torchvision's, with a first convolution of 3 x 3 pixels that does not shrink the
-    image, and without the pooling after it: as usual for CIFAR-10.
+    torchvision's [1]_, with a first convolution of 3 x 3 pixels that does not shrink
+    the image, and without the pooling after it: as usual for CIFAR-10.
 
     Parameters
     ----------
@@ -190,10 +194,12 @@ class ResNet(nn.Module):
         Parameters
         ----------
         x : Tensor of shape (n, in_channels, height, width)
+            Images of any height and width.
 
         Returns
         -------
         Tensor of shape (n, n_classes)
+            The logits.
         """
         return self.body(x)
 
@@ -220,6 +226,12 @@ def default_network(shape: Sequence[int], n_classes: int, **kwargs) -> nn.Module
     ------
     ValueError
         For samples of other dimensions.
+
+    Examples
+    --------
+    >>> from skbsd.networks import default_network
+    >>> default_network((4,), n_classes=3)
+    MLP(...)
     """
     if len(shape) == 1:
         return MLP(shape[0], n_classes, **kwargs)

@@ -75,11 +75,13 @@ class DirichletPosterior:
     n_classes : int
         Number of classes K, at least 2.
     prior_strength : float, default=100.0
-        c in (0, inf]. Infinity keeps the target at the label: cross-entropy.
+        Prior concentration c of the label, in (0, inf]. Infinity keeps the target at
+        the label: cross-entropy.
     discount : float, default=1.0
-        gamma in (0, 1]. It has no effect when `prior_strength` is infinite.
+        What a visit leaves of the evidence so far: gamma, in (0, 1]. It has no effect
+        when `prior_strength` is infinite.
     prior_floor : float, default=1e-3
-        eps in (0, inf).
+        Prior concentration eps of each other class, in (0, c).
     dtype : torch.dtype, default=torch.float32
         Floating type of the store. Arithmetic is in float32 at least.
     device : torch.device or str, optional
@@ -88,6 +90,7 @@ class DirichletPosterior:
     Attributes
     ----------
     labels : Tensor of shape (n_samples,)
+        Class index of each training sample.
     visits : Tensor of shape (n_samples,)
         How many predictions each row has seen.
     agreement : Agreement
@@ -249,13 +252,14 @@ class DirichletPosterior:
         weight : Tensor of shape (n,), optional
             Weight of each sample in the loss, finite and not negative.
         evidence_weight : float, default=1.0
-            w >= 0: what these predictions count in the beliefs, which take in
+            What these predictions count, w in [0, inf): the beliefs take in
             w * softmax(logits / tau). In the paper both are 1.
         temperature : float, default=1.0
-            tau > 0: below 1, what enters is surer than the predictions.
+            What logits are divided by, tau in (0, inf): below 1, what enters is surer
+            than the predictions.
         smoothing : float, default=0.0
-            In [0, 1): share of the uniform distribution that the targets are mixed
-            with; the beliefs do not know of it. In the paper 0.
+            Share of the uniform distribution that the targets are mixed with, in
+            [0, 1); the beliefs do not know of it. In the paper 0.
         assume_unique : bool, default=False
             Skip the check for rows that repeat or are not there, where `index` is a
             Tensor that the caller drew from a permutation. The check waits for the
@@ -264,12 +268,14 @@ class DirichletPosterior:
         Returns
         -------
         Tensor of shape ()
+            The loss, which autograd knows the gradient of.
 
         Raises
         ------
         ValueError
             If `logits` has not one row per index and one column per class, a row is
-            repeated, or one of the numbers is out of range.
+            repeated or not there, `weight` is not of the shape of `index`, or one of
+            the numbers is out of range.
 
         Notes
         -----
@@ -305,19 +311,33 @@ class DirichletPosterior:
 
         Parameters
         ----------
-        logits, index, weight, evidence_weight, temperature, smoothing, assume_unique
-            As in :meth:`step`.
+        logits : Tensor of shape (n, n_classes)
+            Output of the network, of any floating type.
+        index : Tensor of shape (n,)
+            Row of each sample of the batch, without repetition.
+        weight : Tensor of shape (n,), optional
+            Weight of each sample in the loss, finite and not negative.
+        evidence_weight : float, default=1.0
+            What these predictions count, w in [0, inf).
+        temperature : float, default=1.0
+            What logits are divided by before they enter, tau in (0, inf).
+        smoothing : float, default=0.0
+            Share of the uniform distribution that the targets are mixed with, in
+            [0, 1).
+        assume_unique : bool, default=False
+            Skip the check for rows that repeat or are not there.
 
         Returns
         -------
         loss : Tensor of shape ()
+            Mean cross-entropy of the updated means with the logits.
         gradient : Tensor of shape (n, n_classes)
-            (p - q) * weight / n, of the type of the logits.
+            Of the loss in the logits, (p - q) * weight / n, in their type.
 
         Raises
         ------
         ValueError
-            As in :meth:`step`.
+            For what :meth:`step` raises it for.
         """
         if not assume_unique:
             index = torch.as_tensor(index, device=self.device).long()
@@ -363,7 +383,7 @@ class DirichletPosterior:
         return _formulas.posterior_step(*arguments)
 
     def concentration(self, index: Tensor | None = None) -> Tensor:
-        """Concentrations alpha.
+        """Return the concentrations alpha.
 
         Parameters
         ----------
@@ -382,7 +402,7 @@ class DirichletPosterior:
         return alpha
 
     def mean(self, index: Tensor | None = None) -> Tensor:
-        """Posterior means q, the targets.
+        """Return the posterior means q, the targets.
 
         Parameters
         ----------
@@ -403,8 +423,9 @@ class DirichletPosterior:
         Returns
         -------
         Tensor of shape (n_samples, n_classes)
-            sum_t gamma^(T-t) w_t p_t of T visits, zero where the prior is infinite. In
-            float32 at least; small differences of a float16 store are rounded.
+            The sum over T visits of gamma^(T-t) w_t p_t, zero where the prior is
+            infinite. In float32 at least; small differences of a float16 store are
+            rounded.
         """
         if math.isinf(self.prior_strength):
             return torch.zeros_like(self._alpha)
@@ -420,12 +441,12 @@ class DirichletPosterior:
         return (self._alpha.to(exact) - left * prior.to(exact)).clamp(min=0)
 
     def label_mass(self) -> Tensor:
-        """Share of each target that still comes directly from the label.
+        """Return the share of each target that still comes directly from the label.
 
         Returns
         -------
         Tensor of shape (n_samples,)
-            gamma^T c / S_T after T visits; 1 where the prior is infinite. The rest
+            After T visits gamma^T c / S_T; 1 where the prior is infinite. The rest
             of the target is the network's own past predictions (and the floor).
         """
         if math.isinf(self.prior_strength):
@@ -440,6 +461,7 @@ class DirichletPosterior:
         Parameters
         ----------
         device : torch.device or str
+            Where the rows are to live.
 
         Returns
         -------
@@ -452,7 +474,7 @@ class DirichletPosterior:
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors that restore this posterior, parameters included.
+        """Return the tensors that restore this posterior, parameters included.
 
         Returns
         -------
@@ -474,6 +496,7 @@ class DirichletPosterior:
         Parameters
         ----------
         state_dict : dict of str to Tensor
+            For as many samples and classes; on any device.
 
         Raises
         ------
