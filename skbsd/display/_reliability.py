@@ -1,107 +1,37 @@
 """Reliability diagrams."""
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
-from sklearn.base import is_classifier
-from sklearn.utils.validation import check_is_fitted
 
-from .metrics import calibration_curve
-
-__all__ = ["ReliabilityDisplay"]
+from ._curve import curve_of_estimator, curve_of_predictions
+from ._histogram import (
+    HEIGHT_WITH_HISTOGRAM,
+    add_histogram,
+    find_histogram,
+    format_percent,
+)
+from ._style import next_style, require_matplotlib
 
 _REF_LABEL = "Perfectly calibrated"
 
-# The histogram, and its distance to the diagram, relative to the diagram's side.
-_HISTOGRAM_LABEL = "skbsd-confidence-histogram"
-_HEIGHT, _GAP = 0.2, 0.04
 # Width of the bar if all confidences are the same.
 _LONE_WIDTH = 0.05
 
-# Colours of Okabe and Ito, ordered so that neighbours differ in lightness too.
-# Marker and dash differ as well: the curves stay apart in grey.
-_STYLES = (
-    ("#0072B2", "o", "-"),
-    ("#D55E00", "s", "--"),
-    ("#009E73", "^", "-."),
-    ("#CC79A7", "D", ":"),
-    ("#56B4E9", "v", "-"),
-    ("#E69F00", "P", "--"),
-)
 
-
-def _require_matplotlib(caller):
-    """Raise an ImportError that names the extra if matplotlib is missing."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f'{caller} requires matplotlib. Install it: `pip install "skbsd[plot]"`.'
-        ) from error
-
-
-def _next_style(ax):
-    """Return the first line style of which `ax` holds neither colour nor marker."""
-    from matplotlib.colors import to_hex
-
-    taken = {to_hex(line.get_color()).upper() for line in ax.lines}
-    taken |= {line.get_marker() for line in ax.lines}
-    free = [style for style in _STYLES if taken.isdisjoint(style[:2])]
-    keys = ("color", "marker", "linestyle")
-    return dict(zip(keys, (free or _STYLES)[0], strict=True))
-
-
-def _find_histogram(ax):
-    """Return the axes of the histogram below `ax`, if it has one."""
-    for child in ax.child_axes:
-        if child.get_label() == _HISTOGRAM_LABEL:
-            return child
-    return None
-
-
-def _add_histogram(ax):
-    """Give the lower part of the area of `ax` to a histogram, return its axes."""
-    # An inset is drawn, cleared and laid out with its axes: every layout engine
-    # leaves room for its labels, which it does not for axes of axes_grid1. Below,
-    # not above: a title the user gives to `ax` stays on top of everything.
-    bounds = (0, -_GAP - _HEIGHT, 1, _HEIGHT)
-    histogram_ax = ax.inset_axes(bounds, sharex=ax, label=_HISTOGRAM_LABEL)
-    histogram_ax.set_ylabel("Samples")
-    histogram_ax.margins(y=0.15)
-    ax.set_axes_locator(_AboveHistogram(ax))
-    ax.tick_params(labelbottom=False)
-    ax.set_xlabel("")
-    return histogram_ax
-
-
-class _AboveHistogram:
-    """Locator of axes that leaves the histogram below them within their area."""
-
-    def __init__(self, ax):
-        self.ax = ax
-        self.outer = ax.get_axes_locator()
-
-    def get_subplotspec(self):
-        """Return the cell of the axes: tight_layout asks the locator for it."""
-        return (self.outer or self.ax).get_subplotspec()
-
-    def __call__(self, ax, renderer):
-        """Return the place of `ax`."""
-        outer = self.outer
-        area = outer(ax, renderer) if outer else ax.get_position(original=True)
-        if _find_histogram(ax) is None:  # the axes were cleared
-            return area
-        figure, total = ax.figure.bbox, 1 + _GAP + _HEIGHT
-        side = min(area.width * figure.width, area.height * figure.height / total)
-        width, height = side / figure.width, side / figure.height
-        x0 = area.x0 + (area.width - width) / 2
-        y1 = area.y1 - (area.height - height * total) / 2
-        return type(area).from_extents(x0, y1 - height, x0 + width, y1)
-
-
-def _format_percent(share, position):
-    """Format a tick of the histogram."""
-    return f"{100 * share:.3g} %"
+def _name_estimators(estimators) -> list[tuple]:
+    """Return pairs of name and estimator; those of one class are numbered."""
+    if isinstance(estimators, Mapping):
+        return list(estimators.items())
+    names = [type(estimator).__name__ for estimator in estimators]
+    n_of_name, seen = Counter(names), Counter[str]()
+    for i, name in enumerate(names):
+        if n_of_name[name] > 1:
+            seen[name] += 1
+            names[i] = f"{name}-{seen[name]}"
+    return list(zip(names, estimators, strict=True))
 
 
 class ReliabilityDisplay:
@@ -134,6 +64,10 @@ class ReliabilityDisplay:
     pos_label : int, float, bool or str, default=None
         The positive class, if the curve is that of one class of a binary problem.
         If `None`, it is that of the predicted class. The axis labels say which.
+    accuracy_interval : ndarray of shape (2, n_nonempty_bins), default=None
+        Lower and upper limits of `accuracy`, drawn as a band.
+    ece_interval : ndarray of shape (2,), default=None
+        Lower and upper limit of `ece`, shown in the legend.
 
     Attributes
     ----------
@@ -143,6 +77,8 @@ class ReliabilityDisplay:
         Figure containing the curve.
     line_ : matplotlib Artist
         Reliability curve.
+    band_ : matplotlib Artist or None
+        Band between the limits of the accuracy. `None` without them.
     gaps_ : matplotlib Artist or None
         Lines from the diagonal to the curve, one per bin. `None` without diagonal.
     histogram_ax_, bars_ : matplotlib Axes and BarContainer, or None
@@ -162,6 +98,12 @@ class ReliabilityDisplay:
 
     A confidence of exactly 1 falls in a bin of its own, without width. It is a
     point of the curve, but its samples are drawn in the bar that ends at 1.
+
+    Bootstrap intervals are basic ones [3]_, cut to [0, 1]: samples are drawn anew, and
+    the bins stay. A calibration error is larger in a resample than in the sample, as
+    that is larger than the classifier's; its interval takes this bias out, and so may
+    lie below the value itself. Where all the samples of a bin are right, or all wrong,
+    the band has no height: they tell nothing of what else might have been drawn.
 
     References
     ----------
@@ -187,7 +129,17 @@ class ReliabilityDisplay:
     """
 
     def __init__(
-        self, confidence, accuracy, count, edges, ece, *, name=None, pos_label=None
+        self,
+        confidence,
+        accuracy,
+        count,
+        edges,
+        ece,
+        *,
+        name=None,
+        pos_label=None,
+        accuracy_interval=None,
+        ece_interval=None,
     ):
         self.confidence = confidence
         self.accuracy = accuracy
@@ -196,6 +148,8 @@ class ReliabilityDisplay:
         self.ece = ece
         self.name = name
         self.pos_label = pos_label
+        self.accuracy_interval = accuracy_interval
+        self.ece_interval = ece_interval
 
     def plot(
         self, ax=None, *, name=None, ref_line=True, histogram=True, **kwargs
@@ -219,14 +173,14 @@ class ReliabilityDisplay:
             Whether to plot the share of the samples in each bin below the curve.
         **kwargs : dict
             Keyword arguments passed to :meth:`matplotlib.axes.Axes.plot` for the
-            curve. The gaps and the histogram take the colour of the curve.
+            curve. Band, gaps and histogram take the colour of the curve.
 
         Returns
         -------
         display : :class:`~skbsd.display.ReliabilityDisplay`
             Object that stores computed values and artists.
         """
-        _require_matplotlib(f"{type(self).__name__}.plot")
+        require_matplotlib(f"{type(self).__name__}.plot")
         from matplotlib.cbook import normalize_kwargs
         from matplotlib.lines import Line2D
 
@@ -239,11 +193,9 @@ class ReliabilityDisplay:
             _, ax = plt.subplots()
         self.ax_, self.figure_ = ax, ax.figure
 
-        name = self.name if name is None else name
-        ece = f"ECE {100 * self.ece:.1f} %"
         defaults = {
-            **_next_style(ax),
-            "label": ece if name is None else f"{name} ({ece})",
+            **next_style(ax),
+            "label": self._label(self.name if name is None else name),
             "markersize": 5,
             "linewidth": 1.5,
             # Markers that overlap near a confidence of 1 stay apart.
@@ -253,14 +205,36 @@ class ReliabilityDisplay:
         }
         line_kwargs = {**defaults, **line_kwargs}
         (self.line_,) = ax.plot(self.confidence, self.accuracy, **line_kwargs)
+        self.band_ = None if self.accuracy_interval is None else self._plot_band()
         self.gaps_ = self._plot_reference() if ref_line else None
         self.histogram_ax_ = self.bars_ = None
         if histogram:
-            self.histogram_ax_ = _find_histogram(ax) or _add_histogram(ax)
+            self.histogram_ax_ = find_histogram(ax) or add_histogram(ax)
             self.bars_ = self._plot_histogram(self.histogram_ax_)
         self._label_axes()
         self._plot_legend()
         return self
+
+    def _label(self, name):
+        """Return the text of the curve in the legend."""
+        ece = f"ECE {100 * self.ece:.1f} %"
+        if self.ece_interval is None:
+            return ece if name is None else f"{name} ({ece})"
+        low, high = 100 * np.asarray(self.ece_interval)
+        ece = f"{ece} ({low:.1f}–{high:.1f})"
+        return ece if name is None else f"{name}: {ece}"
+
+    def _plot_band(self):
+        """Plot the limits of the accuracy."""
+        from matplotlib.colors import to_rgba
+
+        color = self.line_.get_color()
+        # With an outline: the band of a single bin has no width.
+        style = {"facecolor": to_rgba(color, 0.15), "edgecolor": to_rgba(color, 0.4)}
+        low, high = self.accuracy_interval
+        return self.ax_.fill_between(
+            self.confidence, low, high, linewidth=0.8, zorder=1.5, **style
+        )
 
     def _plot_reference(self):
         """Plot the diagonal, unless there is one, and the gaps of the curve to it."""
@@ -277,7 +251,7 @@ class ReliabilityDisplay:
         from matplotlib.ticker import MaxNLocator
 
         ax.yaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
-        ax.yaxis.set_major_formatter(_format_percent)
+        ax.yaxis.set_major_formatter(format_percent)
         left, width, share = self._bars()
         color, dash = self.line_.get_color(), self.line_.get_linestyle()
         # Only the faces are translucent: overlaid histograms keep their outlines.
@@ -310,12 +284,13 @@ class ReliabilityDisplay:
         self.ax_.set(xlim=limits, xticks=ticks, aspect="equal")
         self.ax_.set(ylim=limits, yticks=ticks, ylabel=ylabel)
         # Another display may have drawn a histogram here.
-        (_find_histogram(self.ax_) or self.ax_).set_xlabel(xlabel)
+        (find_histogram(self.ax_) or self.ax_).set_xlabel(xlabel)
 
     def _plot_legend(self):
         """Plot the legend, the reference line after all the models."""
         handles, labels = self.ax_.get_legend_handles_labels()
-        width = self.ax_.bbox.width / self.ax_.figure.dpi
+        area, parts = self.ax_.bbox, HEIGHT_WITH_HISTOGRAM if self.histogram_ax_ else 1
+        width = min(area.width, area.height / parts) / self.ax_.figure.dpi
         order = sorted(range(len(labels)), key=lambda i: labels[i] == _REF_LABEL)
         handles, labels = zip(*[(handles[i], labels[i]) for i in order], strict=True)
         # In narrow axes a larger legend would hide the curve.
@@ -334,6 +309,9 @@ class ReliabilityDisplay:
         strategy="uniform",
         pos_label=None,
         sample_weight=None,
+        n_bootstraps=0,
+        confidence_level=0.95,
+        random_state=None,
         name=None,
         ax=None,
         ref_line=True,
@@ -361,6 +339,14 @@ class ReliabilityDisplay:
             predicted class, which of two is at least 0.5, against the accuracy.
         sample_weight : array-like of shape (n_samples,), default=None
             Sample weights.
+        n_bootstraps : int, default=0
+            Number of bootstrap resamples of (X, y) that a band around the curve and
+            an interval of the calibration error are computed from; a thousand are
+            plenty. 0 draws none.
+        confidence_level : float, default=0.95
+            Of the band, bin by bin, and of the interval; in (0, 1).
+        random_state : int, RandomState instance or None, default=None
+            Fixes the resamples.
         name : str, default=None
             Name in the legend. If `None`, the class name of the estimator.
         ax, ref_line, histogram, **kwargs
@@ -373,6 +359,7 @@ class ReliabilityDisplay:
 
         See Also
         --------
+        from_estimators : The same of several classifiers.
         from_predictions : The same of predicted probabilities.
 
         Examples
@@ -385,35 +372,114 @@ class ReliabilityDisplay:
         >>> ReliabilityDisplay.from_estimator(model, X[1::2], y[1::2])
         <...>
         """
-        _require_matplotlib(f"{cls.__name__}.from_estimator")
-        check_is_fitted(estimator)
-        estimator_name = type(estimator).__name__
-        if not is_classifier(estimator):
-            raise ValueError(
-                f"Expected 'estimator' to be a classifier, got {estimator_name}."
-            )
-        if not hasattr(estimator, "predict_proba"):
-            raise AttributeError(
-                f"{estimator_name} has no predict_proba, which the diagram requires."
-            )
-        y_proba, labels = estimator.predict_proba(X), estimator.classes_
-        if pos_label is not None and len(labels) == 2 and labels[0] == pos_label:
-            # The positive class comes second.
-            y_proba, labels = np.asarray(y_proba)[:, ::-1], labels[::-1]
-        return cls.from_predictions(
+        require_matplotlib(f"{cls.__name__}.from_estimator")
+        shown = curve_of_estimator(
+            f"{cls.__name__}.from_estimator",
+            estimator,
+            X,
             y,
-            y_proba,
             n_bins=n_bins,
             strategy=strategy,
-            labels=labels,
             pos_label=pos_label,
             sample_weight=sample_weight,
-            name=estimator_name if name is None else name,
-            ax=ax,
-            ref_line=ref_line,
-            histogram=histogram,
-            **kwargs,
+            n_bootstraps=n_bootstraps,
+            confidence_level=confidence_level,
+            random_state=random_state,
         )
+        name = type(estimator).__name__ if name is None else name
+        display = cls(**shown, name=name)
+        return display.plot(ax=ax, ref_line=ref_line, histogram=histogram, **kwargs)
+
+    @classmethod
+    def from_estimators(
+        cls,
+        estimators,
+        X,
+        y,
+        *,
+        n_bins=15,
+        strategy="uniform",
+        pos_label=None,
+        sample_weight=None,
+        n_bootstraps=0,
+        confidence_level=0.95,
+        random_state=None,
+        ax=None,
+        ref_line=True,
+        histogram=True,
+        **kwargs,
+    ) -> list[Self]:
+        """Plot the reliability diagrams of several fitted classifiers in one.
+
+        Parameters
+        ----------
+        estimators : dict of str to estimator, or list of estimators
+            Fitted classifiers, with their names in the legend. Those of a list go by
+            their class names, numbered where several are of one class.
+        X, y
+            As in :meth:`from_estimator`, of all of them.
+        n_bins, strategy, pos_label, sample_weight
+            As in :meth:`from_estimator`.
+        n_bootstraps, confidence_level, random_state
+            As in :meth:`from_estimator`. With an int as `random_state` all of them
+            are resampled alike.
+        ax, ref_line, histogram, **kwargs
+            As in :meth:`plot`; the keyword arguments go to each curve.
+
+        Returns
+        -------
+        displays : list of :class:`~skbsd.display.ReliabilityDisplay`
+            One for each estimator, on the same axes.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from sklearn.naive_bayes import GaussianNB
+        >>> from sklearn.neighbors import KNeighborsClassifier
+        >>> from skbsd.display import ReliabilityDisplay
+        >>> X, y = load_digits(return_X_y=True)
+        >>> bayes = GaussianNB().fit(X[::2], y[::2])
+        >>> neighbours = KNeighborsClassifier().fit(X[::2], y[::2])
+        >>> displays = ReliabilityDisplay.from_estimators(
+        ...     {"naive Bayes": bayes, "neighbours": neighbours},
+        ...     X[1::2],
+        ...     y[1::2],
+        ...     n_bootstraps=100,
+        ...     random_state=0,
+        ... )
+        >>> [display.name for display in displays]
+        ['naive Bayes', 'neighbours']
+        """
+        require_matplotlib(f"{cls.__name__}.from_estimators")
+        if not estimators:
+            raise ValueError(
+                f"estimators={estimators!r} is empty; pass a dict of names and fitted "
+                "classifiers, or a list of classifiers."
+            )
+        # All are computed before anything is drawn.
+        displays = [
+            cls(
+                **curve_of_estimator(
+                    f"{cls.__name__}.from_estimators",
+                    estimator,
+                    X,
+                    y,
+                    n_bins=n_bins,
+                    strategy=strategy,
+                    pos_label=pos_label,
+                    sample_weight=sample_weight,
+                    n_bootstraps=n_bootstraps,
+                    confidence_level=confidence_level,
+                    random_state=random_state,
+                ),
+                name=name,
+            )
+            for name, estimator in _name_estimators(estimators)
+        ]
+        for display in displays:
+            display.plot(ax=ax, ref_line=ref_line, histogram=histogram, **kwargs)
+            ax = display.ax_
+        return displays
 
     @classmethod
     def from_predictions(
@@ -426,6 +492,9 @@ class ReliabilityDisplay:
         labels=None,
         pos_label=None,
         sample_weight=None,
+        n_bootstraps=0,
+        confidence_level=0.95,
+        random_state=None,
         name=None,
         ax=None,
         ref_line=True,
@@ -448,7 +517,7 @@ class ReliabilityDisplay:
             the second.
         name : str, default=None
             Name of the curve in the legend. If `None`, "Classifier".
-        n_bins, strategy, sample_weight
+        n_bins, strategy, sample_weight, n_bootstraps, confidence_level, random_state
             As in :meth:`from_estimator`.
         ax, ref_line, histogram, **kwargs
             As in :meth:`plot`.
@@ -471,28 +540,19 @@ class ReliabilityDisplay:
         ... )
         <...>
         """
-        _require_matplotlib(f"{cls.__name__}.from_predictions")
-        curve = calibration_curve(
+        require_matplotlib(f"{cls.__name__}.from_predictions")
+        shown = curve_of_predictions(
+            f"{cls.__name__}.from_predictions",
             y_true,
             y_proba,
             n_bins=n_bins,
             strategy=strategy,
-            multiclass="top-label" if pos_label is None else "classwise",
             labels=labels,
             pos_label=pos_label,
             sample_weight=sample_weight,
+            n_bootstraps=n_bootstraps,
+            confidence_level=confidence_level,
+            random_state=random_state,
         )
-        if pos_label is not None:
-            curve = curve[1]
-        # The definition of the error: what the diagram shows is what it says.
-        ece = np.average(np.abs(curve.accuracy - curve.confidence), weights=curve.count)
-        display = cls(
-            curve.confidence,
-            curve.accuracy,
-            curve.count,
-            curve.edges,
-            float(ece),
-            name="Classifier" if name is None else name,
-            pos_label=pos_label,
-        )
+        display = cls(**shown, name="Classifier" if name is None else name)
         return display.plot(ax=ax, ref_line=ref_line, histogram=histogram, **kwargs)

@@ -1,0 +1,5 @@
+"""A report on a fitted classifier, in one HTML file."""
+
+from ._report import report
+
+__all__ = ["report"]

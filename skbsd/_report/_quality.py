@@ -1,0 +1,223 @@
+"""How good the predicted probabilities of the test samples are."""
+
+import base64
+import io
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._bootstrap import bootstrap
+from ..display import ReliabilityDisplay
+from ..metrics import calibration_curve
+from ._confusion import confusion_map, confusion_table, frequent_confusions
+from ._page import element, figure, percent, percents, section
+from ._samples import N_SHOWN, samples
+
+# More classes than these make a table, and a map, that cannot be read.
+_LARGEST_TABLE, _LARGEST_MAP = 15, 100
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def measure(codes: NDArray, proba: NDArray, n_bootstraps: int, random_state) -> NDArray:
+    """Compute the measures of quality and their intervals.
+
+    Parameters
+    ----------
+    codes : ndarray of int of shape (n_samples,)
+        Columns of the true classes.
+    proba : ndarray of shape (n_samples, n_classes)
+    n_bootstraps : int
+    random_state : int, RandomState instance or None
+
+    Returns
+    -------
+    ndarray of shape (3, 4)
+        Value, lower and upper limit of accuracy, log loss, Brier score and expected
+        calibration error.
+    """
+    confidence, hit = proba.max(axis=1), proba.argmax(axis=1) == codes
+    of_true = np.take_along_axis(proba, codes[:, np.newaxis], axis=1)[:, 0]
+    # As scikit-learn's log_loss and brier_score_loss have it.
+    log_loss = -np.log(np.maximum(of_true, np.finfo(proba.dtype).eps), dtype=float)
+    brier = (proba.astype(float) ** 2).sum(axis=1) - 2.0 * of_true + 1
+    worst_brier = 2 if proba.shape[1] > 2 else 1
+    losses = np.column_stack([hit, log_loss, brier * worst_brier / 2])
+
+    def statistic(weight):
+        # The event that the prediction is right has the bins of the top label.
+        _, curve = calibration_curve(
+            hit, confidence, multiclass="classwise", sample_weight=weight
+        )
+        gaps = np.abs(curve.accuracy - curve.confidence)
+        ece = np.average(gaps, weights=curve.count)
+        return np.append(np.average(losses, axis=0, weights=weight), ece)
+
+    weight = np.ones(len(codes))
+    value = statistic(weight)
+    limits = bootstrap(
+        statistic, weight, n_resamples=n_bootstraps, random_state=random_state
+    )
+    low, high = np.clip(limits, 0, [1, np.inf, worst_brier, 1])
+    return np.array([value, np.minimum(low, value), np.maximum(high, value)])
+
+
+def quality(codes, proba, *, n_bootstraps: int, random_state) -> Element:
+    """Show the measures with their intervals."""
+    worst_brier = 2 if proba.shape[1] > 2 else 1
+    explained = (
+        (
+            "Accuracy",
+            percent,
+            "Share of the samples whose most probable class is true.",
+        ),
+        (
+            "Negative log likelihood",
+            _three_digits,
+            "Mean of −log of the true class's probability (log loss); 0 is the best.",
+        ),
+        (
+            "Brier score",
+            _three_digits,
+            "Mean squared error of the probabilities; 0 is the best, "
+            f"{worst_brier} the worst.",
+        ),
+        (
+            "Expected calibration error",
+            percent,
+            "Mean gap between confidence and accuracy, in 15 bins of confidence; 0 is "
+            "the best.",
+        ),
+    )
+    measures = measure(codes, proba, n_bootstraps, random_state)
+    cards = [
+        element(
+            "div",
+            element("dt", name),
+            element("dd", form(value), class_="value"),
+            element("dd", f"{form(low)} to {form(high)}", class_="range"),
+            element("dd", meaning),
+        )
+        for (name, form, meaning), (value, low, high) in zip(
+            explained, measures.T, strict=True
+        )
+    ]
+    note = (
+        f"Below each figure, its 95 % interval by the bootstrap ({n_bootstraps:,} "
+        "resamples of the test set): how far it depends on which samples were tested. "
+        "What another training would change is not in it."
+    )
+    return section(
+        "Quality",
+        element("dl", *cards, class_="cards"),
+        element("p", note, class_="note"),
+        class_="wide",
+    )
+
+
+def calibration(codes, proba, name: str, *, n_bootstraps: int, random_state) -> Element:
+    """Show the reliability diagram."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    # Black on white, whatever the style of the session.
+    with matplotlib.style.context("default"):
+        picture = Figure(figsize=(4.8, 5.6), layout="constrained")
+        display = ReliabilityDisplay.from_predictions(
+            codes,
+            proba,
+            labels=np.arange(proba.shape[1]),
+            # Without an interval of the calibration error: it stands above, extended.
+            label=name,
+            ax=picture.add_subplot(),
+            n_bootstraps=n_bootstraps,
+            random_state=random_state,
+        )
+        file = io.BytesIO()
+        picture.savefig(file, format="svg", metadata={"Date": None})
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    confidence = proba.max(axis=1).mean()
+    accuracy = np.mean(proba.argmax(axis=1) == codes)
+    side = "over" if confidence > accuracy else "under"
+    caption = (
+        "Accuracy of the predictions of similar confidence. On the diagonal, "
+        "confidence is what it claims to be; below, the classifier is over-confident, "
+        "above, under-confident. The strip shows how many samples a point rests on. "
+        f"In the mean, confidence is {percent(confidence)} and accuracy "
+        f"{percent(accuracy)}."
+    )
+    image = element(
+        "img",
+        class_="picture",
+        src=f"data:image/svg+xml;base64,{data}",
+        alt=(
+            f"Reliability diagram: expected calibration error {percent(display.ece)}, "
+            f"in the mean {side}-confident by {percent(abs(confidence - accuracy))}."
+        ),
+    )
+    return section(
+        "Calibration",
+        element("figure", element("figcaption", caption), image),
+    )
+
+
+def confusions(codes, proba, names: list[str]) -> list[Element]:
+    """Show what was taken for what."""
+    n_classes = len(names)
+    cells = codes * n_classes + proba.argmax(axis=1)
+    counts = np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
+    caption = (
+        "Test samples by true class (rows) and predicted class (columns). The stronger "
+        "the colour, the larger the share of the row; right predictions are on the "
+        "diagonal."
+    )
+    title = "Confusion matrix"
+    if n_classes <= _LARGEST_TABLE:
+        content = figure(title, caption, confusion_table(counts, names))
+        return [section(title, content)]
+    sections = []
+    if counts.sum() > counts.trace():
+        listed, text = "Most frequent confusions", "With their share of the true class."
+        content = figure(listed, text, frequent_confusions(counts, names))
+        sections.append(section(listed, content))
+    if n_classes <= _LARGEST_MAP:
+        content = figure(title, caption, confusion_map(counts, names))
+        sections.append(section(title, content, class_="wide"))
+    return sections
+
+
+def mistakes(X, codes, proba, names: list[str], image_shape) -> Element:
+    """Show the mistakes that the classifier was surest of."""
+    predicted = proba.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != codes)
+    title = "Most confident mistakes"
+    if not len(wrong):
+        text = f"None: all {len(codes):,} test samples are predicted right."
+        return section(title, element("p", text), class_="wide")
+    surest = np.argsort(-proba[wrong, predicted[wrong]], kind="stable")
+    rows = wrong[surest[:N_SHOWN]]
+    caption = (
+        f"{len(wrong):,} of {len(codes):,} test samples are predicted wrong. These are "
+        "the ones that the classifier was surest of; look whether the sample, its "
+        "label or the classifier is to blame."
+    )
+    return section(
+        title,
+        samples(
+            title,
+            caption,
+            X,
+            rows,
+            {
+                "Given": [names[k] for k in codes[rows]],
+                "Probability of given": percents(proba[rows, codes[rows]]),
+                "Predicted": [names[k] for k in predicted[rows]],
+                "Probability of predicted": percents(proba[rows, predicted[rows]]),
+            },
+            image_shape,
+        ),
+        class_="wide",
+    )

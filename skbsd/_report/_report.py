@@ -1,0 +1,237 @@
+"""What is reported, once it is known that it can be."""
+
+import math
+from numbers import Integral
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import is_classifier
+from sklearn.pipeline import Pipeline
+from sklearn.utils._param_validation import Interval, validate_params
+from sklearn.utils.validation import _num_samples, check_is_fitted
+
+from .. import _checks
+from .._proba import validate
+from ..display._style import require_matplotlib
+from ._about import settings, training, versions
+from ._labels import label_issues, suspicious_labels
+from ._page import element, page, write_whole
+from ._quality import calibration, confusions, mistakes, quality
+
+
+@validate_params(
+    {
+        "path": [str, PathLike],
+        "title": [str, None],
+        "n_bootstraps": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+    },
+    prefer_skip_nested_validation=True,
+)
+def report(
+    estimator,
+    X_test,
+    y_test,
+    path="report.html",
+    *,
+    X_train=None,
+    title=None,
+    n_bootstraps=200,
+    random_state=0,
+) -> Path:
+    """Write a report on a fitted classifier: one HTML file that needs no network.
+
+    It holds the quality of the predicted probabilities, with intervals; the reliability
+    diagram; the confusion matrix; the most confident mistakes; the most suspicious
+    training labels; settings, training and versions. What does not apply to the
+    estimator is left out.
+
+    Parameters
+    ----------
+    estimator : estimator instance
+        Fitted classifier with a :term:`predict_proba` method, a pipeline that ends in
+        one, or a search that has found one.
+    X_test : array-like, DataFrame, Tensor, Dataset or sparse matrix
+        Test samples, in whatever form the estimator takes. Those that are images are
+        shown: of three or four dimensions, or flat rows where the estimator has an
+        `image_shape`.
+    y_test : array-like of shape (n_samples,)
+        Their true labels.
+    path : str or path-like, default="report.html"
+        Where to write. A file that is there is replaced, once the new one is complete.
+    X_train : array-like, DataFrame, Tensor or Dataset, default=None
+        What `fit` was given, to show the samples of suspicious labels. Of no use
+        unless the estimator is a :class:`~skbsd.BSDClassifier`, or a pipeline or
+        search that ends in one.
+    title : str, default=None
+        Heading of the report; None is one with the name of the classifier.
+    n_bootstraps : int, default=200
+        Resamples of the test set, for intervals.
+    random_state : int, RandomState instance or None, default=0
+        Fixes the resamples.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If the estimator is no classifier, the numbers of samples differ, or `y_test`
+        holds labels that the estimator does not know; before anything is computed.
+    sklearn.exceptions.NotFittedError
+        If the estimator is not fitted.
+    FileNotFoundError, IsADirectoryError
+        If the folder of `path` does not exist, or `path` is a folder.
+    ImportError
+        If matplotlib is not installed.
+
+    See Also
+    --------
+    skbsd.display.ReliabilityDisplay : The diagram alone.
+    skbsd.label_noise.find_label_issues : All suspicious labels.
+
+    Notes
+    -----
+    Intervals are basic bootstrap intervals of 95 %, over the samples of the test set:
+    they do not tell how the figures vary with the training. They are cut to the
+    measure's range, and extended to the figure where they do not reach it, as happens
+    with small calibration errors: those are biased upwards. An interval without width,
+    as of an accuracy of one, says that all resamples agree, and is no certainty. The
+    log loss and the Brier score are those of :func:`sklearn.metrics.log_loss` and
+    :func:`sklearn.metrics.brier_score_loss`.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from skbsd import report
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = LogisticRegression(max_iter=1000).fit(X[::2], y[::2])
+    >>> with TemporaryDirectory() as folder:
+    ...     file = report(model, X[1::2], y[1::2], Path(folder) / "iris.html")
+    ...     "<h1>Report on LogisticRegression</h1>" in file.read_text(encoding="utf-8")
+    True
+    """
+    require_matplotlib("report")
+    path = _check_path(path)
+    classes = _check_estimator(estimator)
+    y = _check_test_data(X_test, y_test, classes)
+    steps = _unfold(estimator)
+    model = steps[-1][1]
+    issues = label_issues(model)
+    if issues is not None and X_train is not None:
+        _check_rows(X_train, len(model.posterior_))
+
+    proba = estimator.predict_proba(X_test)
+    codes, proba, _ = validate(y, proba, classes, None, None)
+    image_shape = _image_shape(estimator, model)
+    labels = [str(label) for label in classes.tolist()]
+    resampling = {"n_bootstraps": n_bootstraps, "random_state": random_state}
+    name = " → ".join(type(step).__name__ for _, step in steps)
+    sections = [
+        quality(codes, proba, **resampling),
+        calibration(codes, proba, type(model).__name__, **resampling),
+        *confusions(codes, proba, labels),
+        mistakes(X_test, codes, proba, labels, image_shape),
+        suspicious_labels(model, issues, X_train, image_shape),
+        settings(steps),
+        training(model),
+    ]
+    title = f"Report on {type(model).__name__}" if title is None else title
+    lead = f"{name}, tested on {len(y):,} samples of {len(classes):,} classes."
+    header = element("header", element("h1", title), element("p", lead))
+    main = element("main", *(s for s in sections if s is not None))
+    write_whole(path, page(title, header, main, versions()))
+    return path
+
+
+def _check_path(path) -> Path:
+    """Return where to write, if one can."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"path='{path}' is a folder; expected a file, such as "
+            f"'{path / 'report.html'}'."
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"the folder '{path.parent}' of path='{path}' does not exist; create it "
+            "first, or write elsewhere."
+        )
+    return path
+
+
+def _check_estimator(estimator):
+    """Return the classes of a fitted classifier."""
+    name = type(estimator).__name__
+    if not is_classifier(estimator):
+        raise ValueError(f"Expected 'estimator' to be a classifier, got {name}.")
+    check_is_fitted(estimator)
+    if not hasattr(estimator, "predict_proba"):
+        raise AttributeError(
+            f"{name} has no predict_proba, which the report requires. Wrap it in a "
+            "CalibratedClassifierCV, or choose a classifier of probabilities."
+        )
+    if np.ndim(estimator.classes_[0]):
+        raise ValueError(
+            f"{name} predicts {len(estimator.classes_)} targets; expected a classifier "
+            "of one. Report on each alone."
+        )
+    return np.asarray(estimator.classes_)
+
+
+def _check_test_data(X, y, classes):
+    """Return the labels of the test samples."""
+    y = _checks.check_y(y, "report")
+    if _num_samples(X) != len(y):
+        raise ValueError(
+            f"X_test has {_num_samples(X)} samples, but y_test {len(y)} labels; "
+            "expected one label for each sample."
+        )
+    unknown = sorted(set(y.tolist()) - set(classes.tolist()), key=str)
+    if unknown:
+        raise ValueError(
+            f"y_test holds labels that the estimator does not know, {unknown[:10]}; "
+            f"expected some of its classes, {classes[:10].tolist()}"
+            f"{' and more' if len(classes) > 10 else ''}. Leave those samples out, or "
+            "encode y_test as the labels of the training were."
+        )
+    return y
+
+
+def _check_rows(X_train, n_samples: int) -> None:
+    if _num_samples(X_train) != n_samples:
+        raise ValueError(
+            f"X_train has {_num_samples(X_train)} samples, but the estimator was "
+            f"fitted on {n_samples}; pass the X that was given to fit, in its order."
+        )
+
+
+def _unfold(estimator, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the steps of pipelines and what searches found, with their prefixes."""
+    if hasattr(estimator, "best_estimator_"):
+        return _unfold(estimator.best_estimator_, prefix)
+    if not isinstance(estimator, Pipeline):
+        return [(prefix, estimator)]
+    return [
+        found
+        for name, step in estimator.steps
+        if step is not None and step != "passthrough"
+        for found in _unfold(step, f"{prefix}{name}__")
+    ]
+
+
+def _image_shape(estimator, model):
+    """Return the shape of the images that the rows of X are, if they are any."""
+    shape = getattr(model, "image_shape", None)
+    if shape is None:
+        return None
+    # Of a Dataset's samples nobody took note. Others differ where a step makes images.
+    n_features = getattr(estimator, "n_features_in_", math.prod(shape))
+    return shape if n_features == math.prod(shape) else None
