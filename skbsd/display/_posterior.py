@@ -242,8 +242,12 @@ class PosteriorDisplay:
         image_shape : tuple of (channels, height, width) or (height, width), \
                 default=None
             Shape of flattened images. If `None`, the `image_shape` of the classifier.
-        ax, n_cols, max_classes
-            As in :meth:`plot`.
+        ax : matplotlib Axes, default=None
+            Axes to plot on, as for :meth:`plot`. If `None`, a new figure is created.
+        n_cols : int, default=3
+            Largest number of panels side by side.
+        max_classes : int, default=10
+            Largest number of classes with a bar, at least 2.
 
         Returns
         -------

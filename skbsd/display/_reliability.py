@@ -111,6 +111,8 @@ class ReliabilityDisplay:
        supervised learning", ICML 2005.
     .. [2] C. Guo, G. Pleiss, Y. Sun and K. Q. Weinberger, "On calibration of modern
        neural networks", ICML 2017. :arxiv:`1706.04599`
+    .. [3] A. C. Davison and D. V. Hinkley, "Bootstrap Methods and their Application",
+       Cambridge University Press, 1997, equation 2.10.
 
     Examples
     --------
@@ -349,8 +351,14 @@ class ReliabilityDisplay:
             Fixes the resamples.
         name : str, default=None
             Name in the legend. If `None`, the class name of the estimator.
-        ax, ref_line, histogram, **kwargs
-            As in :meth:`plot`.
+        ax : matplotlib Axes, default=None
+            Axes to plot on, as for :meth:`plot`. If `None`, a new figure is created.
+        ref_line : bool, default=True
+            Whether to plot the diagonal, and the gaps of the curve to it.
+        histogram : bool, default=True
+            Whether to plot the share of the samples in each bin below the curve.
+        **kwargs : dict
+            Keyword arguments passed to :meth:`matplotlib.axes.Axes.plot` for the curve.
 
         Returns
         -------
@@ -416,15 +424,33 @@ class ReliabilityDisplay:
         estimators : dict of str to estimator, or list of estimators
             Fitted classifiers, with their names in the legend. Those of a list go by
             their class names, numbered where several are of one class.
-        X, y
-            As in :meth:`from_estimator`, of all of them.
-        n_bins, strategy, pos_label, sample_weight
-            As in :meth:`from_estimator`.
-        n_bootstraps, confidence_level, random_state
-            As in :meth:`from_estimator`. With an int as `random_state` all of them
-            are resampled alike.
-        ax, ref_line, histogram, **kwargs
-            As in :meth:`plot`; the keyword arguments go to each curve.
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Input values, in whatever form all of them take.
+        y : array-like of shape (n_samples,)
+            True class labels.
+        n_bins : int, default=15
+            Number of bins.
+        strategy : {"uniform", "quantile"}, default="uniform"
+            Bins of equal width, or of equal weight.
+        pos_label : int, float, bool or str, default=None
+            The positive class, for binary problems. If `None`, the predicted class.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Sample weights.
+        n_bootstraps : int, default=0
+            Number of bootstrap resamples for the band and the interval of the
+            calibration error. 0 draws none.
+        confidence_level : float, default=0.95
+            Of the band, bin by bin, and of the interval; in (0, 1).
+        random_state : int, RandomState instance or None, default=None
+            Fixes the resamples. With an int all estimators are resampled alike.
+        ax : matplotlib Axes, default=None
+            Axes to plot on, as for :meth:`plot`. If `None`, a new figure is created.
+        ref_line : bool, default=True
+            Whether to plot the diagonal, and the gaps of the curve to it.
+        histogram : bool, default=True
+            Whether to plot the share of the samples in each bin below the curve.
+        **kwargs : dict
+            Keyword arguments passed to :meth:`matplotlib.axes.Axes.plot` for each curve.
 
         Returns
         -------
@@ -509,18 +535,35 @@ class ReliabilityDisplay:
             True class labels.
         y_proba : array-like of shape (n_samples,) or (n_samples, n_classes)
             Predicted probabilities; of the positive class if one-dimensional.
+        n_bins : int, default=15
+            Number of bins.
+        strategy : {"uniform", "quantile"}, default="uniform"
+            Bins of equal width, or of equal weight.
         labels : array-like of shape (n_classes,), default=None
             Class label of each column. See
             :func:`~skbsd.metrics.expected_calibration_error` for the default.
         pos_label : int, float, bool or str, default=None
             As in :meth:`from_estimator`. With two columns it must be the label of
             the second.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Sample weights.
+        n_bootstraps : int, default=0
+            Number of bootstrap resamples for the band and the interval of the
+            calibration error. 0 draws none.
+        confidence_level : float, default=0.95
+            Of the band, bin by bin, and of the interval; in (0, 1).
+        random_state : int, RandomState instance or None, default=None
+            Fixes the resamples.
         name : str, default=None
             Name of the curve in the legend. If `None`, "Classifier".
-        n_bins, strategy, sample_weight, n_bootstraps, confidence_level, random_state
-            As in :meth:`from_estimator`.
-        ax, ref_line, histogram, **kwargs
-            As in :meth:`plot`.
+        ax : matplotlib Axes, default=None
+            Axes to plot on, as for :meth:`plot`. If `None`, a new figure is created.
+        ref_line : bool, default=True
+            Whether to plot the diagonal, and the gaps of the curve to it.
+        histogram : bool, default=True
+            Whether to plot the share of the samples in each bin below the curve.
+        **kwargs : dict
+            Keyword arguments passed to :meth:`matplotlib.axes.Axes.plot` for the curve.
 
         Returns
         -------

@@ -207,14 +207,20 @@ class CalibrationTradeoffDisplay:
         param : str, default=None
             Name of the parameter that the points are labelled with, as in the search.
             If `None`, the only one that varies.
-        accuracy, calibration : str, default="accuracy", "ece"
-            Names of the metrics among the search's `scoring`. Negated errors, as
-            scorers give them, are shown as errors.
+        accuracy : str, default="accuracy"
+            Name of the metric of accuracy among the search's `scoring`.
+        calibration : str, default="ece"
+            Name of that of calibration. Negated errors, as scorers give them, are
+            shown as errors.
         refit : str, default=None
             Name of a metric. If given, the candidate that it ranks first is
             highlighted.
-        name, ax, **kwargs
-            As in :meth:`plot`.
+        name : str, default=None
+            Name in the legend, as for :meth:`plot`.
+        ax : matplotlib Axes, default=None
+            Axes to plot on, as for :meth:`plot`. If `None`, a new figure is created.
+        **kwargs : dict
+            Keyword arguments passed to :meth:`matplotlib.axes.Axes.plot`.
 
         Returns
         -------

@@ -190,8 +190,10 @@ class TrainingDisplay:
         ----------
         estimator : BSDClassifier or Pipeline
             Fitted, or a pipeline that ends in a fitted one.
-        ax, **kwargs
-            As in :meth:`plot`.
+        ax : matplotlib Axes, default=None
+            Axes to plot on, as for :meth:`plot`. If `None`, a new figure is created.
+        **kwargs : dict
+            Keyword arguments passed to :meth:`matplotlib.axes.Axes.plot`.
 
         Returns
         -------
@@ -226,8 +228,10 @@ class TrainingDisplay:
             An entry per epoch, with `epoch`, `train_loss` and, where they were
             recorded, `valid_loss`, `contrastive_loss` and `valid_acc`. An epoch that
             was interrupted, and so has none of these, is left out.
-        ax, **kwargs
-            As in :meth:`plot`.
+        ax : matplotlib Axes, default=None
+            Axes to plot on, as for :meth:`plot`. If `None`, a new figure is created.
+        **kwargs : dict
+            Keyword arguments passed to :meth:`matplotlib.axes.Axes.plot`.
 
         Returns
         -------
