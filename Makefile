@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test format clean
+.PHONY: demo docs test format clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python examples/quickstart.py
@@ -14,12 +14,17 @@ test: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+docs: $(VENV)/.docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
+
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf docs/_build docs/api/backreferences docs/api/generated docs/gallery
 
 # A stamp per extra: installs again only when pyproject.toml changes.
 $(VENV)/.%: pyproject.toml | $(BIN)/python

@@ -80,21 +80,33 @@ def by_cross_validation(arguments: dict, split: Split):
     return quality, find(split.given, proba)
 
 
-def by_posterior(arguments: dict, split: Split, divisor: int = 1, **parameters):
+def by_posterior(
+    arguments: dict,
+    split: Split,
+    divisor: int = 1,
+    threshold: str = "confident",
+    **parameters,
+):
     """Score and list labels by what one network predicted while it learnt."""
     arguments = {**arguments, **parameters}
     arguments["max_epochs"] //= divisor
     model = BSDClassifier(**arguments).fit(split.X, split.given)
     listed = np.zeros(len(split.given), dtype=bool)
-    listed[find_label_issues(model)["row"]] = True
+    listed[find_label_issues(model, threshold=threshold)["row"]] = True
     return label_quality(model), listed
 
 
 DETECTORS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
     "cleanlab": by_cross_validation,
     "BSD noisy": partial(by_posterior, prior_strength="noisy"),
+    "BSD noisy, mixture": partial(
+        by_posterior, threshold="mixture", prior_strength="noisy"
+    ),
     "BSD noisy, half the epochs": partial(
         by_posterior, divisor=2, prior_strength="noisy"
+    ),
+    "BSD noisy, half, mixture": partial(
+        by_posterior, divisor=2, threshold="mixture", prior_strength="noisy"
     ),
     "BSD": by_posterior,
 }

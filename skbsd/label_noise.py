@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.mixture import GaussianMixture
 from sklearn.utils import Bunch, check_random_state, column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
@@ -226,10 +227,10 @@ def find_label_issues(estimator, *, threshold="confident"):
     estimator : BSDClassifier
         Fitted, with a finite prior strength; ``prior_strength="noisy"`` is made for
         such data.
-    threshold : "confident" or float, default="confident"
-        Which samples are listed. "confident" asks the data, see Notes. A number in
-        [0, 1] lists the samples whose :func:`label_quality` is below it, and for which
-        another class has more evidence than the label.
+    threshold : {"confident", "mixture"} or float, default="confident"
+        Which samples are listed. "confident" and "mixture" ask the data, see Notes. A
+        number in [0, 1] lists the samples whose :func:`label_quality` is below it, and
+        for which another class has more evidence than the label.
 
     Returns
     -------
@@ -258,12 +259,23 @@ def find_label_issues(estimator, *, threshold="confident"):
     thresholds, and is an issue if that is not its label. It needs no clean labels, and
     no guess of how many are wrong. A network that has learnt its wrong labels by heart
     agrees with them: the list becomes short, and finds few, while the ranking stays.
-    Fit with fewer epochs then, or with augmentation.
+    Fit with fewer epochs then, or with augmentation, or take "mixture".
+
+    "mixture" fits two normal distributions to the margins, the logarithms of the
+    label's evidence over the strongest other class's [2]_, and lists the samples that
+    more probably belong to the lower one [3]_. It finds wrong labels that were learnt
+    by heart too, as long as they were learnt later than the others. It takes for
+    granted that many labels are wrong: where none are, it lists those that were hard
+    to learn, up to half of all, and where a class is rare, that class.
 
     References
     ----------
     .. [1] C. Northcutt, L. Jiang, I. Chuang, "Confident Learning: Estimating
        Uncertainty in Dataset Labels", JAIR 70, 2021.
+    .. [2] G. Pleiss et al., "Identifying Mislabeled Data using the Area Under the
+       Margin Ranking", NeurIPS 2020.
+    .. [3] E. Arazo et al., "Unsupervised Label Noise Modeling and Loss Correction",
+       ICML 2019.
 
     Examples
     --------
@@ -280,15 +292,16 @@ def find_label_issues(estimator, *, threshold="confident"):
     shares, codes = _evidence_shares(estimator)
     rows = np.arange(len(codes))
     given = shares[rows, codes]
-    if isinstance(threshold, str) and threshold == "confident":
-        suggested = _confident_class(shares, codes)
+    if isinstance(threshold, str) and threshold in _RULES:
+        suggested = _RULES[threshold](shares, codes)
         listed = suggested >= 0
     elif isinstance(threshold, Real) and 0 <= float(threshold) <= 1:
         suggested = shares.argmax(axis=1)
         listed = given < threshold  # never of NaN
     else:
         raise ValueError(
-            f"threshold must be 'confident' or a number in [0, 1], got {threshold!r}."
+            f"threshold must be one of {sorted(_RULES)} or a number in [0, 1], got "
+            f"{threshold!r}."
         )
     issues = rows[listed & (suggested != codes)]
     issues = issues[np.argsort(given[issues], kind="stable")]
@@ -342,3 +355,30 @@ def _confident_class(shares: np.ndarray, codes: np.ndarray) -> np.ndarray:
     # Comparisons with NaN are false.
     reached = np.where(shares >= thresholds, shares, -1)
     return np.where(reached.max(axis=1) >= 0, reached.argmax(axis=1), -1)
+
+
+def _mixture_class(shares: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Return the strongest other class of samples of the lower kind, -1 of others."""
+    rows = np.arange(len(codes))
+    others = shares.copy()
+    others[rows, codes] = -1.0
+    strongest = others.argmax(axis=1)
+    known = np.isfinite(shares[:, 0])
+    # Single precision's share of what has next to none.
+    least = np.finfo(np.float32).eps
+    own, other = (
+        np.log(np.maximum(shares[rows, k], least)) for k in (codes, strongest)
+    )
+    margins = (own - other)[known, np.newaxis]
+    found = np.full(len(codes), -1)
+    if len(np.unique(margins)) < 2:
+        return found
+    kinds = GaussianMixture(2, n_init=3, reg_covar=1e-3, random_state=0).fit(margins)
+    lower = kinds.predict(margins) == kinds.means_.argmin()
+    # A wide lower kind is the more probable one above the other too.
+    lower &= margins[:, 0] < kinds.means_.max()
+    found[known] = np.where(lower, strongest[known], -1)
+    return found
+
+
+_RULES = {"confident": _confident_class, "mixture": _mixture_class}

@@ -259,7 +259,9 @@ class TestIssues:
         some = find_label_issues(model, threshold=np.float32(0.5))
         assert len(some) == len(issues)
         for bad in (-1, 1.5, "low", None):
-            with pytest.raises(ValueError, match=r"'confident' or a number"):
+            with pytest.raises(
+                ValueError, match=r"'confident', 'mixture'\] or a number"
+            ):
                 find_label_issues(model, threshold=bad)
 
     def test_confident_learning_by_hand(self):
@@ -277,6 +279,39 @@ class TestIssues:
         ]
         assert_array_equal(_confident_class(shares, codes), counted)
         assert list(counted) == [0, -1, 1, 0, -1]
+
+    def test_mixture_finds_what_was_learnt_by_heart(self, digits):
+        X, y = digits[0][:896] / 16, digits[1][:896]
+        labels, flipped = flip_labels(y, 0.3, random_state=0)
+        model = BSDClassifier(max_epochs=20, random_state=0).fit(X, labels)
+        assert model.score(X, labels) > 0.95
+        assert len(find_label_issues(model)) < 0.2 * flipped.sum()
+        issues = find_label_issues(model, threshold="mixture")
+        listed = np.isin(np.arange(len(y)), issues["row"])
+        assert flipped[listed].mean() > 0.8
+        assert listed[flipped].mean() > 0.7
+        assert (issues["suggested_label"] != issues["given_label"]).all()
+        assert (np.diff(issues["given_mass"]) >= 0).all()
+
+    def test_mixture_by_hand(self):
+        from skbsd.label_noise import _mixture_class
+
+        rng = np.random.default_rng(0)
+        own = np.r_[rng.uniform(0.9, 0.95, 60), rng.uniform(0.4, 0.5, 20), np.nan]
+        codes = np.arange(81) % 3
+        shares = np.empty((81, 3))
+        rows = np.arange(81)
+        shares[rows, codes] = own
+        shares[rows, (codes + 1) % 3] = 0.7 * (1 - own)
+        shares[rows, (codes + 2) % 3] = 0.3 * (1 - own)
+        found = _mixture_class(shares, codes)
+        assert (found[:60] == -1).all()
+        assert_array_equal(found[60:80], (codes[60:80] + 1) % 3)
+        assert found[80] == -1
+        # All alike: there are no two kinds.
+        assert (
+            _mixture_class(np.tile(shares[:1], (9, 1)), codes[:1].repeat(9)) < 0
+        ).all()
 
     def test_labels_of_any_kind(self, iris):
         X, y = iris

@@ -450,7 +450,8 @@ class ReliabilityDisplay:
         histogram : bool, default=True
             Whether to plot the share of the samples in each bin below the curve.
         **kwargs : dict
-            Keyword arguments passed to :meth:`matplotlib.axes.Axes.plot` for each curve.
+            Keyword arguments passed to :meth:`matplotlib.axes.Axes.plot` for each of
+            the curves.
 
         Returns
         -------
