@@ -93,7 +93,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"\.py$",
     # Scripts, which are run by `make demo` or by hand.
     "ignore_pattern": r"(quickstart|cifar10|comparison)\.py$",
-    "within_subsection_order": "ExampleTitleSortKey",
+    "within_subsection_order": "gallery_order.by_interest",
     "backreferences_dir": "api/backreferences",
     "doc_module": ("skbsd",),
     "reference_url": {"skbsd": None},
