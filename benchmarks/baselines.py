@@ -131,7 +131,7 @@ class Rival(BSDClassifier):
 
     def train_step_single(self, batch, **fit_params) -> dict:
         """Compute loss and gradients, without a posterior."""
-        logits = self._logits(batch.x, training=True)
+        logits = self._logits(batch.x, self.augmentation)
         if not self._step_checked:  # as the parent does
             self._check_output(logits)
             self._first_logits = logits.detach().clone()
@@ -204,9 +204,9 @@ class Mixup(Rival):
         super().__init__(module, **kwargs)
         self.mixup_alpha = mixup_alpha
 
-    def _prepare(self, x, *, training):
-        x = super()._prepare(x, training=training)
-        if not training:
+    def _prepare(self, x, augmentation=None):
+        x = super()._prepare(x, augmentation)
+        if not self.module_.training:
             return x
         if not (isinstance(x, Tensor) and x.is_floating_point()):
             raise TypeError("mixup needs inputs that are a Tensor of floats or pixels.")
@@ -379,7 +379,7 @@ class CSKD(Rival):
         x, rows, classes = self._memory
         partners = x[same_class(batch.y, rows, classes)]
         with torch.no_grad():
-            teacher = _wide(self._logits(partners, training=True))
+            teacher = _wide(self._logits(partners, self.augmentation))
         distilled = distillation_loss(logits, teacher, self.temperature)
         return F.cross_entropy(logits, batch.y) + self.strength * distilled
 
@@ -408,7 +408,7 @@ class DLB(Rival):
         if last is None:
             return F.cross_entropy(logits, batch.y)
         before, teacher = last
-        again = _wide(self._logits(before.x, training=True))
+        again = _wide(self._logits(before.x, self.augmentation))
         both, labels = torch.cat([again, logits]), torch.cat([before.y, batch.y])
         distilled = distillation_loss(again, teacher, self.temperature)
         return F.cross_entropy(both, labels) + self.strength * distilled
