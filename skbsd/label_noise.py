@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.mixture import GaussianMixture
 from sklearn.utils import Bunch, check_random_state, column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
@@ -359,6 +358,8 @@ def _confident_class(shares: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 def _mixture_class(shares: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Return the strongest other class of samples of the lower kind, -1 of others."""
+    from sklearn.mixture import GaussianMixture  # which takes a while to import
+
     rows = np.arange(len(codes))
     others = shares.copy()
     others[rows, codes] = -1.0
