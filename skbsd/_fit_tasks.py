@@ -41,7 +41,16 @@ class FitTasks(CallbackSupportMixin):
             "metadata": None if weight is None else {"sample_weight": weight},
         }
         self._fit_task = self._init_callback_context(max_subtasks=self.max_epochs)
-        self._fit_task.call_on_fit_task_begin(**self._task_data)
+        try:
+            self._fit_task.call_on_fit_task_begin(**self._task_data)
+        except BaseException:
+            self._forget_fit_task()
+            raise
+
+    def _forget_fit_task(self) -> None:
+        """Leave nothing of the tasks, nor of the data."""
+        for name in ("_fit_task", "_task_data"):
+            self.__dict__.pop(name, None)
 
     def _begin_epoch_task(self) -> Any:
         """Say that an epoch begins, and return what ends it."""

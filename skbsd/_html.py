@@ -3,15 +3,10 @@
 from typing import Any
 
 from sklearn.base import BaseEstimator
-from sklearn.utils._repr_html.estimator import _VisualBlock
 from skorch.history import History
 
-# As skorch calls them, and as people do.
-_FIGURES = {
-    "train_loss": "training loss",
-    "valid_loss": "validation loss",
-    "valid_acc": "validation accuracy",
-}
+from ._history import NAMES, outcome
+
 # scikit-learn would list whatever ends in an underscore, skorch's inner state too.
 _ATTRIBUTES = (
     "device_",
@@ -35,6 +30,9 @@ class HTMLRepresentation:
 
     def _sk_visual_block_(self):
         """Return what scikit-learn draws, on its own and as a step of a Pipeline."""
+        # Here, where scikit-learn draws a plain block if it is not there any more.
+        from sklearn.utils._repr_html.estimator import _VisualBlock
+
         return _VisualBlock(
             "single",
             self,
@@ -45,36 +43,22 @@ class HTMLRepresentation:
 
     def _training_summary(self) -> str | None:
         """Say in a line how training went."""
-        figures = self._final_figures()
-        if not figures:
+        found = outcome(self.history_)
+        if found is None:
             return None
-        n_epochs, seconds = figures.pop("epochs"), figures.pop("seconds")
-        losses = [f"{_FIGURES[key]} {value:.3g}" for key, value in figures.items()]
-        epochs = "epoch" if n_epochs == 1 else "epochs"
-        return (
-            f"{n_epochs} {epochs} on {self.device_} in {seconds:.3g} s; "
-            f"{', '.join(losses)}"
-        )
-
-    def _final_figures(self) -> dict[str, float]:
-        """Return number and time of the epochs, and the last one's losses."""
-        epochs = [e for e in self.history_ or () if "train_loss" in e]
-        if not epochs:
-            return {}
-        figures = {"epochs": len(epochs), "seconds": sum(e["dur"] for e in epochs)}
-        return figures | {key: epochs[-1][key] for key in _FIGURES if key in epochs[-1]}
+        epochs = "1 epoch" if found.n_epochs == 1 else f"{found.n_epochs} epochs"
+        time = "" if found.seconds is None else f" in {found.seconds:.3g} s"
+        last = [f"{NAMES[key]} {value:.3g}" for key, value in found.last.items()]
+        return f"{epochs} on {self.device_}{time}; {', '.join(last)}"
 
     def _get_fitted_attr_html(self, doc_link=""):
         """Return the table of fitted attributes, of scikit-learn 1.9."""
         table: Any = BaseEstimator._get_fitted_attr_html(self, doc_link)
-        figures = self._final_figures()
-        rows = {
-            key: {"type_name": "float", "value": float(value)}
-            for key, value in figures.items()
-            if key in _FIGURES
-        }
+        found = outcome(self.history_)
         table.data = {
-            **{name: table.data[name] for name in _ATTRIBUTES if name in table.data},
-            **rows,
+            name: table.data[name] for name in _ATTRIBUTES if name in table.data
+        } | {
+            name: {"type_name": "float", "value": value}
+            for name, value in (found.last if found else {}).items()
         }
         return table

@@ -96,8 +96,7 @@ class TrainingLoop(FitTasks, TwoViews):
                 del (self.history_ or [])[n_epochs:]
             raise
         finally:
-            for name in ("_fit_task", "_task_data"):
-                self.__dict__.pop(name, None)
+            self._forget_fit_task()
         return self
 
     def _start(self, data: TrainingData, rows, dtype, *, keep: bool) -> None:
@@ -229,13 +228,21 @@ class TrainingLoop(FitTasks, TwoViews):
                     self.run_single_epoch(
                         valid_batches, False, "valid", self.validation_step
                     )
-                    self.notify("on_epoch_end", **datasets)
-                    self._epochs_run += 1
-                    if self._end_task(task):
+                    if self._end_epoch(task, datasets):
                         break
         finally:
             self._first_logits = None
             self._scale_learning_rate(1.0)
+
+    def _end_epoch(self, task, datasets: dict) -> bool:
+        """Tell callbacks of an epoch's end; return whether one wants to stop."""
+        stops = False
+        try:
+            self.notify("on_epoch_end", **datasets)
+        except KeyboardInterrupt:  # such as EarlyStopping
+            stops = True
+        self._epochs_run += 1
+        return self._end_task(task) or stops
 
     def _end_training_pass(self, weights: list[tuple[Tensor, Tensor]]) -> None:
         """Look at what an epoch's training has brought, and take note of it."""

@@ -171,6 +171,7 @@ class TwoViews(ForwardPass):
                 yield
         finally:
             self._contrast = None
+            self._contrast_losses = []
 
     def _two_view_step(self, batch: Batch, setting: Contrastive) -> dict:
         """Update the posterior with the mean of both views' predictions.

@@ -6,10 +6,9 @@ from typing import Any
 
 from skorch.callbacks import Callback
 
-__all__ = ["ProgressBar"]
+from ._history import figures
 
-# As they are called in the history, and shown.
-_FIGURES = {"train_loss": "loss", "valid_loss": "valid_loss", "valid_acc": "valid_acc"}
+__all__ = ["ProgressBar"]
 
 
 class ProgressBar(Callback):
@@ -50,9 +49,11 @@ class ProgressBar(Callback):
         **kwargs : dict
             Unused, as in skorch.
         """
+        self.on_train_end(net)  # one that an error has left
         self.first_ = len(net.history)
         in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
-        if in_notebook or sys.stderr.isatty():
+        # There is no standard error in programs without a console.
+        if in_notebook or (sys.stderr is not None and sys.stderr.isatty()):
             with warnings.catch_warnings():  # of notebooks without ipywidgets
                 warnings.simplefilter("ignore")
                 from tqdm.auto import tqdm
@@ -73,17 +74,15 @@ class ProgressBar(Callback):
             Unused, as in skorch.
         """
         epoch = net.history[-1]
-        figures = {
-            name: f"{epoch[key]:.3g}" for key, name in _FIGURES.items() if key in epoch
-        }
+        shown = {key: f"{value:.3g}" for key, value in figures(epoch).items()}
         if self.bar_ is not None:
-            self.bar_.set_postfix(figures, refresh=False)
+            self.bar_.set_postfix(shown, refresh=False)
             self.bar_.update()
             return
         done, total = len(net.history) - self.first_, net.max_epochs
         if done * 10 // total > (done - 1) * 10 // total:
-            shown = (f"{name} {value}" for name, value in figures.items())
-            line = ", ".join((f"epoch {done} of {total}", *shown))
+            texts = (f"{name} {value}" for name, value in shown.items())
+            line = ", ".join((f"epoch {done} of {total}", *texts))
             print(line, file=sys.stderr, flush=True)
 
     def on_train_end(self, net, X=None, y=None, **kwargs):

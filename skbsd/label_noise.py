@@ -262,10 +262,11 @@ def find_label_issues(estimator, *, threshold="confident"):
 
     "mixture" fits two normal distributions to the margins, the logarithms of the
     label's evidence over the strongest other class's [2]_, and lists the samples that
-    more probably belong to the lower one [3]_. It finds wrong labels that were learnt
-    by heart too, as long as they were learnt later than the others. It takes for
-    granted that many labels are wrong: where none are, it lists those that were hard
-    to learn, up to half of all, and where a class is rare, that class.
+    more probably belong to the lower one [3]_, unless that is the larger of the two. It
+    finds wrong labels that were learnt by heart too, as long as they were learnt later
+    than the others. It takes for granted that many labels are wrong: where few are, it
+    may list a third of all samples, those that were hard to learn, and where a class is
+    rare, that class.
 
     References
     ----------
@@ -375,8 +376,11 @@ def _mixture_class(shares: np.ndarray, codes: np.ndarray) -> np.ndarray:
     if len(np.unique(margins)) < 2:
         return found
     kinds = GaussianMixture(2, n_init=3, reg_covar=1e-3, random_state=0).fit(margins)
-    lower = kinds.predict(margins) == kinds.means_.argmin()
+    lowest = kinds.means_.argmin()
+    if kinds.weights_[lowest] > 0.5:  # what most samples are is not wrong
+        return found
     # A wide lower kind is the more probable one above the other too.
+    lower = kinds.predict(margins) == lowest
     lower &= margins[:, 0] < kinds.means_.max()
     found[known] = np.where(lower, strongest[known], -1)
     return found

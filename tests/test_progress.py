@@ -13,11 +13,14 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from skorch.callbacks import Callback
+from sklearn.utils.fixes import parse_version
+from skorch.callbacks import Callback, EarlyStopping
 from skorch.dataset import ValidSplit
 
 from skbsd import BSDClassifier
 from skbsd.callbacks import ProgressBar
+
+NEWEST = parse_version(sklearn.__version__) >= parse_version("1.9")
 
 
 class Terminal(io.StringIO):
@@ -52,19 +55,15 @@ class TestProgressBar:
             str(n) for n in range(2, 21, 2)
         ]
         last = model.history_[-1]
-        for name, key in (
-            ("loss", "train_loss"),
-            ("valid_loss", "valid_loss"),
-            ("valid_acc", "valid_acc"),
-        ):
-            assert f", {name} {last[key]:.3g}" in lines[-1]
+        for name in ("train_loss", "valid_loss", "valid_acc"):
+            assert f", {name} {last[name]:.3g}" in lines[-1]
 
     @pytest.mark.parametrize("n_epochs", [1, 3, 11])
     def test_few_epochs(self, iris, capsys, n_epochs):
         BSDClassifier(max_epochs=n_epochs, callbacks=[ProgressBar()]).fit(*iris)
         err = capsys.readouterr().err
         assert err.count("\n") == min(n_epochs, 10)
-        assert f"epoch {n_epochs} of {n_epochs}, loss" in err
+        assert f"epoch {n_epochs} of {n_epochs}, train_loss" in err
 
     @pytest.mark.parametrize("stream", [Terminal, Kernel])
     def test_bar(self, iris, monkeypatch, stream):
@@ -74,8 +73,26 @@ class TestProgressBar:
         shown = sys.stderr.getvalue()
         assert "100%" in shown
         assert "12/12" in shown
-        assert f"loss={model.history_[-1, 'train_loss']:.3g}" in shown
+        assert f"train_loss={model.history_[-1, 'train_loss']:.3g}" in shown
         assert model.callbacks_[-2][1].bar_ is None
+
+    def test_a_bar_that_an_error_left_is_closed(self, iris, monkeypatch):
+        class Fails(Callback):
+            def on_epoch_end(self, net, **kwargs):
+                raise RuntimeError("on purpose")
+
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        bar = ProgressBar()
+        with pytest.raises(RuntimeError, match="on purpose"):
+            BSDClassifier(max_epochs=2, callbacks=[bar, Fails()]).fit(*iris)
+        left = bar.bar_
+        BSDClassifier(max_epochs=2, callbacks=[bar]).fit(*iris)
+        assert left.disable  # as tqdm marks what is closed
+        assert bar.bar_ is None
+
+    def test_without_standard_error(self, iris, monkeypatch):
+        monkeypatch.setattr(sys, "stderr", None)
+        BSDClassifier(max_epochs=1, callbacks=[ProgressBar()]).fit(*iris)
 
     def test_partial_fit_counts_anew(self, iris, capsys):
         model = BSDClassifier(max_epochs=2, callbacks=[ProgressBar()])
@@ -111,8 +128,8 @@ class TestRepresentation:
         assert page.tags["table"] == 1
         names = [text for text in page.texts if text in BSDClassifier().get_params()]
         assert len(names) == len(BSDClassifier().get_params())
-        # What differs from the defaults comes first.
-        assert set(names[:2]) == {"prior_strength", "max_epochs"}
+        if NEWEST:  # what differs from the defaults comes first
+            assert set(names[:2]) == {"prior_strength", "max_epochs"}
         assert not any("epochs on" in text for text in page.texts)
 
     def test_fitted(self, iris):
@@ -142,7 +159,11 @@ class TestRepresentation:
         html = BSDClassifier(augmentation="<script>alert(1)</script>")._repr_html_()
         assert "<script>alert" not in html
 
-    def test_weights_without_history(self, iris, tmp_path):
+    def test_without_a_timer(self, iris):
+        model = BSDClassifier(max_epochs=2, callbacks__epoch_timer=None).fit(*iris)
+        assert "2 epochs on cpu; training loss" in model._repr_html_()
+
+    def test_weights_without_history(self, iris):
         model = BSDClassifier(max_epochs=1).fit(*iris)
         model.history_ = None
         assert "epoch on" not in model._repr_html_()
@@ -157,12 +178,12 @@ class TestRepresentation:
         assert "1 epoch on cpu" in model._repr_html_()
 
 
-if sklearn.__version__ >= "1.9":
+if NEWEST:
     from sklearn.callback import ProgressBar as SklearnProgressBar
     from sklearn.callback import ScoringMonitor
 
 
-@pytest.mark.skipif(sklearn.__version__ < "1.9", reason="callbacks of scikit-learn 1.9")
+@pytest.mark.skipif(not NEWEST, reason="callbacks of scikit-learn 1.9")
 class TestSklearnCallbacks:
     def test_scores_of_every_epoch(self, iris):
         X, y = iris
@@ -220,6 +241,30 @@ class TestSklearnCallbacks:
         model = BSDClassifier(max_epochs=9).set_callbacks(stop).fit(*iris)
         assert model.n_iter_ == stop.ended == 2
         assert stop.torn_down
+
+    def test_hears_of_the_epoch_in_which_skorch_stops(self, iris):
+        monitor = ScoringMonitor(scoring="accuracy")
+        model = BSDClassifier(
+            max_epochs=9,
+            callbacks=[EarlyStopping(patience=2, threshold=1e9)],
+            train_split=ValidSplit(5),
+        )
+        model.set_callbacks(monitor).fit(*iris)
+        log = monitor.get_logs().data_as_pandas
+        assert 2 <= model.n_iter_ < 9
+        assert (log["task_name"] == "epoch").sum() == model.n_iter_
+
+    def test_nothing_is_left_where_a_callback_fails(self, iris):
+        class Fails(ScoringMonitor):
+            def on_fit_task_begin(self, estimator, context):
+                raise RuntimeError("on purpose")
+
+        model = BSDClassifier(max_epochs=1)
+        before = model.__dict__.keys() | {"_skl_callbacks"}
+        model.set_callbacks(Fails(scoring="accuracy"))
+        with pytest.raises(RuntimeError, match="on purpose"):
+            model.fit(*iris)
+        assert model.__dict__.keys() == before
 
     def test_torn_down_after_an_error(self, iris):
         X, y = iris

@@ -12,15 +12,11 @@ import sklearn
 import skorch
 import torch
 
+from .._history import NAMES, outcome
 from ._page import element, facts, scrolling, section
 
 # Longer values, such as whole networks, are cut.
 _LONGEST = 300
-_LOSSES = {
-    "train_loss": "Training loss",
-    "valid_loss": "Validation loss",
-    "valid_acc": "Validation accuracy",
-}
 
 
 def settings(steps: Sequence[tuple[str, Any]]) -> Element:
@@ -69,8 +65,8 @@ def _show(value) -> str:
 
 def training(model: Any) -> Element | None:
     """Show what came of the training, for networks that keep a history."""
-    epochs = [e for e in getattr(model, "history_", None) or () if "train_loss" in e]
-    if not epochs:
+    found = outcome(getattr(model, "history_", None))
+    if found is None:
         return None
     n_weights = sum(p.numel() for p in model.module_.parameters())
     pairs = [("Network", f"{type(model.module_).__name__}, {n_weights:,} weights")]
@@ -78,13 +74,13 @@ def training(model: Any) -> Element | None:
         pairs.append(("Training samples", f"{len(model.posterior_):,}"))
         pairs.append(("Prior strength c, as used", f"{model.prior_strength_:g}"))
         pairs.append(("Discount γ, as used", f"{model.discount_:g}"))
-    pairs.append(("Epochs", f"{len(epochs):,}"))
+    pairs.append(("Epochs", f"{found.n_epochs:,}"))
     pairs.append(("Device", str(getattr(model, "device_", model.device))))
-    pairs.append(("Time", f"{sum(e['dur'] for e in epochs):.1f} s"))
+    if found.seconds is not None:
+        pairs.append(("Time", f"{found.seconds:.1f} s"))
     pairs += [
-        (f"{name}, last epoch", f"{epochs[-1][key]:.4g}")
-        for key, name in _LOSSES.items()
-        if key in epochs[-1]
+        (f"{NAMES[key].capitalize()}, last epoch", f"{value:.4g}")
+        for key, value in found.last.items()
     ]
     return section("Training", facts(pairs))
 

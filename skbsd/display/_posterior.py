@@ -140,6 +140,8 @@ class PosteriorDisplay:
         validate_parameter_constraints(_GRID, parameters, caller)
         # All of them before anything is drawn.
         panels = [self._panel(i, max_classes) for i in range(len(self.mass))]
+        if not panels:
+            raise ValueError("mass has no rows: expected at least one sample to show.")
 
         n_cols = min(n_cols, len(panels))
         n_rows = -(-len(panels) // n_cols)
@@ -324,7 +326,8 @@ def _plot_panel(ax, panel: _Panel):
     """Plot the bars of a sample, and return them."""
     places = np.arange(len(panel.names))
     bars = ax.barh(places, panel.widths, height=0.8)
-    ax.set_yticks(places, panel.names)
+    # Names are the user's: a dollar sign is one.
+    ax.set_yticks(places, panel.names, parse_math=False)
     for bar, name, style in zip(bars, ax.get_yticklabels(), panel.styles, strict=True):
         bar.set(**style)
         if style is _GIVEN_BAR:  # whose bar may be too short to be seen
@@ -332,7 +335,7 @@ def _plot_panel(ax, panel: _Panel):
     ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     ax.set(xlim=(0, 1), ylim=(len(places) - 0.4, -0.6))
     # A long title goes over the image, and not into the next panel.
-    ax.set_title(panel.title, fontsize="small", loc="right")
+    ax.set_title(panel.title, fontsize="small", loc="right", parse_math=False)
     ax.tick_params(labelsize="x-small", length=2)
     ax.spines[["top", "right"]].set_visible(False)
     return bars

@@ -284,9 +284,11 @@ class ReliabilityDisplay:
         # The margin leaves room for the markers at 0 and 1.
         limits, ticks = (-0.02, 1.02), np.linspace(0, 1, 6)
         self.ax_.set(xlim=limits, xticks=ticks, aspect="equal")
-        self.ax_.set(ylim=limits, yticks=ticks, ylabel=ylabel)
+        self.ax_.set(ylim=limits, yticks=ticks)
+        # The class's name is the user's: a dollar sign is one.
+        self.ax_.set_ylabel(ylabel, parse_math=False)
         # Another display may have drawn a histogram here.
-        (find_histogram(self.ax_) or self.ax_).set_xlabel(xlabel)
+        (find_histogram(self.ax_) or self.ax_).set_xlabel(xlabel, parse_math=False)
 
     def _plot_legend(self):
         """Plot the legend, the reference line after all the models."""

@@ -4,6 +4,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from .._history import finished
 from ._fitted import fitted_classifier
 from ._grid import divide
 from ._style import STYLES, require_matplotlib
@@ -251,7 +252,7 @@ class TrainingDisplay:
         <...>
         """
         require_matplotlib(f"{cls.__name__}.from_history")
-        epochs = [epoch for epoch in history or () if "train_loss" in epoch]
+        epochs = finished(history)
         if not epochs:
             known = sorted({name for epoch in history or () for name in epoch})
             raise ValueError(
