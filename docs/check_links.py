@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-# What a browser fetches of itself.
-_LOADING = {("img", "src"), ("script", "src"), ("iframe", "src"), ("img", "srcset")}
+# The relations of a `link` that a browser fetches of itself.
+_FETCHED = {"stylesheet", "icon", "preload", "modulepreload", "manifest"}
 
 
 class Link(NamedTuple):
@@ -52,16 +52,18 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         """Take note of a tag's links and anchors."""
         line = self.getpos()[0]
-        of_style = tag == "link" and ("rel", "stylesheet") in attrs
+        relations = set((dict(attrs).get("rel") or "").split())
         for name, value in attrs:
             if not value:
                 continue
             if name == "id" or (name == "name" and tag == "a"):
                 self.anchors.add(value)
-            elif name in ("href", "src"):
-                loads = of_style or (tag, name) in _LOADING
+            elif name == "href":
+                loads = tag == "link" and bool(relations & _FETCHED)
                 self.links.append(Link(line, value, loads))
-            elif name == "srcset":
+            elif name in ("src", "poster") or (tag, name) == ("object", "data"):
+                self.links.append(Link(line, value, True))
+            elif name == "srcset" and not value.startswith("data:"):
                 parts = (part.split()[0] for part in value.split(",") if part.split())
                 self.links += [Link(line, part, True) for part in parts]
 

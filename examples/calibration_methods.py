@@ -57,7 +57,7 @@ methods = {
 # %%
 # Five splits of the digits.
 scores = {name: [] for name in methods}
-predictions = {name: [] for name in methods}
+predictions = {}
 for seed in range(5):
     X_train, X_test, y_train, y_test = train_test_split(
         X, y, train_size=450, random_state=seed, stratify=y
@@ -69,7 +69,7 @@ for seed in range(5):
         accuracy = (proba.argmax(axis=1) == y_test).mean()
         ece = expected_calibration_error(y_test, proba)
         scores[name].append((accuracy, ece, log_loss(y_test, proba)))
-        predictions[name].append((y_test, proba))
+        predictions[name] = proba
 
 print(f"{'':15}{'accuracy':>14}{'ECE':>14}{'log loss':>16}")
 for name, values in scores.items():
@@ -80,18 +80,19 @@ for name, values in scores.items():
     )
 
 # %%
-# Reliability over all five splits. What lies on the diagonal is as right as it is sure;
-# the strip below shows how sure it is how often. Cross-entropy is surer than right.
-# Temperature and sigmoid can only soften all of it alike, to fit labels that are wrong
-# in part. BSD keeps both the accuracy and the shape; by default it is too careful where
-# labels are wrong, and "noisy" says that they are.
+# Reliability in the last of the five splits. What lies on the diagonal is as right as
+# it is sure; the strip below shows how sure it is how often. Cross-entropy is surer
+# than right. Temperature and sigmoid can only soften all of it alike, to fit labels
+# that are wrong in part. BSD keeps both the accuracy and the shape; by default it is
+# too careful where labels are wrong, and "noisy" says that they are.
 figure, axes = plt.subplots(2, 3, figsize=(10, 8), layout="constrained")
-for ax, (name, pairs) in zip(axes.flat, predictions.items(), strict=True):
-    labels, proba = (np.concatenate(part) for part in zip(*pairs, strict=True))
+for ax, (name, proba) in zip(axes.flat, predictions.items(), strict=True):
     ReliabilityDisplay.from_predictions(
-        labels, proba, n_bins=10, n_bootstraps=100, random_state=0, ax=ax
+        y_test, proba, n_bins=10, n_bootstraps=100, random_state=0, ax=ax
     )
     ax.set_title(name)
     ax.get_legend().remove()
-    ax.text(0.04, 0.9, f"ECE {expected_calibration_error(labels, proba):.1%}")
+    ax.text(
+        0.04, 0.9, f"ECE {expected_calibration_error(y_test, proba, n_bins=10):.1%}"
+    )
 plt.show()

@@ -25,8 +25,8 @@ given, wrong = flip_labels(true, 0.1, random_state=0)
 print(f"{len(given):,} digits, {wrong.sum()} of them with a wrong label")
 
 # %%
-# One fit. The list holds row, given and suggested label, and the mass of both in the
-# sample's belief; the worst come first.
+# One fit. The list holds row, given and suggested label, and the share that each of the
+# two has of what the network predicted while it learnt; the worst come first.
 model = BSDClassifier(prior_strength="noisy", random_state=0).fit(X_train, given)
 issues = find_label_issues(model)
 print(f"{'row':>5}  given  suggested  true  mass given  mass suggested")

@@ -45,8 +45,8 @@ class Reader(nn.Module):
 
 # %%
 # ``module__width`` reaches the module, ``optimizer__*`` the optimizer. `train_split`
-# keeps a fifth of the images to watch, and `EarlyStopping` ends training when their
-# loss has not fallen for 15 epochs.
+# keeps a fifth of the images to watch. `EarlyStopping` would end a training whose
+# validation loss has not fallen for 15 epochs; this one goes through.
 X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(
     X / 16, y, random_state=0, stratify=y

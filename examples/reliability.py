@@ -36,8 +36,9 @@ for name, model in models.items():
 
 # %%
 # Each point is a group of test images that the network is about equally sure of: their
-# mean confidence, and how many of them it has right. The band holds 95 % of what
-# resampling the test images gives. Below the diagonal it promises more than it keeps.
+# mean confidence, and how many of them it has right. The band is the 95 % interval by
+# the bootstrap, of which test images were drawn. Below the diagonal it promises more
+# than it keeps.
 figure, ax = plt.subplots(figsize=(6, 7), layout="constrained")
 ReliabilityDisplay.from_estimators(
     models, X_test, y_test, n_bins=10, n_bootstraps=200, random_state=0, ax=ax

@@ -80,8 +80,8 @@ PosteriorDisplay.from_estimator(model, np.r_[typical, odd, flipped], X)
 plt.show()
 
 # %%
-# How soft the targets have become: what the mean image's target still owes its label,
-# by whether that is right.
+# How soft the targets have become: the mass of the label in the mean image's target, by
+# whether the label is right.
 figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 kept = beliefs[:, np.arange(len(given)), given]
 ax.plot(kept[:, ~wrong].mean(axis=1), "-", color="#0072B2", label="label right")

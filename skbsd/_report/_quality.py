@@ -108,7 +108,8 @@ def quality(codes, proba, *, n_bootstraps: int, random_state) -> Element:
     note = (
         f"Below each figure, its 95 % interval by the bootstrap ({n_bootstraps:,} "
         "resamples of the test set): how far it depends on which samples were tested. "
-        "What another training would change is not in it."
+        "What another training would change is not in it, and the interval of a small "
+        "calibration error is too narrow at its lower end."
     )
     return section(
         "Quality",
