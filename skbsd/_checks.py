@@ -4,9 +4,11 @@ import math
 import zlib
 from collections.abc import Sized
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
+from sklearn.pipeline import Pipeline
 from sklearn.utils import assert_all_finite, check_array, column_or_1d
 from sklearn.utils._param_validation import (
     Interval,
@@ -16,7 +18,7 @@ from sklearn.utils._param_validation import (
 )
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from ._evidence import resolve_prior_strength
@@ -402,3 +404,30 @@ def _checksum(values) -> tuple:
     values = np.ascontiguousarray(values)
     octets = values.reshape(-1).view(np.uint8).data
     return (values.shape, values.dtype.str, zlib.crc32(octets))
+
+
+def fitted_classifier(estimator: Any, attribute: str) -> Any:
+    """Return a fitted BSDClassifier, or the one that a pipeline ends in.
+
+    Parameters
+    ----------
+    estimator : BSDClassifier or Pipeline
+    attribute : str
+        What it has to have been fitted to have.
+
+    Raises
+    ------
+    ValueError
+        For another estimator.
+    NotFittedError
+        If it has not been fitted.
+    """
+    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+    if not hasattr(last, "prior_strength"):
+        where = " as last step" if last is not estimator else ""
+        raise ValueError(
+            f"expected a fitted BSDClassifier or a Pipeline that ends in one, got "
+            f"{type(last).__name__}{where}; pass a search's best_estimator_."
+        )
+    check_is_fitted(last, attribute)
+    return last

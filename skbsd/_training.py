@@ -228,13 +228,13 @@ class TrainingLoop(FitTasks, TwoViews):
                     self.run_single_epoch(
                         valid_batches, False, "valid", self.validation_step
                     )
-                    if self._end_epoch(task, datasets):
+                    if self._close_epoch(task, datasets):
                         break
         finally:
             self._first_logits = None
             self._scale_learning_rate(1.0)
 
-    def _end_epoch(self, task, datasets: dict) -> bool:
+    def _close_epoch(self, task, datasets: dict) -> bool:
         """Tell callbacks of an epoch's end; return whether one wants to stop."""
         stops = False
         try:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils import Bunch, check_random_state, column_or_1d
-from sklearn.utils.validation import check_is_fitted
+
+from ._checks import fitted_classifier
 
 __all__ = ["find_label_issues", "flip_labels", "label_quality"]
 
@@ -169,7 +170,7 @@ def label_quality(estimator) -> np.ndarray:
 
     Parameters
     ----------
-    estimator : BSDClassifier
+    estimator : BSDClassifier or Pipeline
         Fitted, with a finite prior strength.
 
     Returns
@@ -214,7 +215,7 @@ def label_quality(estimator) -> np.ndarray:
     >>> roc_auc_score(flipped, 1 - quality) > 0.99
     True
     """
-    shares, codes = _evidence_shares(estimator)
+    shares, codes = _evidence_shares(fitted_classifier(estimator, "posterior_"))
     return np.take_along_axis(shares, codes[:, np.newaxis], axis=1)[:, 0]
 
 
@@ -223,7 +224,7 @@ def find_label_issues(estimator, *, threshold="confident"):
 
     Parameters
     ----------
-    estimator : BSDClassifier
+    estimator : BSDClassifier or Pipeline
         Fitted, with a finite prior strength; ``prior_strength="noisy"`` is made for
         such data.
     threshold : {"confident", "mixture"} or float, default="confident"
@@ -237,7 +238,7 @@ def find_label_issues(estimator, *, threshold="confident"):
         A row per issue, or a Bunch of arrays of the same names where pandas is not
         installed, ordered by `given_mass`:
 
-        - `row`: of the X given to `fit`;
+        - `row`: position in the X given to `fit`, for `iloc` of a DataFrame;
         - `given_label`, `suggested_label`;
         - `given_mass`, `suggested_mass`: their shares of the sample's evidence, in
           [0, 1]. The first is the :func:`label_quality`.
@@ -289,7 +290,8 @@ def find_label_issues(estimator, *, threshold="confident"):
     >>> bool(flipped[issues["row"][:100]].all())
     True
     """
-    shares, codes = _evidence_shares(estimator)
+    classifier = fitted_classifier(estimator, "posterior_")
+    shares, codes = _evidence_shares(classifier)
     rows = np.arange(len(codes))
     given = shares[rows, codes]
     if isinstance(threshold, str) and threshold in _RULES:
@@ -307,8 +309,8 @@ def find_label_issues(estimator, *, threshold="confident"):
     issues = issues[np.argsort(given[issues], kind="stable")]
     columns = {
         "row": issues,
-        "given_label": estimator.classes_[codes[issues]],
-        "suggested_label": estimator.classes_[suggested[issues]],
+        "given_label": classifier.classes_[codes[issues]],
+        "suggested_label": classifier.classes_[suggested[issues]],
         "given_mass": given[issues],
         "suggested_mass": shares[issues, suggested[issues]],
     }
@@ -319,20 +321,14 @@ def find_label_issues(estimator, *, threshold="confident"):
     return pd.DataFrame(columns)
 
 
-def _evidence_shares(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
+def _evidence_shares(classifier: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return each class's share of each sample's evidence, and the labels' codes."""
-    if not hasattr(estimator, "prior_strength"):
-        raise ValueError(
-            f"expected a fitted BSDClassifier, got {type(estimator).__name__}; pass a "
-            "pipeline's last step, or a search's best_estimator_."
-        )
-    check_is_fitted(estimator, "posterior_")
-    if np.isinf(estimator.prior_strength_):
+    if np.isinf(classifier.prior_strength_):
         raise ValueError(
             "prior_strength=inf trains with cross-entropy, and keeps no predictions "
             "that could speak against a label; fit with prior_strength='noisy'."
         )
-    posterior = estimator.posterior_
+    posterior = classifier.posterior_
     if posterior.prior_strength * torch.finfo(posterior.dtype).eps > 1.1:
         raise ValueError(
             f"prior_strength={posterior.prior_strength:g} is so large that predictions "

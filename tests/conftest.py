@@ -25,3 +25,17 @@ def digits():
 def uint8_digits(digits):
     X, y = digits
     return (X * 15).astype(np.uint8), y
+
+
+@pytest.fixture
+def plt():
+    """Pyplot that draws to memory, its figures closed."""
+    matplotlib = pytest.importorskip("matplotlib")
+    backend = matplotlib.get_backend()
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+    yield plt
+    plt.close("all")
+    matplotlib.use(backend)

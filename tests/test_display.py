@@ -21,8 +21,6 @@ from skbsd.display._reliability import _REF_LABEL
 from skbsd.display._style import STYLES
 from skbsd.metrics import calibration_curve, expected_calibration_error
 
-pytest_plugins = ["drawing"]
-
 
 @pytest.fixture(scope="module")
 def predictions():

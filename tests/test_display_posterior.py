@@ -15,8 +15,6 @@ from skbsd.display import PosteriorDisplay
 from skbsd.display._style import STYLES
 from skbsd.label_noise import find_label_issues, flip_labels
 
-pytest_plugins = ["drawing"]
-
 MASS = np.array([[0.7, 0.2, 0.1], [0.3, 0.1, 0.6], [0.2, 0.5, 0.3]])
 GIVEN, CLASSES = np.array(["cat", "cat", "dog"]), np.array(["cat", "dog", "fox"])
 

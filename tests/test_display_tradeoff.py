@@ -12,8 +12,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from skbsd.display import CalibrationTradeoffDisplay
 from skbsd.metrics import get_scorer
 
-pytest_plugins = ["drawing"]
-
 INF = float("inf")
 SCORING = {
     "brier": "neg_brier_score",
@@ -108,7 +106,7 @@ def test_values_of_any_kind(plt):
     # Names have no order: the line goes through the numbers.
     assert_allclose(display.line_.get_xdata(), [0.4, 0.2, 0.3])
     assert display.best_ is None
-    assert legend_texts(display) == ["model__c"]
+    assert legend_texts(display) == ["c"]
     negative = CalibrationTradeoffDisplay([0.1], [0.9], [-INF]).plot()
     assert texts(negative) == ["−∞"]
     assert negative.ax_.get_legend() is None

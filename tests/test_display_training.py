@@ -13,8 +13,6 @@ from skorch.dataset import ValidSplit
 
 from skbsd.display import TrainingDisplay
 
-pytest_plugins = ["drawing"]
-
 EPOCHS = [
     {"epoch": 1, "train_loss": 1.1, "valid_loss": 0.9, "valid_acc": 0.6, "batches": []},
     {"epoch": 2, "train_loss": 0.8, "valid_loss": 0.5, "valid_acc": 0.7, "batches": []},

@@ -94,7 +94,7 @@ class Collating(Images):
 
 class OwnStep(BSDClassifier):
     def train_step_single(self, batch, **fit_params):
-        logits = self.infer(self._prepare(batch.x, training=True))
+        logits = self.infer(self._prepare(batch.x))
         loss = self.posterior_.step(logits, batch.rows)
         loss.backward()
         return {"loss": loss, "y_pred": logits}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from sklearn.utils.validation import _num_samples
 
-from ._fitted import fitted_classifier
+from .._checks import fitted_classifier
 from ._grid import divide
 from ._images import as_images
 from ._style import STYLES, require_matplotlib
@@ -235,7 +235,7 @@ class PosteriorDisplay:
         estimator : BSDClassifier or Pipeline
             Fitted, or a pipeline that ends in a fitted one.
         rows : int or array-like of int of shape (n_samples,)
-            Rows of the X given to `fit`, such as those that
+            Rows of the X given to `fit`, by position, such as those that
             :func:`skbsd.label_noise.find_label_issues` lists.
         X : array-like, DataFrame, Tensor or Dataset, default=None
             That X, for images of the samples: of shape (n_train, height, width) or

@@ -102,8 +102,9 @@ class ReliabilityDisplay:
     Bootstrap intervals are basic ones [3]_, cut to [0, 1]: samples are drawn anew, and
     the bins stay. A calibration error is larger in a resample than in the sample, as
     that is larger than the classifier's; its interval takes this bias out, and so may
-    lie below the value itself. It covers less than it says where the error is small. Where all the samples of a bin are right, or all wrong,
-    the band has no height: they tell nothing of what else might have been drawn.
+    lie below the value itself. It covers less than it says where the error is small.
+    Where all the samples of a bin are right, or all wrong, the band has no height: they
+    tell nothing of what else might have been drawn.
 
     References
     ----------

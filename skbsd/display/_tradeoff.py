@@ -110,7 +110,7 @@ class CalibrationTradeoffDisplay:
         ax : matplotlib Axes, default=None
             Axes object to plot on. If `None`, a new figure and axes is created.
         name : str, default=None
-            Name in the legend. If `None`, the name of the parameter.
+            Name in the legend. If `None`, the name of the parameter, without a step's.
         **kwargs : dict
             Keyword arguments passed to :meth:`matplotlib.axes.Axes.plot` for points
             and line.
@@ -124,6 +124,7 @@ class CalibrationTradeoffDisplay:
         from matplotlib.cbook import normalize_kwargs
         from matplotlib.colors import to_rgba
         from matplotlib.lines import Line2D
+        from matplotlib.patheffects import withStroke
 
         kwargs = normalize_kwargs(kwargs, Line2D)
         Line2D([], [], **kwargs)  # raises before anything is drawn
@@ -135,7 +136,8 @@ class CalibrationTradeoffDisplay:
         self.ax_, self.figure_ = ax, ax.figure
 
         x, y = np.asarray(self.calibration_error), np.asarray(self.accuracy)
-        name = self.param_name if name is None else name
+        if name is None and self.param_name is not None:
+            name = self.param_name.rpartition("__")[2]
         style = {**next_style(ax), "markersize": 6, "linewidth": 1.2, **kwargs}
         numbers = _numbers_in_order(self.values)
         (self.line_,) = ax.plot(x[numbers], y[numbers], **style | {"marker": "None"})
@@ -155,7 +157,8 @@ class CalibrationTradeoffDisplay:
                 point,
                 (6, 6),
                 textcoords="offset points",
-                fontsize="small",
+                fontsize="large" if _format(value) == "∞" else "small",
+                path_effects=[withStroke(linewidth=2, foreground=ax.get_facecolor())],
             )
             for value, *point in zip(self.values, x, y, strict=True)
         ]
@@ -174,7 +177,11 @@ class CalibrationTradeoffDisplay:
                 markerfacecolor="none",
                 markeredgecolor="0.2",
             )
-        ax.set_xlabel(_axis_label("Calibration error", self.calibration_name))
+        # Other errors may be shown too: the log loss is none of calibration.
+        error = self.calibration_name
+        of_calibration = error is None or "ece" in error or "calib" in error
+        quantity = "Calibration error" if of_calibration else "Error"
+        ax.set_xlabel(_axis_label(quantity, error))
         ax.set_ylabel(_axis_label("Accuracy", self.accuracy_name))
         handles, labels = ax.get_legend_handles_labels()
         if labels:  # the candidates, then which of them is the best
@@ -262,6 +269,11 @@ class CalibrationTradeoffDisplay:
         [1e-09, 1e-06, 0.001]
         """
         require_matplotlib(f"{cls.__name__}.from_cv_results")
+        if hasattr(cv_results, "cv_results_"):
+            raise TypeError(
+                f"expected cv_results_, got the {type(cv_results).__name__} itself; "
+                "pass search.cv_results_."
+            )
         param = _choose_param(cv_results, param)
         errors, accuracies = (
             _scores(cv_results, metric) for metric in (calibration, accuracy)

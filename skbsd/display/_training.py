@@ -4,8 +4,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from .._checks import fitted_classifier
 from .._history import finished
-from ._fitted import fitted_classifier
 from ._grid import divide
 from ._style import STYLES, require_matplotlib
 
