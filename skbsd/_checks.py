@@ -120,12 +120,14 @@ def check_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def check_X(X, *, image_shape=None, name: str = "X"):
+def check_X(X, *, caller: str | None = None, image_shape=None, name: str = "X"):
     """Return X as a finite 2-D table or 4-D batch of images.
 
     Parameters
     ----------
     X : array-like, DataFrame or Tensor
+    caller : str, optional
+        Name of the estimator, for advice about missing values.
     image_shape : tuple of (channels, height, width), optional
         Where given, 2-D rows are reshaped to it.
     name : str
@@ -147,7 +149,9 @@ def check_X(X, *, image_shape=None, name: str = "X"):
     else:
         _check_columns(X, name)
         # A list of tensors, or of anything with __array__, becomes one array here.
-        X = check_array(X, dtype="numeric", allow_nd=True, input_name=name)
+        X = check_array(
+            X, dtype="numeric", allow_nd=True, input_name=name, estimator=caller
+        )
     if X.ndim == 3 or X.ndim > 4:
         raise ValueError(
             f"{name} has {X.ndim} dimensions, shape {tuple(X.shape)}; expected a table "

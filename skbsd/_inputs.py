@@ -75,7 +75,7 @@ class InputHandling(Net):
             _checks.check_dataset(X)
             y = _checks.check_y(_checks.dataset_labels(X) if y is None else y, name)
         else:
-            X = _checks.check_X(X, image_shape=self.image_shape)
+            X = _checks.check_X(X, caller=name, image_shape=self.image_shape)
             y = _checks.check_y(y, name)
             if not reset:
                 self._check_like_training(given, X)
@@ -293,7 +293,8 @@ class InputHandling(Net):
                 x = item[0] if isinstance(item, tuple | list) else item
                 yield move(x, self.device_)
             return
-        given, X = X, _checks.check_X(X, image_shape=self.image_shape)
+        given, caller = X, type(self).__name__
+        X = _checks.check_X(X, caller=caller, image_shape=self.image_shape)
         if hasattr(self, "n_features_in_"):
             self._check_like_training(given, X)
         on_gpu = self.device_.type == "cuda"

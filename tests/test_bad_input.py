@@ -83,6 +83,12 @@ class TestValuesOfX:
             with pytest.raises(ValueError, match="contains"):
                 method(with_value(X, value))
 
+    def test_advice_about_missing_values(self, iris, value):
+        X, y = iris
+        advice = "imputer" if value != value else "infinity"
+        with pytest.raises(ValueError, match=advice):
+            quick().fit(with_value(X, value), y)
+
     def test_tensor(self, iris, value):
         X, y = iris
         with pytest.raises(ValueError, match="Input X contains"):
