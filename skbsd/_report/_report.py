@@ -99,11 +99,11 @@ def report(
     Intervals are basic bootstrap intervals of 95 %, over the samples of the test set:
     they do not tell how the figures vary with the training. They are cut to the
     measure's range, and extended to the figure where they do not reach it, as happens
-    with small calibration errors: those are biased upwards. With 200 samples the
-    interval of a calibration error of 2 to 10 % held it in 86 to 89 % of draws, and of
-    a classifier that is calibrated perfectly in 66 %. An interval without width, as of
-    an accuracy of one, says that all resamples agree, and is no certainty. The
-    log loss and the Brier score are those of :func:`sklearn.metrics.log_loss` and
+    with small calibration errors: those are biased upwards. Such an interval holds the
+    classifier's own error less often than 95 %: of a classifier that is calibrated
+    perfectly in half to two thirds of test sets. An interval without width, as of an
+    accuracy of one, says that all resamples agree, and is no certainty. The log loss
+    and the Brier score are those of :func:`sklearn.metrics.log_loss` and
     :func:`sklearn.metrics.brier_score_loss`.
 
     Examples
