@@ -146,7 +146,8 @@ def report(
         training(model),
     ]
     title = f"Report on {type(model).__name__}" if title is None else title
-    lead = f"{name}, tested on {len(y):,} samples of {len(classes):,} classes."
+    n_samples = "1 sample" if len(y) == 1 else f"{len(y):,} samples"
+    lead = f"{name}, tested on {n_samples} of {len(classes):,} classes."
     header = element("header", element("h1", title), element("p", lead))
     main = element("main", *(s for s in sections if s is not None))
     write_whole(path, page(title, header, main, versions()))
