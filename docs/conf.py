@@ -18,7 +18,6 @@ extensions = [
     "mathml",
     "myst_parser",
     "numpydoc",
-    "public_names",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.extlinks",
@@ -85,7 +84,6 @@ default_role = "literal"
 maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
-public_names_of = "skbsd"
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",

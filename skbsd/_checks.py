@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils import assert_all_finite, check_array, column_or_1d
 from sklearn.utils._param_validation import (
@@ -18,14 +19,18 @@ from sklearn.utils._param_validation import (
 )
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _num_samples,
+    check_is_fitted,
+)
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from ._evidence import resolve_prior_strength
 from .contrastive import Contrastive
 
-# (n, height, width, channels): a last axis this short with a longer first one.
-_CHANNELS = (1, 3, 4)
+# Grey, colour, and colour with an alpha channel.
+CHANNELS = (1, 3, 4)
 
 
 def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> None:
@@ -161,7 +166,7 @@ def check_X(X, *, caller: str | None = None, image_shape=None, name: str = "X"):
         )
     if image_shape is not None:
         X = _as_images(X, tuple(image_shape), name)
-    elif X.ndim == 4 and X.shape[-1] in _CHANNELS and X.shape[1] > max(_CHANNELS):
+    elif X.ndim == 4 and X.shape[-1] in CHANNELS and X.shape[1] > max(CHANNELS):
         raise ValueError(
             f"{name} has shape {tuple(X.shape)}, which looks like images with the "
             "channels last; expected (n_samples, channels, height, width). Convert "
@@ -435,3 +440,41 @@ def fitted_classifier(estimator: Any, attribute: str) -> Any:
         )
     check_is_fitted(last, attribute)
     return last
+
+
+def check_predicts_proba(estimator: Any, purpose: str) -> None:
+    """Raise where an estimator is no fitted classifier of probabilities.
+
+    Parameters
+    ----------
+    estimator : estimator instance
+    purpose : str
+        What needs one, for the message.
+    """
+    name = type(estimator).__name__
+    if not is_classifier(estimator):
+        raise ValueError(f"Expected 'estimator' to be a classifier, got {name}.")
+    check_is_fitted(estimator)
+    if not hasattr(estimator, "predict_proba"):
+        raise AttributeError(
+            f"{name} has no predict_proba, which {purpose} requires. Wrap it in a "
+            "CalibratedClassifierCV, or choose a classifier of probabilities."
+        )
+
+
+def check_training_X(X: Any, classifier: Any, name: str) -> None:
+    """Raise where X cannot be what a BSDClassifier was fitted on.
+
+    Parameters
+    ----------
+    X : array-like, DataFrame, Tensor or Dataset
+    classifier : BSDClassifier
+    name : str
+        Of X, for the message.
+    """
+    n_given, n_samples = _num_samples(X), len(classifier.posterior_)
+    if n_given != n_samples:
+        raise ValueError(
+            f"{name} has {n_given} samples, but {type(classifier).__name__} was fitted "
+            f"on {n_samples}; pass the X that was given to fit, in its order."
+        )

@@ -22,13 +22,11 @@ class FitTasks(CallbackSupportMixin):
 
     max_epochs: int
     history: Any
-    classes_: Any
     _fit_task: Any = None  # while training
     _task_data: dict
 
     def _begin_fit_task(self, data) -> None:
         """Say that training begins, to callbacks where there are any."""
-        self._fit_task = None
         if not (
             hasattr(self, "_skl_callbacks") or hasattr(self, "_parent_callback_ctx")
         ):

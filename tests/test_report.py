@@ -25,7 +25,7 @@ from sklearn.tree import DecisionTreeClassifier
 from skorch import NeuralNetClassifier
 
 from skbsd import BSDClassifier, report
-from skbsd._report._quality import measure
+from skbsd._report._quality import measure, reliability
 from skbsd.label_noise import find_label_issues, flip_labels
 from skbsd.metrics import expected_calibration_error
 
@@ -70,6 +70,11 @@ class Page(HTMLParser):
     def images(self):
         prefix = "data:image/png;base64,"
         return [a for a in self.attributes("img") if a["src"].startswith(prefix)]
+
+
+def measured(y, proba):
+    curve = reliability(y, proba, n_bootstraps=50, random_state=0)
+    return measure(y, proba, curve, 50, 0)
 
 
 def read(path):
@@ -188,7 +193,7 @@ def test_measures(n_classes, dtype):
     y = np.array([rng.choice(n_classes, p=p / p.sum()) for p in proba.astype(float)])
     y[0] = 0
     labels = np.arange(n_classes)
-    value, low, high = measure(y, proba, 50, 0)
+    value, low, high = measured(y, proba)
     expected = [
         accuracy_score(y, proba.argmax(axis=1)),
         log_loss(y, proba, labels=labels),
@@ -208,7 +213,7 @@ def test_interval_of_a_small_calibration_error_reaches_it():
     confidence = np.repeat(np.linspace(0.52, 0.98, 7), 15)
     y = (np.tile(np.arange(15), 7) + 0.5) / 15 < confidence
     proba = np.column_stack([1 - confidence, confidence])
-    value, low, high = measure(y.astype(int), proba, 50, 0)
+    value, low, high = measured(y.astype(int), proba)
     assert 0 < value[3] < 0.03
     assert low[3] == 0
     assert high[3] == value[3]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .._bootstrap import bootstrap
 from ..display import ReliabilityDisplay
-from ..metrics import calibration_curve
+from ..display._curve import curve_of_predictions
 from ._confusion import confusion_map, confusion_table, frequent_confusions
 from ._page import element, figure, percent, percents, section
 from ._samples import N_SHOWN, samples
@@ -22,7 +22,30 @@ def _three_digits(value: float) -> str:
     return f"{value:.3f}"
 
 
-def measure(codes: NDArray, proba: NDArray, n_bootstraps: int, random_state) -> NDArray:
+def _worst_brier(proba: NDArray) -> int:
+    return 2 if proba.shape[1] > 2 else 1
+
+
+def reliability(codes, proba, *, n_bootstraps: int, random_state) -> dict:
+    """Compute the reliability curve, its calibration error and both intervals."""
+    return curve_of_predictions(
+        "report",
+        codes,
+        proba,
+        n_bins=15,
+        strategy="uniform",
+        labels=np.arange(proba.shape[1]),
+        pos_label=None,
+        sample_weight=None,
+        n_bootstraps=n_bootstraps,
+        confidence_level=0.95,
+        random_state=random_state,
+    )
+
+
+def measure(
+    codes: NDArray, proba: NDArray, curve: dict, n_bootstraps: int, random_state
+) -> NDArray:
     """Compute the measures of quality and their intervals.
 
     Parameters
@@ -30,6 +53,8 @@ def measure(codes: NDArray, proba: NDArray, n_bootstraps: int, random_state) -> 
     codes : ndarray of int of shape (n_samples,)
         Columns of the true classes.
     proba : ndarray of shape (n_samples, n_classes)
+    curve : dict
+        What :func:`reliability` returns.
     n_bootstraps : int
     random_state : int, RandomState instance or None
 
@@ -39,35 +64,27 @@ def measure(codes: NDArray, proba: NDArray, n_bootstraps: int, random_state) -> 
         Value, lower and upper limit of accuracy, log loss, Brier score and expected
         calibration error.
     """
-    confidence, hit = proba.max(axis=1), proba.argmax(axis=1) == codes
+    hit = proba.argmax(axis=1) == codes
     of_true = np.take_along_axis(proba, codes[:, np.newaxis], axis=1)[:, 0]
     # As scikit-learn's log_loss and brier_score_loss have it.
     log_loss = -np.log(np.maximum(of_true, np.finfo(proba.dtype).eps), dtype=float)
     brier = (proba.astype(float) ** 2).sum(axis=1) - 2.0 * of_true + 1
-    worst_brier = 2 if proba.shape[1] > 2 else 1
+    worst_brier = _worst_brier(proba)
     losses = np.column_stack([hit, log_loss, brier * worst_brier / 2])
-
-    def statistic(weight):
-        # The event that the prediction is right has the bins of the top label.
-        _, curve = calibration_curve(
-            hit, confidence, multiclass="classwise", sample_weight=weight
-        )
-        gaps = np.abs(curve.accuracy - curve.confidence)
-        ece = np.average(gaps, weights=curve.count)
-        return np.append(np.average(losses, axis=0, weights=weight), ece)
-
-    weight = np.ones(len(codes))
-    value = statistic(weight)
     limits = bootstrap(
-        statistic, weight, n_resamples=n_bootstraps, random_state=random_state
+        lambda weight: np.average(losses, axis=0, weights=weight),
+        np.ones(len(codes)),
+        n_resamples=n_bootstraps,
+        random_state=random_state,
     )
-    low, high = np.clip(limits, 0, [1, np.inf, worst_brier, 1])
+    limits = np.clip(limits, 0, [1, np.inf, worst_brier])
+    value = np.append(losses.mean(axis=0), curve["ece"])
+    low, high = np.column_stack([limits, curve["ece_interval"]])
     return np.array([value, np.minimum(low, value), np.maximum(high, value)])
 
 
-def quality(codes, proba, *, n_bootstraps: int, random_state) -> Element:
+def quality(codes, proba, curve, *, n_bootstraps: int, random_state) -> Element:
     """Show the measures with their intervals."""
-    worst_brier = 2 if proba.shape[1] > 2 else 1
     explained = (
         (
             "Accuracy",
@@ -83,7 +100,7 @@ def quality(codes, proba, *, n_bootstraps: int, random_state) -> Element:
             "Brier score",
             _three_digits,
             "Mean squared error of the probabilities; 0 is the best, "
-            f"{worst_brier} the worst.",
+            f"{_worst_brier(proba)} the worst.",
         ),
         (
             "Expected calibration error",
@@ -92,7 +109,7 @@ def quality(codes, proba, *, n_bootstraps: int, random_state) -> Element:
             "the best.",
         ),
     )
-    measures = measure(codes, proba, n_bootstraps, random_state)
+    measures = measure(codes, proba, curve, n_bootstraps, random_state)
     cards = [
         element(
             "div",
@@ -119,7 +136,7 @@ def quality(codes, proba, *, n_bootstraps: int, random_state) -> Element:
     )
 
 
-def calibration(codes, proba, name: str, *, n_bootstraps: int, random_state) -> Element:
+def calibration(codes, proba, curve: dict, name: str) -> Element:
     """Show the reliability diagram."""
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -127,16 +144,8 @@ def calibration(codes, proba, name: str, *, n_bootstraps: int, random_state) -> 
     # Black on white, whatever the style of the session.
     with matplotlib.style.context("default"):
         picture = Figure(figsize=(4.8, 5.6), layout="constrained")
-        display = ReliabilityDisplay.from_predictions(
-            codes,
-            proba,
-            labels=np.arange(proba.shape[1]),
-            # Without an interval of the calibration error: it stands above, extended.
-            label=name,
-            ax=picture.add_subplot(),
-            n_bootstraps=n_bootstraps,
-            random_state=random_state,
-        )
+        # Without an interval of the calibration error: it stands above, extended.
+        display = ReliabilityDisplay(**curve).plot(picture.add_subplot(), label=name)
         file = io.BytesIO()
         picture.savefig(file, format="svg", metadata={"Date": None})
     data = base64.b64encode(file.getvalue()).decode("ascii")

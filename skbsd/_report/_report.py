@@ -1,16 +1,17 @@
 """What is reported, once it is known that it can be."""
 
 import math
+from copy import deepcopy
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, validate_params
-from sklearn.utils.validation import _num_samples, check_is_fitted
+from sklearn.utils.validation import _num_samples
 
 from .. import _checks
 from .._proba import validate
@@ -18,7 +19,7 @@ from ..display._style import require_matplotlib
 from ._about import settings, training, versions
 from ._labels import label_issues, suspicious_labels
 from ._page import element, page, write_whole
-from ._quality import calibration, confusions, mistakes, quality
+from ._quality import calibration, confusions, mistakes, quality, reliability
 
 
 @validate_params(
@@ -128,17 +129,21 @@ def report(
     model = steps[-1][1]
     issues = label_issues(model)
     if issues is not None and X_train is not None:
-        _check_rows(X_train, len(model.posterior_))
+        _checks.check_training_X(X_train, model, "X_train")
 
     proba = estimator.predict_proba(X_test)
     codes, proba, _ = validate(y, proba, classes, None, None)
     image_shape = _image_shape(estimator, model)
     labels = [str(label) for label in classes.tolist()]
-    resampling = {"n_bootstraps": n_bootstraps, "random_state": random_state}
+    rng = check_random_state(random_state)
+    # From a copy: the figures beside the curve are of the same resamples.
+    curve = reliability(
+        codes, proba, n_bootstraps=n_bootstraps, random_state=deepcopy(rng)
+    )
     name = " → ".join(type(step).__name__ for _, step in steps)
     sections = [
-        quality(codes, proba, **resampling),
-        calibration(codes, proba, type(model).__name__, **resampling),
+        quality(codes, proba, curve, n_bootstraps=n_bootstraps, random_state=rng),
+        calibration(codes, proba, curve, type(model).__name__),
         *confusions(codes, proba, labels),
         mistakes(X_test, codes, proba, labels, image_shape),
         suspicious_labels(model, issues, X_train, image_shape),
@@ -172,19 +177,11 @@ def _check_path(path) -> Path:
 
 def _check_estimator(estimator):
     """Return the classes of a fitted classifier."""
-    name = type(estimator).__name__
-    if not is_classifier(estimator):
-        raise ValueError(f"Expected 'estimator' to be a classifier, got {name}.")
-    check_is_fitted(estimator)
-    if not hasattr(estimator, "predict_proba"):
-        raise AttributeError(
-            f"{name} has no predict_proba, which the report requires. Wrap it in a "
-            "CalibratedClassifierCV, or choose a classifier of probabilities."
-        )
+    _checks.check_predicts_proba(estimator, "the report")
     if np.ndim(estimator.classes_[0]):
         raise ValueError(
-            f"{name} predicts {len(estimator.classes_)} targets; expected a classifier "
-            "of one. Report on each alone."
+            f"{type(estimator).__name__} predicts {len(estimator.classes_)} targets; "
+            "expected a classifier of one. Report on each alone."
         )
     return np.asarray(estimator.classes_)
 
@@ -206,14 +203,6 @@ def _check_test_data(X, y, classes):
             "encode y_test as the labels of the training were."
         )
     return y
-
-
-def _check_rows(X_train, n_samples: int) -> None:
-    if _num_samples(X_train) != n_samples:
-        raise ValueError(
-            f"X_train has {_num_samples(X_train)} samples, but the estimator was "
-            f"fitted on {n_samples}; pass the X that was given to fit, in its order."
-        )
 
 
 def _unfold(estimator, prefix: str = "") -> list[tuple[str, Any]]:

@@ -3,11 +3,10 @@
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.base import is_classifier
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
-from sklearn.utils.validation import check_is_fitted
 
 from .._bootstrap import bootstrap
+from .._checks import check_predicts_proba
 from .._proba import binary_events, group_sums, validate
 from ..metrics import _quantile_bins, _uniform_bins, calibration_curve
 
@@ -45,16 +44,7 @@ def _curve_intervals(confidence, hit, weight, n_bins, strategy, **resampling):
 
 def curve_of_estimator(caller: str, estimator, X, y, *, pos_label, **options) -> dict:
     """Return the arguments of a display of a fitted classifier, on some data."""
-    check_is_fitted(estimator)
-    estimator_name = type(estimator).__name__
-    if not is_classifier(estimator):
-        raise ValueError(
-            f"Expected 'estimator' to be a classifier, got {estimator_name}."
-        )
-    if not hasattr(estimator, "predict_proba"):
-        raise AttributeError(
-            f"{estimator_name} has no predict_proba, which the diagram requires."
-        )
+    check_predicts_proba(estimator, "the diagram")
     y_proba, labels = estimator.predict_proba(X), estimator.classes_
     if pos_label is not None and len(labels) == 2 and labels[0] == pos_label:
         # The positive class comes second.

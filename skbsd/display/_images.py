@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from sklearn.utils import _safe_indexing
 from skorch.utils import is_dataset
 
-# Grey, colour, and colour with an alpha channel.
-_CHANNELS = (1, 3, 4)
+from .._checks import CHANNELS
 
 
 def as_images(X, rows, image_shape=None) -> NDArray[np.floating] | None:
@@ -65,9 +64,9 @@ def as_images(X, rows, image_shape=None) -> NDArray[np.floating] | None:
             )
         samples = samples.reshape(len(samples), *shape)
     if samples.ndim == 4:
-        if samples.shape[1] not in _CHANNELS:
+        if samples.shape[1] not in CHANNELS:
             samples = np.moveaxis(samples, -1, 1)
-        if samples.shape[1] not in _CHANNELS:
+        if samples.shape[1] not in CHANNELS:
             return None
         grey = samples.shape[1] == 1
         samples = samples[:, 0] if grey else np.moveaxis(samples[:, :3], 1, -1)

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
-from sklearn.utils.validation import _num_samples
 
-from .._checks import fitted_classifier
+from .._checks import check_training_X, fitted_classifier
 from ._grid import divide
 from ._images import as_images
 from ._style import STYLES, require_matplotlib
@@ -282,11 +281,7 @@ class PosteriorDisplay:
         rows = _check_rows(rows, len(posterior))
         images = None
         if X is not None:
-            if _num_samples(X) != len(posterior):
-                raise ValueError(
-                    f"X has {_num_samples(X)} samples, but {type(classifier).__name__} "
-                    f"was fitted on {len(posterior)}; pass the X that was given to fit."
-                )
+            check_training_X(X, classifier, "X")
             if image_shape is None:
                 image_shape = classifier.image_shape
             images = as_images(X, rows, image_shape)

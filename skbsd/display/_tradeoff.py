@@ -2,7 +2,7 @@
 
 import math
 from numbers import Real
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -287,7 +287,7 @@ class CalibrationTradeoffDisplay:
             )
         (error, error_sem), (mean, mean_sem) = (
             [None if part is None else part[scored] for part in score]
-            for score in (_as_errors(*errors, calibration), accuracies)
+            for score in ((_as_errors(errors[0], calibration), errors[1]), accuracies)
         )
         column: np.ma.MaskedArray = np.ma.asarray(
             cv_results[f"param_{param}"], dtype=object
@@ -356,7 +356,7 @@ def _scores(cv_results, metric: str) -> tuple[NDArray, NDArray | None]:
     return mean, std / math.sqrt(n_splits - 1)
 
 
-def _as_errors(mean: NDArray, sem, metric: str) -> tuple[NDArray, Any]:
+def _as_errors(mean: NDArray, metric: str) -> NDArray:
     """Return errors where the scores were negated."""
     known = mean[np.isfinite(mean)]
     if known.min() < 0 < known.max():
@@ -365,7 +365,7 @@ def _as_errors(mean: NDArray, sem, metric: str) -> tuple[NDArray, Any]:
             "neither errors nor negated errors. Name a metric of calibration as "
             "calibration."
         )
-    return np.abs(mean), sem
+    return np.abs(mean)
 
 
 def _numbers_in_order(values) -> list[int]:
