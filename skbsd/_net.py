@@ -211,7 +211,26 @@ class Net(NeuralNetClassifier):
             If the device is not there, or `module` is None and there are no data yet.
         """
         self.device_ = check_device(self.device)
-        return super().initialize()
+        super().initialize()
+        self._set_training(False)
+        return self
+
+    @contextmanager
+    def _in_mode(self, training: bool):
+        """Run the network in training or evaluation mode within the context.
+
+        A network at rest is in evaluation mode, so that prediction has nothing to
+        switch: threads that predict at the same time share the network.
+        """
+        before = self.module_.training
+        if before == training:
+            yield
+            return
+        self._set_training(training)
+        try:
+            yield
+        finally:
+            self._set_training(before)
 
     # The two below leave out skorch's messages about re-initialization, which every
     # second call of fit would print.
@@ -349,6 +368,8 @@ class Net(NeuralNetClassifier):
             posterior = getattr(self, "posterior_", None)
             if posterior is not None:
                 posterior.to(self.device_)
+        if hasattr(self, "module_"):
+            self._set_training(False)  # it may have been copied while it was trained
         if requested == "auto":
             self.device = "auto"
 

@@ -97,6 +97,8 @@ class TrainingLoop(FitTasks, TwoViews):
             raise
         finally:
             self._forget_fit_task()
+            if hasattr(self, "module_"):
+                self._set_training(False)
         return self
 
     def _start(self, data: TrainingData, rows, dtype, *, keep: bool) -> None:
@@ -460,8 +462,7 @@ class TrainingLoop(FitTasks, TwoViews):
         """
         self.check_is_fitted()
         x, _ = unpack_data(batch)
-        with torch.set_grad_enabled(training):
-            self._set_training(training)
+        with torch.set_grad_enabled(training), self._in_mode(training):
             return self._logits(to_tensor(x, self.device_))
 
     def get_loss(self, y_pred, y_true, X=None, training=False) -> Tensor:

@@ -503,19 +503,13 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
             If X is not of the kind that was fitted.
         """
         check_is_fitted(self)
-        batches = self._prediction_batches(X)
-        was_training = self.module_.training
-        self._set_training(training)
-        try:
-            for x in batches:
+        with self._in_mode(training):
+            for x in self._prediction_batches(X):
                 with torch.set_grad_enabled(training):
                     logits = self._logits(x)
                     if logits.ndim != 2:
                         self._check_output(logits)
                 yield to_device(logits, device)
-        finally:
-            # Callbacks predict in the middle of an epoch.
-            self._set_training(was_training)
 
     def initialize_module(self):
         """Build the network, or copy the one that was given.
