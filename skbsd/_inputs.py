@@ -33,8 +33,8 @@ from ._batches import (
     WholeBatches,
     move,
 )
+from ._learning_rate import SCHEDULES
 from ._net import Net
-from ._schedules import SCHEDULES
 from .augmentation import AUGMENTATIONS
 
 

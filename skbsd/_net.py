@@ -45,6 +45,7 @@ _TRANSIENT = (
     "_contrast_losses",
     "_contrasted",
     "_first_logits",
+    "_learning_rate",
     "_fit_task",
     "_parent_callback_ctx",
     "_projection",
@@ -161,9 +162,17 @@ class Net(NeuralNetClassifier):
             setattr(self, key, value)
             if self.initialized_ and self._is_virtual_param(key):
                 self._apply_virtual_params({key: value})
+                self._forget_schedule()
             elif self.initialized_ and key.startswith("callbacks__"):
                 self._set_params_callback(**{key: value})
         return self
+
+    def _forget_schedule(self) -> None:
+        """Have the next schedule begin at the optimizer's rates as they are now."""
+        if not hasattr(self, "_learning_rate"):
+            for group in self.optimizer_.param_groups:
+                if "initial_lr" in group:  # of a scheduler of PyTorch's
+                    group["initial_lr"] = group["lr"]
 
     def _check_prefixed(self, names) -> None:
         """Raise for a name without one of the prefixes."""

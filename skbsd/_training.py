@@ -23,7 +23,7 @@ from ._evidence import (
 from ._fit_tasks import FitTasks, with_callbacks
 from ._hits import HitCounter
 from ._inputs import TrainingData
-from ._schedules import SCHEDULES, constant
+from ._learning_rate import LearningRate
 from ._two_views import TwoViews
 from .posterior import DirichletPosterior, soft_cross_entropy
 
@@ -195,12 +195,13 @@ class TrainingLoop(FitTasks, TwoViews):
 
     def _run_epochs(self, epochs: int, batches, valid_batches, datasets: dict) -> None:
         """Run the epochs, and stop with an error where the loss is no number."""
-        self._schedule = SCHEDULES[self.lr_schedule]
         callbacks = self._callback_list()
-        if any(isinstance(c, LRScheduler) for c in callbacks):
-            self._schedule = constant
-        self._n_steps = epochs * len(batches)
-        self._base_lrs = [group["lr"] for group in self.optimizer_.param_groups]
+        replaced = any(isinstance(c, LRScheduler) for c in callbacks)
+        self._learning_rate = LearningRate(
+            self.optimizer_,
+            "constant" if replaced else self.lr_schedule,
+            epochs * len(batches),
+        )
         self._gradients_heard = _callbacks.hear_gradients(self, callbacks)
         # torch's own optimizers need no closure, LBFGS excepted; others may.
         self._takes_closure = isinstance(self.optimizer_, torch.optim.LBFGS) or not (
@@ -216,7 +217,7 @@ class TrainingLoop(FitTasks, TwoViews):
         self._first_logits = None
         weights: list = []
         try:
-            with self._contrasting():
+            with self._learning_rate.applied(), self._contrasting():
                 for _ in range(epochs):
                     task = self._begin_epoch_task()
                     weights = self._copy_weights(weights)
@@ -234,7 +235,7 @@ class TrainingLoop(FitTasks, TwoViews):
                         break
         finally:
             self._first_logits = None
-            self._scale_learning_rate(1.0)
+            del self._learning_rate
 
     def _close_epoch(self, task, datasets: dict) -> bool:
         """Tell callbacks of an epoch's end; return whether one wants to stop."""
@@ -339,8 +340,7 @@ class TrainingLoop(FitTasks, TwoViews):
         dict of str to Tensor
             The "loss" and "y_pred", the logits, of the first evaluation, on the device.
         """
-        # The middle of the step: the first and the last count too.
-        self._scale_learning_rate(self._schedule((self._step + 0.5) / self._n_steps))
+        self._learning_rate.set(self._step)
         if self._takes_closure and self._contrast is None:
             step: dict = {}
             self.optimizer_.step(partial(self._evaluate, batch, step))
@@ -496,12 +496,6 @@ class TrainingLoop(FitTasks, TwoViews):
         for group in self.optimizer_.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
-
-    def _scale_learning_rate(self, factor: float) -> None:
-        if self._schedule is constant:
-            return  # a callback may have set it
-        for group, lr in zip(self.optimizer_.param_groups, self._base_lrs, strict=True):
-            group["lr"] = lr * factor
 
     def _copy_weights(self, last: list) -> list[tuple[Tensor, Tensor]]:
         """Return parameters and buffers, each with a copy of what it holds.
