@@ -171,6 +171,13 @@ class TrainingLoop(FitTasks, TwoViews):
         prior = (self.prior_strength, self.discount, self.prior_floor)
         fingerprint = (prior, *_checks.fingerprint(data.X, data.codes))
         if hasattr(self, "posterior_") and fingerprint == self._fingerprint:
+            codes = torch.from_numpy(data.codes).to(self.posterior_.labels)
+            if not torch.equal(self.posterior_.labels, codes):
+                raise ValueError(
+                    "posterior_ holds beliefs about samples with other labels than y "
+                    "has; load those that were saved for this X and y, in this order, "
+                    "or call fit to start afresh."
+                )
             return
         self._fingerprint = fingerprint
         self.posterior_ = DirichletPosterior(

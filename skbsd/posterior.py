@@ -496,13 +496,14 @@ class DirichletPosterior:
         Parameters
         ----------
         state_dict : dict of str to Tensor
-            For as many samples and classes; on any device.
+            For the same samples, in their order, and as many classes; on any device.
 
         Raises
         ------
         ValueError
             If entries are missing or unknown, or have another shape than this
-            posterior's. Nothing is copied then.
+            posterior's, or belong to samples with other labels. Nothing is copied
+            then.
         """
         own = self.state_dict()
         if state_dict.keys() != own.keys():
@@ -516,10 +517,18 @@ class DirichletPosterior:
                     f"state_dict[{name!r}] must have shape {tuple(tensor.shape)}, got "
                     f"{tuple(state_dict[name].shape)}; it belongs to other data."
                 )
+        differ = (state_dict["labels"].to(self.device) != self.labels).nonzero()
+        if len(differ):
+            row = differ[0].item()
+            raise ValueError(
+                f"state_dict belongs to other data: {len(differ)} of {len(self)} "
+                f"labels differ, first that of row {row}, {self.labels[row].item()} "
+                f"here and {state_dict['labels'][row].item()} there. Pass the samples "
+                "in the order in which they were when the state was saved."
+            )
         # An infinite prior's stand-in may be that of a wider type.
         largest = torch.finfo(self.dtype).max / 4
         self._alpha.copy_(state_dict["alpha"].clamp(max=largest))
-        self.labels.copy_(state_dict["labels"])
         self.visits.copy_(state_dict["visits"])
         self.prior_strength, self.discount, self.prior_floor = state_dict[
             "parameters"

@@ -367,7 +367,7 @@ class TestState:
         file = io.BytesIO()
         torch.save(posterior.state_dict(), file)
         file.seek(0)
-        other = make(labels.flip(0), prior_strength=9.0)
+        other = make(labels, prior_strength=9.0)
         other.load_state_dict(torch.load(file, weights_only=True))
         assert torch.equal(other.concentration(), posterior.concentration())
         assert torch.equal(other.label_mass(), posterior.label_mass())
@@ -375,8 +375,17 @@ class TestState:
 
     def test_labels_are_copied(self, posterior, labels):
         before = labels.clone()
-        make(labels).load_state_dict(make(labels.flip(0)).state_dict())
-        assert torch.equal(labels, before)
+        posterior = make(labels)
+        labels += 1
+        assert torch.equal(posterior.labels, before)
+
+    def test_state_of_other_labels(self, posterior, labels):
+        other = make(labels.flip(0))
+        before = other.concentration()
+        with pytest.raises(ValueError, match=r"labels differ, first that of row \d"):
+            other.load_state_dict(posterior.state_dict())
+        assert torch.equal(other.concentration(), before)
+        assert torch.equal(other.labels, labels.flip(0))
 
     def test_infinite_prior_from_a_wider_type(self, labels):
         wide = make(labels, prior_strength=math.inf, dtype=torch.float64)

@@ -79,6 +79,20 @@ class TestPersistence:
             fresh.predict_proba(iris[0]), model.predict_proba(iris[0]), atol=1e-6
         )
 
+    def test_beliefs_about_other_samples(self, iris, tmp_path):
+        """Those of X in another order, which would be targets of other samples."""
+        X, y = iris
+        order = np.random.default_rng(0).permutation(len(y))
+        quick().fit(X[order], y[order]).save_params(f_posterior=tmp_path / "beliefs")
+        model = quick().fit(X, y)
+        before = model.posterior_.concentration()
+        with pytest.raises(ValueError, match=r"other data: \d+ of 150 labels differ"):
+            model.load_params(f_posterior=tmp_path / "beliefs")
+        assert torch.equal(model.posterior_.concentration(), before)
+        model.posterior_.labels = model.posterior_.labels[order]
+        with pytest.raises(ValueError, match="samples with other labels than y"):
+            model.partial_fit(X, y)
+
     def test_compiled_model_is_saved_as_the_plain_one(self, iris):
         model = quick(module=Linear, compile=True, compile__backend="eager").fit(*iris)
         assert set(model.module_.state_dict()) == {"layer.weight", "layer.bias"}
