@@ -1,5 +1,6 @@
 """The epochs of a fit as tasks of scikit-learn's callbacks, of its version 1.9."""
 
+import inspect
 from typing import Any
 
 try:
@@ -14,7 +15,17 @@ except ImportError:  # before 1.9, where no estimator has `set_callbacks`
         return method
 
 
-__all__ = ["FitTasks", "with_callbacks"]
+__all__ = ["FitTasks", "in_parallel", "with_callbacks"]
+
+
+def in_parallel() -> bool:
+    """Whether this is one of several fits that joblib runs, such as a search's."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "joblib.parallel":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class FitTasks(CallbackSupportMixin):

@@ -1,12 +1,15 @@
 """The epoch and the step: skorch's loop, given batches that know their samples."""
 
+import copy
 import math
+import warnings
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback, LRScheduler
 from skorch.dataset import unpack_data
 from skorch.utils import TeeGenerator, is_dataset, to_tensor
@@ -20,7 +23,7 @@ from ._evidence import (
     resolve_discount,
     resolve_prior_strength,
 )
-from ._fit_tasks import FitTasks, with_callbacks
+from ._fit_tasks import FitTasks, in_parallel, with_callbacks
 from ._hits import HitCounter
 from ._inputs import TrainingData
 from ._learning_rate import LearningRate
@@ -77,6 +80,7 @@ class TrainingLoop(FitTasks, TwoViews):
         self._begin_fit_task(data)
         before, n_epochs = dict(self.__dict__), len(self.history_ or ())
         had_model = hasattr(self, "module_")
+        kept = self._snapshot() if keep else None
         self._step = self._epochs_run = 0
         try:
             with self._own_generators(device, fresh=fresh):
@@ -89,17 +93,36 @@ class TrainingLoop(FitTasks, TwoViews):
             # Such as a network that does not fit the data. As if never called, unless
             # something was learnt; or where there was no model, the weights of before
             # it diverged.
-            nothing_learnt = not (self._epochs_run if not keep else self._step)
+            interrupted = isinstance(error, KeyboardInterrupt)
+            nothing_learnt = not (
+                self._step if keep and not interrupted else self._epochs_run
+            )
             if nothing_learnt and (had_model or not isinstance(error, DivergenceError)):
                 self.__dict__.clear()
                 self.__dict__.update(before)
                 del (self.history_ or [])[n_epochs:]
+                if kept is not None:
+                    self._restore(kept)
             raise
         finally:
             self._forget_fit_task()
             if hasattr(self, "module_"):
                 self._set_training(False)
         return self
+
+    def _snapshot(self) -> dict:
+        """Copy what a call that goes on with the network changes in place."""
+        state = {
+            name: copy.deepcopy(getattr(self, name).state_dict())
+            for name in ("module_", "optimizer_", "posterior_")
+            if hasattr(self, name)
+        }
+        lazy = any(map(is_lazy, self.module_.parameters()))
+        return {} if lazy else state
+
+    def _restore(self, state: dict) -> None:
+        for name, values in state.items():
+            getattr(self, name).load_state_dict(values)
 
     def _start(self, data: TrainingData, rows, dtype, *, keep: bool) -> None:
         """Take note of the data, and build everything anew unless told to keep it."""
@@ -156,8 +179,17 @@ class TrainingLoop(FitTasks, TwoViews):
         try:
             self._run_epochs(self.max_epochs, batches, valid_batches, datasets)
         except KeyboardInterrupt:
-            # Ctrl-C, or a callback such as EarlyStopping.
-            pass
+            # A search would go on with its next candidate; without an epoch there is
+            # no model to go on with.
+            if self._epochs_run == 0 or in_parallel():
+                raise
+            warnings.warn(
+                f"training was interrupted in epoch {self._epochs_run + 1} of "
+                f"{self.max_epochs}. The model is usable as it is; partial_fit trains "
+                "it further.",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
         except DivergenceError:
             self.notify("on_train_end", X=X, y=data.y)
             raise
@@ -249,7 +281,7 @@ class TrainingLoop(FitTasks, TwoViews):
         stops = False
         try:
             self.notify("on_epoch_end", **datasets)
-        except KeyboardInterrupt:  # such as EarlyStopping
+        except KeyboardInterrupt:  # how skorch's callbacks stop, such as EarlyStopping
             stops = True
         self._epochs_run += 1
         return self._end_task(task) or stops

@@ -318,9 +318,15 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
             and where the loss becomes NaN or infinite, with the weights kept from the
             last epoch in which it did not.
 
+        Warns
+        -----
+        ConvergenceWarning
+            Where an interrupt (Ctrl-C) ends training, which leaves a usable model.
+
         Notes
         -----
-        An interrupt (Ctrl-C) ends training and leaves a usable model.
+        An interrupt in the first epoch is raised, and leaves the model as it was; so is
+        one in a search or another of scikit-learn's loops over fits, which it stops.
         """
         keep = self.warm_start and self.initialized_
         fresh = not (keep and self._has_classes())

@@ -3,11 +3,13 @@
 And nothing is lost: an estimator that was fitted before is as it was.
 """
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import quick
+from helpers import quick, weights
 from modules import (
     Convolution,
     Images,
@@ -20,7 +22,8 @@ from modules import (
 )
 from numpy.testing import assert_array_equal
 from scipy import sparse
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import EarlyStopping
 from torch.utils.data import IterableDataset, TensorDataset, WeightedRandomSampler
 
@@ -375,13 +378,51 @@ class TestInterrupt:
     def test_leaves_a_usable_model(self, iris):
         """Ctrl-C in the fourth epoch: six steps of two per epoch are done."""
         X, y = iris
-        model = quick(module=Interrupting, max_epochs=20).fit(X, y)
+        model = quick(module=Interrupting, max_epochs=20)
+        with pytest.warns(ConvergenceWarning, match=r"interrupted in epoch 4 of 20"):
+            model.fit(X, y)
         assert model.n_iter_ == 3
         assert (model.posterior_.visits == 3).all()
         assert model.predict(X).shape == (150,)
         model.module_.steps = 100
         model.set_params(max_epochs=1).partial_fit(X, y)
         assert (model.posterior_.visits == 4).all()
+
+    def test_the_warning_points_at_the_users_line(self, iris):
+        model = quick(module=Interrupting, max_epochs=20)
+        with pytest.warns(ConvergenceWarning) as caught:
+            model.fit(*iris)
+        assert caught[0].filename == __file__
+
+    def test_without_a_finished_epoch_nothing_changes(self, iris):
+        model = quick(module=Interrupting, batch_size=15)
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(*iris)
+        assert not hasattr(model, "module_")
+        for method in ("fit", "partial_fit"):
+            model = quick(module=Interrupting).fit(*iris)
+            before, attributes = weights(model), vars(model).keys()
+            optimizer = copy.deepcopy(model.optimizer_.state_dict())
+            beliefs = model.posterior_.concentration()
+            model.module_.steps = 5  # one step is done
+            model.set_params(batch_size=15)
+            with pytest.raises(KeyboardInterrupt):
+                getattr(model, method)(*iris)
+            assert all(map(torch.equal, before, weights(model)))
+            assert torch.equal(model.posterior_.concentration(), beliefs)
+            assert vars(model).keys() == attributes
+            assert len(model.history_) == model.n_iter_ == 3
+            state = model.optimizer_.state_dict()["state"]
+            for i, values in optimizer["state"].items():
+                for name, value in values.items():
+                    assert torch.equal(state[i][name], value)
+
+    def test_stops_a_search(self, iris):
+        search = GridSearchCV(
+            quick(module=Interrupting, max_epochs=20), {"lr": [0.01, 0.1]}, cv=2
+        )
+        with pytest.raises(KeyboardInterrupt):
+            search.fit(*iris)
 
 
 class TestPrediction:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import quick
 from numpy.testing import assert_array_equal
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -96,7 +96,8 @@ def test_contrastive(plt, digits):
 
 def test_epochs_that_were_interrupted(plt, iris):
     model = quick(callbacks=[InterruptingIn(3)], batch_size=50)
-    model.fit(*iris)
+    with pytest.warns(ConvergenceWarning, match="interrupted in epoch 3"):
+        model.fit(*iris)
     assert len(model.history_) == 3
     display = TrainingDisplay.from_estimator(model)
     assert_array_equal(display.epoch, [1, 2])
