@@ -6,6 +6,7 @@ concerns training takes effect at the next `fit`.
 """
 
 import inspect
+import os
 import threading
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -24,6 +25,16 @@ from ._checks import check_device
 
 # torch's generators belong to the process: fits in several threads take turns.
 _GENERATOR_LOCK = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """Take a new lock in a forked process, where nobody would release the old one."""
+    global _GENERATOR_LOCK
+    _GENERATOR_LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 _PREFIXES = (
     "module",
@@ -92,7 +103,7 @@ class Net(NeuralNetClassifier):
             p.name
             for init in inits
             for p in inspect.signature(init).parameters.values()
-            if p.name != "self" and p.kind != p.VAR_KEYWORD
+            if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         )
 
     def _get_param_names(self):
