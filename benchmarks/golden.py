@@ -46,6 +46,7 @@ class DropoutNet(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, x):
+        """Return logits and embedding."""
         embedding = self.body(x)
         return self.head(embedding), embedding
 

@@ -34,6 +34,12 @@ class Subclass(BSDClassifier):
         self.extra = extra
 
 
+class AsSkorchDocuments(BSDClassifier):
+    def __init__(self, *args, extra=1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extra = extra
+
+
 class ToIndex(torch.nn.Module):
     def forward(self, x):
         return (x > 0).long()
@@ -312,9 +318,14 @@ class TestParameters:
         )
         quick(module=sparse, optimizer=torch.optim.SGD, weight_decay=0.0).fit(X, y)
 
-    def test_subclass_with_further_parameters(self, iris):
-        model = Subclass(extra=2, max_epochs=3, module__hidden=(5,))
+    @pytest.mark.parametrize("kind", [Subclass, AsSkorchDocuments])
+    def test_subclass_with_further_parameters(self, iris, kind):
+        model = kind(extra=2, max_epochs=3, module__hidden=(5,))
         assert {"extra", "lr", "module__hidden"} <= model.get_params().keys()
+        assert (
+            model.get_params().keys()
+            == Subclass(module__hidden=(5,)).get_params().keys()
+        )
         assert clone(model).fit(*iris).extra == 2
 
     def test_precision_and_compile(self, iris):
