@@ -375,15 +375,28 @@ class InputHandling(Net):
             )
 
     def _check_values(self, logits: Tensor) -> None:
-        """Warn of a network whose output looks like probabilities."""
+        """Warn of a network whose output looks like probabilities, or their logs."""
         values = logits.float()
-        if ((values >= 0) & (values <= 1)).all() and torch.allclose(
-            values.sum(dim=1), torch.ones(()).to(values), atol=1e-3
-        ):
+
+        def are_probabilities(values):
+            sums = values.sum(dim=1)
+            return torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+
+        network = type(self.module_).__name__
+        if ((values >= 0) & (values <= 1)).all() and are_probabilities(values):
             warnings.warn(
-                f"the module {type(self.module_).__name__} seems to return "
+                f"the module {network} seems to return "
                 "probabilities; expected logits. Leave out its last softmax, or "
                 "training will be slow and the predicted probabilities wrong.",
+                UserWarning,
+                stacklevel=2,
+            )
+        elif (values <= 0).all() and are_probabilities(values.exp()):
+            warnings.warn(
+                f"the module {network} seems to return logarithms of probabilities; "
+                "expected logits. Leave out its last log_softmax: the predicted "
+                "probabilities are right, but decision_function gives no logits, and "
+                "training does the same work twice.",
                 UserWarning,
                 stacklevel=2,
             )

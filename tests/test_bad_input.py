@@ -275,6 +275,11 @@ class TestModule:
         with pytest.warns(UserWarning, match="probabilities; expected logits"):
             quick(module=ReturnsProbabilities).fit(*iris)
 
+    def test_log_probabilities(self, iris):
+        network = torch.nn.Sequential(Linear(), torch.nn.LogSoftmax(dim=1))
+        with pytest.warns(UserWarning, match="logarithms of probabilities"):
+            quick(module=network).fit(*iris)
+
     def test_no_tensor(self, iris):
         with pytest.raises(TypeError, match="returned str; expected a Tensor"):
             quick(module=ReturnsString).fit(*iris)
