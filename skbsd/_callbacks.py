@@ -129,4 +129,8 @@ def hear_gradients(net, callbacks) -> bool:
 
 
 def _overrides(listener, base: type, hooks=_BATCH_HOOKS) -> bool:
-    return any(getattr(type(listener), h) is not getattr(base, h) for h in hooks)
+    """Whether the listener's class, or the listener itself, has a hook of its own."""
+    return any(
+        h in vars(listener) or getattr(type(listener), h) is not getattr(base, h)
+        for h in hooks
+    )
