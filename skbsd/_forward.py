@@ -124,6 +124,7 @@ class ForwardPass(InputHandling):
         """
         if (
             self.device_.type not in ("cpu", "cuda")
+            or isinstance(self.optimizer_, torch.optim.LBFGS)  # flattens gradients
             or not any(isinstance(m, nn.Conv2d) for m in self.module_.modules())
             or any(map(is_lazy, self.module_.parameters()))
         ):

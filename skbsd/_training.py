@@ -27,6 +27,7 @@ from ._fit_tasks import FitTasks, in_parallel, with_callbacks
 from ._hits import HitCounter
 from ._inputs import TrainingData
 from ._learning_rate import LearningRate
+from ._optimizer import match_strides
 from ._two_views import TwoViews
 from .posterior import DirichletPosterior, soft_cross_entropy
 
@@ -175,7 +176,15 @@ class TrainingLoop(FitTasks, TwoViews):
         elif valid is not None:
             valid_batches = self._make_batches(data, valid, training=False)
         X = datasets.pop("X")
+        module = self.module, self.get_params_for("module")
         self.notify("on_train_begin", X=X, y=data.y)
+        if module != (self.module, self.get_params_for("module")):
+            # A callback that knows the data has set them, as skorch's InputShapeSetter.
+            self._initialize_module()
+            self._initialize_optimizer()
+            self.initialized_ = True
+            self._choose_memory_format()
+        match_strides(self.optimizer_)
         try:
             self._run_epochs(self.max_epochs, batches, valid_batches, datasets)
         except KeyboardInterrupt:

@@ -224,6 +224,25 @@ class TestStep:
         with pytest.raises(ValueError, match="NaN or infinite in epoch 1"):
             model.fit(*iris)
 
+    def test_lbfgs_on_images(self, digits):
+        """It flattens gradients, which must be stored as they are shaped."""
+        X, y = digits[0][:100] / 16, digits[1][:100]
+        model = quick(optimizer=torch.optim.LBFGS, lr=0.1, max_epochs=2, batch_size=-1)
+        losses = model.fit(X, y).history_[:, "train_loss"]
+        assert losses[1] < losses[0]
+
+    def test_optimizer_state_of_another_memory_format(self, digits, tmp_path):
+        X, y = digits[0][:200], digits[1][:200]
+        kwargs = {"module": Convolution, "max_epochs": 1}
+        expected = quick(**kwargs).fit(X, y)
+        model = pickle.loads(pickle.dumps(expected))
+        expected.partial_fit(X, y)
+        for values in model.optimizer_.state.values():
+            for name, value in values.items():
+                values[name] = value.contiguous()
+        model.partial_fit(X, y)
+        assert same_weights(model, expected)
+
     def test_watched_or_not(self, iris):
         kwargs = {"train_split": SPLIT}
         one = quick(**kwargs).fit(*iris)

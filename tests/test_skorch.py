@@ -21,6 +21,7 @@ from skorch.callbacks import (
     EarlyStopping,
     EpochScoring,
     GradientNormClipping,
+    InputShapeSetter,
     LRScheduler,
     ProgressBar,
     TrainEndCheckpoint,
@@ -294,6 +295,24 @@ class TestCallbacks:
                 assert net.module_.training
 
         quick(callbacks=[Predict]).fit(*iris)
+
+    def test_hooks_that_are_set_on_the_instance(self, iris):
+        seen = []
+        watch = Callback()
+        watch.on_batch_end = lambda net, **kwargs: seen.append(float(kwargs["loss"]))
+        model = quick(callbacks=[watch]).fit(*iris)
+        assert seen == [
+            loss for row in model.history[:, "batches", :, "train_loss"] for loss in row
+        ]
+
+    def test_input_shape_setter(self, iris):
+        setter = InputShapeSetter(param_name="in_features")
+        model = quick(module=Linear, module__in_features=1, callbacks=[setter])
+        assert model.fit(*iris).module_.layer.in_features == 4
+        assert model.get_params()["module__in_features"] == 4
+        expected = quick(module=Linear, module__in_features=4).fit(*iris)
+        assert model.n_iter_ == expected.n_iter_
+        assert model.predict(iris[0]).shape == (150,)
 
     def test_parameters_of_callbacks(self, iris, capsys):
         model = quick(verbose=1, callbacks__print_log=None).fit(*iris)
