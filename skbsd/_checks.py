@@ -26,7 +26,7 @@ from sklearn.utils.validation import (
 )
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from ._evidence import resolve_prior_strength
+from ._rules import resolve_prior_strength
 from .contrastive import Contrastive
 
 # Grey, colour, and colour with an alpha channel.

@@ -10,11 +10,12 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ._rules import UpdateRule
 
 # Values of a block, of which there are four kinds in use: together 4 MB of float32.
 # Smaller ones have the threads wait for the interpreter more often.
@@ -35,10 +36,7 @@ def posterior_step(
     visits: Tensor,
     index: Tensor,
     weight: Tensor | None,
-    discount: float,
-    evidence_weight: float = 1.0,
-    temperature: float = 1.0,
-    smoothing: float = 0.0,
+    rule: UpdateRule,
 ) -> tuple[Tensor, Tensor]:
     """Update beliefs; return loss and gradient.
 
@@ -47,24 +45,20 @@ def posterior_step(
     logits : Tensor of shape (n, n_classes)
         Detached.
     alpha : Tensor of shape (n_samples, n_classes)
-        Its rows `index` become discount * alpha + evidence_weight *
-        softmax(logits / temperature), those whose loss is not finite excepted.
+        Its rows `index` are updated by the rule, those whose loss is not finite
+        excepted.
     visits : Tensor of shape (n_samples,)
         Raised by one where alpha is updated.
     index : Tensor of shape (n,)
         Distinct rows.
     weight : Tensor of shape (n,) or None
-    discount : float
-    evidence_weight : float, default=1.0
-    temperature : float, default=1.0
-    smoothing : float, default=0.0
-        Share of the uniform distribution in the targets.
+        Weight of each sample in the loss.
+    rule : UpdateRule
 
     Returns
     -------
     loss : Tensor of shape ()
-        Cross-entropy of the targets, which are the updated means, maybe smoothed, with
-        the logits, times weight, averaged.
+        Mean cross-entropy of the rule's targets with the logits, times weight.
     gradient : Tensor of shape (n, n_classes)
         (p - q) * weight / n, of the logits' type.
     """
@@ -77,7 +71,6 @@ def posterior_step(
     by_sample = [x, index.numpy(), gradient]
     if weight is not None:
         by_sample.append(weight.numpy().astype(x.dtype, copy=False))
-    rule = _Rule(discount, evidence_weight, temperature, smoothing)
     arguments = alpha.numpy(), visits.numpy(), rule, n
     size = max(1, _BLOCK // n_classes)
     if n <= size:
@@ -95,17 +88,8 @@ def posterior_step(
     return mean, slope if exact else slope.to(logits.dtype)
 
 
-class _Rule(NamedTuple):
-    """How evidence enters the beliefs, and these the targets."""
-
-    discount: float
-    evidence_weight: float
-    temperature: float
-    smoothing: float
-
-
 def _step_rows(
-    alpha, visits, rule: _Rule, n: int, x, index, gradient, weight=None
+    alpha, visits, rule: UpdateRule, n: int, x, index, gradient, weight=None
 ) -> float:
     """Do the step for some of n samples; fill `gradient`, return their loss."""
     with np.errstate(all="ignore"):  # rows that are not finite are looked for
@@ -126,7 +110,7 @@ def _step_rows(
         return max(loss, 0.0)  # a difference, which may be rounded to below zero
 
 
-def _posterior(alpha, rule: _Rule, n, x, index, proba, weight):
+def _posterior(alpha, rule: UpdateRule, n, x, index, proba, weight):
     """Fill `proba`; return targets, beliefs and loss: NaN if exponentials vanish."""
     ones = _ones(x.shape[1], x.dtype)
     np.exp(x, out=proba)
@@ -138,10 +122,10 @@ def _posterior(alpha, rule: _Rule, n, x, index, proba, weight):
     if rule.discount != 1:
         belief *= rule.discount
     logs = np.log(total)
-    if rule.temperature != 1:
-        belief += _sharpen(x - logs[:, np.newaxis], rule, ones)
-    elif rule.evidence_weight != 1:
-        belief += rule.evidence_weight * proba
+    if rule.sharpness != 1:
+        belief += _sharp_evidence(x - logs[:, np.newaxis], rule, ones)
+    elif rule.weight != 1:
+        belief += rule.weight * proba
     else:
         belief += proba
     target = belief / (belief @ ones)[:, np.newaxis]
@@ -155,17 +139,17 @@ def _posterior(alpha, rule: _Rule, n, x, index, proba, weight):
     return target, belief, loss if total.min() > _TINY else math.nan
 
 
-def _sharpen(log_proba, rule: _Rule, ones):
-    """Make of log_proba evidence_weight * softmax(log_proba / temperature), in place.
+def _sharp_evidence(log_proba, rule: UpdateRule, ones):
+    """Turn log_proba into weight * softmax(sharpness * log_proba), in place.
 
     A power of the probabilities would take ten times as long.
     """
-    log_proba *= 1 / rule.temperature
+    log_proba *= rule.sharpness
     # The largest probability of K classes is 1 / K at least.
-    if len(ones) ** (-1 / rule.temperature) < _TINY:
+    if len(ones) ** -rule.sharpness < _TINY:
         log_proba -= np.max(log_proba, axis=1, keepdims=True)
     evidence = np.exp(log_proba, out=log_proba)
-    evidence *= (rule.evidence_weight / (evidence @ ones))[:, np.newaxis]
+    evidence *= (rule.weight / (evidence @ ones))[:, np.newaxis]
     return evidence
 
 

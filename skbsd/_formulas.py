@@ -7,6 +7,8 @@ gamma; alpha is a row of concentrations and q its mean, the training target.
 import torch
 from torch import Tensor
 
+from ._rules import UpdateRule
+
 
 def prior_concentration(
     labels: Tensor,
@@ -59,18 +61,18 @@ def prior_concentration(
     return alpha.scatter_(1, labels.unsqueeze(1), strength)
 
 
-def sharpen(proba: Tensor, temperature: float) -> Tensor:
-    """Raise probabilities to the power of 1 / `temperature`, scaled to sum to one.
+def sharpen(proba: Tensor, sharpness: float) -> Tensor:
+    """Raise probabilities to the power of `sharpness`, scaled to sum to one.
 
-    This is softmax(logits / temperature), and not in the paper. With a temperature
-    below 1 what a prediction is unsure of counts for less.
+    This is softmax(sharpness * logits), and not in the paper. With a sharpness above 1
+    what a prediction is unsure of counts for less.
 
     Parameters
     ----------
     proba : Tensor of shape (n_samples, n_classes)
         Predicted probabilities, softmax(logits).
-    temperature : float
-        The inverse of the power, tau > 0; 1 changes nothing.
+    sharpness : float
+        The power, in (0, inf); 1 changes nothing.
 
     Returns
     -------
@@ -81,34 +83,32 @@ def sharpen(proba: Tensor, temperature: float) -> Tensor:
     --------
     >>> import torch
     >>> from skbsd.posterior import sharpen
-    >>> sharpen(torch.tensor([[0.75, 0.25]]), 0.5)
+    >>> sharpen(torch.tensor([[0.75, 0.25]]), 2.0)
     tensor([[0.9000, 0.1000]])
     """
-    if temperature == 1:
+    if sharpness == 1:
         return proba
-    return (proba.log() / temperature).softmax(dim=-1)
+    return (sharpness * proba.log()).softmax(dim=-1)
 
 
-def update_concentration(
-    alpha: Tensor, evidence: Tensor, discount: float, evidence_weight: float = 1.0
-) -> Tensor:
-    """Return the concentrations after one more prediction, gamma * alpha + w * p.
+def update_concentration(alpha: Tensor, evidence: Tensor, discount: float) -> Tensor:
+    """Return the concentrations after one more prediction, gamma * alpha + evidence.
 
     Parameters
     ----------
     alpha : Tensor of shape (n_samples, n_classes)
-        Concentrations before the visit.
+        Concentrations before the update.
     evidence : Tensor of shape (n_samples, n_classes)
-        The network's predicted probabilities, detached; maybe sharpened.
+        What the belief takes in from the prediction, detached: in the paper the
+        predicted probabilities, in general a :class:`UpdateRule`'s
+        w * softmax(sharpness * logits).
     discount : float
         What is left of alpha: gamma, in (0, 1]; 1 forgets nothing.
-    evidence_weight : float, default=1.0
-        What the prediction counts, w >= 0; in the paper 1.
 
     Returns
     -------
     Tensor of shape (n_samples, n_classes)
-        Concentrations after the visit.
+        Concentrations after the update.
 
     Examples
     --------
@@ -118,8 +118,6 @@ def update_concentration(
     >>> update_concentration(alpha, torch.tensor([[0.75, 0.25]]), discount=0.5)
     tensor([[2.7500, 1.2500]])
     """
-    if evidence_weight != 1:
-        evidence = evidence_weight * evidence
     return torch.add(evidence, alpha, alpha=discount)
 
 
@@ -242,10 +240,7 @@ def posterior_step(
     visits: Tensor,
     index: Tensor,
     weight: Tensor | None,
-    discount: float,
-    evidence_weight: float = 1.0,
-    temperature: float = 1.0,
-    smoothing: float = 0.0,
+    rule: UpdateRule,
 ) -> tuple[Tensor, Tensor]:
     """Do what the step is, in the functions above.
 
@@ -256,9 +251,11 @@ def posterior_step(
     log_proba = logits.log_softmax(dim=-1, dtype=dtype)
     proba = log_proba.exp()
     before = alpha.index_select(0, index).to(dtype)
-    evidence = sharpen(proba, temperature)
-    after = update_concentration(before, evidence, discount, evidence_weight)
-    target = smooth(posterior_mean(after), smoothing)
+    evidence = sharpen(proba, rule.sharpness)
+    if rule.weight != 1:
+        evidence = rule.weight * evidence
+    after = update_concentration(before, evidence, rule.discount)
+    target = smooth(posterior_mean(after), rule.smoothing)
     losses = -(target * log_proba).sum(dim=-1)
     finite = losses.isfinite()
     after = torch.where(finite.unsqueeze(-1), after, before)

@@ -11,6 +11,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from ._rules import UpdateRule
+
 try:
     import triton
     import triton.language as tl
@@ -51,7 +53,7 @@ if triton is not None:
         n,
         n_rows,
         discount,
-        evidence_weight,
+        evidence_sum,
         sharpness,
         smoothing,
         STRIDE: tl.constexpr,
@@ -62,8 +64,8 @@ if triton is not None:
     ):
         """Step ROWS samples, BLOCK classes at a time.
 
-        What enters the beliefs is softmax(sharpness * logits) where SHARPEN, else the
-        prediction itself.
+        The evidence is evidence_sum * softmax(sharpness * logits) where SHARPEN, else
+        evidence_sum times the prediction itself.
         """
         # In 64 bits, as logits and alpha may have more than 2**31 numbers.
         sample = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -126,10 +128,10 @@ if triton is not None:
             mass = tl.sum(mass, axis=1, keep_dims=True)
 
         log_total = tl.log(total)
-        # Of the row after the step: what it takes in sums to its weight. NaN for a row
+        # Of the row after the step: the evidence sums to its weight. NaN for a row
         # that is not in the store, of which no memory is touched, spreads to loss and
         # gradient.
-        mass = tl.where(in_store, discount * mass + evidence_weight, float("nan"))
+        mass = tl.where(in_store, discount * mass + evidence_sum, float("nan"))
         # Whether the loss is, in which every class has a positive target.
         finite = (lowest - highest - log_total > -float("inf")) & (mass < float("inf"))
 
@@ -144,10 +146,10 @@ if triton is not None:
             log_proba = z - highest - log_total
             proba = tl.exp(log_proba)
             if SHARPEN:
-                evidence = tl.exp(sharpness * (z - highest)) / sharp_total
+                sharpened = tl.exp(sharpness * (z - highest)) / sharp_total
             else:
-                evidence = proba
-            after = discount * before + evidence_weight * evidence
+                sharpened = proba
+            after = discount * before + evidence_sum * sharpened
             target = (1 - smoothing) * after / mass + smoothing / K
             slope = (proba - target) * scale
             # Past the last class the product is 0 * -inf.
@@ -171,16 +173,16 @@ interpreted = triton is not None and not isinstance(_step, triton.JITFunction)
 
 
 @torch.library.custom_op("skbsd::posterior_step", mutates_args=("alpha", "visits"))
-def posterior_step(
+def operator(
     logits: Tensor,
     alpha: Tensor,
     visits: Tensor,
     index: Tensor,
     weight: Tensor | None,
+    evidence_sum: float,
+    sharpness: float,
+    smoothing: float,
     discount: float,
-    evidence_weight: float = 1.0,
-    temperature: float = 1.0,
-    smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Take in the predictions of a batch; return its losses and their gradient.
 
@@ -199,14 +201,9 @@ def posterior_step(
         Row of each sample of the batch, of type int64. Without repetition.
     weight : Tensor of shape (n,) or None
         Weight of each sample in the loss.
-    discount : float
-        gamma in (0, 1].
-    evidence_weight : float, default=1.0
-        What the prediction counts in the beliefs.
-    temperature : float, default=1.0
-        Of the prediction that enters the beliefs.
-    smoothing : float, default=0.0
-        Share of the uniform distribution in the targets.
+    evidence_sum, sharpness, smoothing, discount : float
+        The fields of an :class:`UpdateRule`, in its order; the first is its weight,
+        which the evidence sums to.
 
     Returns
     -------
@@ -237,11 +234,11 @@ def posterior_step(
             n,
             len(alpha),
             discount,
-            evidence_weight,
-            1 / temperature,
+            evidence_sum,
+            sharpness,
             smoothing,
             STRIDE=logits.stride(0),
-            SHARPEN=temperature != 1,
+            SHARPEN=sharpness != 1,
             K=n_classes,
             ROWS=rows,
             BLOCK=block,
@@ -252,20 +249,36 @@ def posterior_step(
     return losses, gradient
 
 
-@posterior_step.register_fake
-def _(
-    logits,
-    alpha,
-    visits,
-    index,
-    weight,
-    discount,
-    evidence_weight=1.0,
-    temperature=1.0,
-    smoothing=0.0,
-):
+@operator.register_fake
+def _(logits, alpha, visits, index, weight, *rule):
     n, n_classes = logits.shape
     return logits.new_empty(n, dtype=torch.float32), logits.new_empty(n, n_classes)
+
+
+def posterior_step(
+    logits: Tensor,
+    alpha: Tensor,
+    visits: Tensor,
+    index: Tensor,
+    weight: Tensor | None,
+    rule: UpdateRule,
+) -> tuple[Tensor, Tensor]:
+    """Run :func:`operator` by a rule, which an operator cannot take.
+
+    Takes and returns what :func:`skbsd._cpu.posterior_step` does.
+    """
+    losses, gradient = operator(
+        logits,
+        alpha,
+        visits,
+        index,
+        weight,
+        rule.weight,
+        rule.sharpness,
+        rule.smoothing,
+        rule.discount,
+    )
+    return losses.sum(), gradient
 
 
 def usable(logits: Tensor, alpha: Tensor) -> bool:
@@ -308,16 +321,9 @@ def _compiles(
     logits = torch.zeros(1, n_classes, dtype=dtype, device=device)
     index = torch.zeros(1, dtype=torch.int64, device=device)
     try:
-        for temperature in (1.0, 0.5):
-            posterior_step(
-                logits,
-                logits.to(store) + 1,
-                index.int(),
-                index,
-                None,
-                1.0,
-                temperature=temperature,
-            )
+        for sharpness in (1.0, 2.0):
+            rule = UpdateRule(sharpness=sharpness)
+            posterior_step(logits, logits.to(store) + 1, index.int(), index, None, rule)
     except Exception as error:  # of no common type: compilers or files may be missing
         warnings.warn(
             f"the kernel of the posterior step does not run on {device} ({error!r}); "

@@ -18,16 +18,17 @@ from torch.nn.parameter import is_lazy
 
 from . import _callbacks, _checks
 from ._batches import Batch, ResidentBatches, channel_statistics
-from ._evidence import (
-    is_weighted,
-    resolve_discount,
-    resolve_prior_strength,
-)
 from ._fit_tasks import FitTasks, in_parallel, with_callbacks
 from ._hits import HitCounter
 from ._inputs import TrainingData
 from ._learning_rate import LearningRate
 from ._optimizer import match_strides
+from ._rules import (
+    UpdateRule,
+    is_weighted,
+    resolve_discount,
+    resolve_prior_strength,
+)
 from ._two_views import TwoViews
 from .posterior import DirichletPosterior, soft_cross_entropy
 
@@ -260,7 +261,8 @@ class TrainingLoop(FitTasks, TwoViews):
             self.evidence, self.prior_strength
         )
         prior_strength = self.prior_strength  # as it is now, whatever callbacks do
-        self._evidence = {}
+        discount = self.posterior_.discount
+        self._rule = UpdateRule(discount=discount)
         self._step_checked = False
         self._first_logits = None
         weights: list = []
@@ -272,7 +274,7 @@ class TrainingLoop(FitTasks, TwoViews):
                     self._train_hits = (0.0, 0.0)
                     if self._counts_agreement:
                         agreement = self.posterior_.agreement
-                        self._evidence = agreement.rule(prior_strength)
+                        self._rule = agreement.rule(prior_strength, discount)
                     self.notify("on_epoch_begin", **datasets)
                     self.run_single_epoch(batches, True, "train", self.train_step)
                     self._end_training_pass(weights)
@@ -451,12 +453,8 @@ class TrainingLoop(FitTasks, TwoViews):
             return self._two_view_step(batch, self._contrast)
         logits = self._logits(batch.x, self.augmentation)
         self._check_first(logits)
-        loss, gradient = self.posterior_.visit(
-            logits,
-            batch.rows,
-            batch.weight,
-            assume_unique=batch.unique,
-            **self._evidence,
+        loss, gradient = self.posterior_.update(
+            logits, batch.rows, batch.weight, self._rule, assume_unique=batch.unique
         )
         torch.autograd.backward(logits, gradient)
         return {"loss": loss, "y_pred": logits}

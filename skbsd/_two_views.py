@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ._batches import Batch
 from ._forward import ForwardPass
+from ._rules import UpdateRule
 from .contrastive import Contrastive, contrastive_loss
 from .posterior import DirichletPosterior, smooth, soft_cross_entropy
 
@@ -130,7 +131,7 @@ class TwoViews(ForwardPass):
     """Contrastive learning, for :class:`skbsd.BSDClassifier`."""
 
     posterior_: DirichletPosterior
-    _evidence: dict[str, float]
+    _rule: UpdateRule
     _contrast: Contrastive | None = None  # while training
     _contrast_losses: list[Tensor]
     # Kept for the next call of partial_fit, and by no copy.
@@ -209,8 +210,8 @@ class TwoViews(ForwardPass):
         weight = batch.weight
         # The logarithm of the sum: to logits, a constant is nothing.
         mean = torch.logaddexp(*(view.detach().log_softmax(dim=1) for view in logits))
-        self.posterior_.visit(
-            mean, batch.rows, weight, assume_unique=batch.unique, **self._evidence
+        self.posterior_.update(
+            mean, batch.rows, weight, self._rule, assume_unique=batch.unique
         )
         target = self._target(batch).to(exact)
         losses = [soft_cross_entropy(view, target, weight) for view in logits]
@@ -247,9 +248,8 @@ class TwoViews(ForwardPass):
         return self._projection
 
     def _target(self, batch: Batch) -> Tensor:
-        """Return what a batch that was visited is trained towards."""
-        mean = self.posterior_.mean(batch.rows)
-        return smooth(mean, self._evidence.get("smoothing", 0.0))
+        """Return what a batch whose beliefs were updated is trained towards."""
+        return smooth(self.posterior_.mean(batch.rows), self._rule.smoothing)
 
     def _record_contrast(self) -> None:
         """Write the mean of an epoch's contrastive losses into the history."""

@@ -9,13 +9,14 @@ gamma; alpha is a row of concentrations and q its mean, the training target.
 """
 
 import math
-from dataclasses import astuple
+from dataclasses import astuple, replace
+from functools import lru_cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from . import _cpu, _formulas, _kernels
-from ._evidence import Agreement
 from ._formulas import (
     posterior_mean,
     prior_concentration,
@@ -25,10 +26,12 @@ from ._formulas import (
     soft_cross_entropy_gradient,
     update_concentration,
 )
+from ._rules import Agreement, UpdateRule
 
 __all__ = [
     "Agreement",
     "DirichletPosterior",
+    "UpdateRule",
     "posterior_mean",
     "prior_concentration",
     "sharpen",
@@ -57,16 +60,29 @@ class _KnownGradient(torch.autograd.Function):
         return gradient, None, None
 
 
+# Made once, not in every step: a rule checks itself.
+@lru_cache(maxsize=16)
+def _paper_rule(discount: float) -> UpdateRule:
+    return UpdateRule(discount=discount)
+
+
+@lru_cache(maxsize=16)
+def _undiscounted(rule: UpdateRule | None) -> UpdateRule:
+    return UpdateRule() if rule is None else replace(rule, discount=1.0)
+
+
 class DirichletPosterior:
     r"""Dirichlet beliefs about the classes of N training samples.
 
     Row i starts as a prior centred on the label of sample i, takes in the network's
-    own prediction at each visit, and offers its mean as the target to train towards:
+    own prediction at each update, and offers its mean as the target to train towards:
 
     .. math::
 
         \alpha_t = \gamma \, \alpha_{t-1} + p_t, \qquad
         q_t = \alpha_t / \textstyle\sum_k \alpha_t[k].
+
+    An :class:`UpdateRule` weighs and sharpens what is added, the evidence.
 
     Parameters
     ----------
@@ -78,8 +94,8 @@ class DirichletPosterior:
         Prior concentration c of the label, in (0, inf]. Infinity keeps the target at
         the label: cross-entropy.
     discount : float, default=1.0
-        What a visit leaves of the evidence so far: gamma, in (0, 1]. It has no effect
-        when `prior_strength` is infinite.
+        What an update leaves of the belief before it: gamma, in (0, 1]. It has no
+        effect when `prior_strength` is infinite.
     prior_floor : float, default=1e-3
         Prior concentration eps of each other class, in (0, c).
     dtype : torch.dtype, default=torch.float32
@@ -92,7 +108,7 @@ class DirichletPosterior:
     labels : Tensor of shape (n_samples,)
         Class index of each training sample.
     visits : Tensor of shape (n_samples,)
-        How many predictions each row has seen.
+        How often each row has been updated.
     agreement : Agreement
         How often predictions agreed with the labels, kept by whoever trains.
 
@@ -105,7 +121,7 @@ class DirichletPosterior:
     -----
     With :math:`S_t = \sum_k \alpha_t[k]`, the target is a moving average whose weight
     on the newest prediction is :math:`1/S_t`, and what is left of the label itself
-    after T visits is :math:`\gamma^T c / S_T` [1]_, see :meth:`label_mass`.
+    after T updates is :math:`\gamma^T c / S_T` [1]_, see :meth:`label_mass`.
 
     References
     ----------
@@ -219,21 +235,13 @@ class DirichletPosterior:
         """Floating type of the store."""
         return self._alpha.dtype
 
-    @property
-    def _effective_discount(self) -> float:
-        # An infinite prior stays infinite under every discount; its finite stand-in
-        # would not.
-        return 1.0 if math.isinf(self.prior_strength) else self.discount
-
     def step(
         self,
         logits: Tensor,
         index: Tensor,
         weight: Tensor | None = None,
+        rule: UpdateRule | None = None,
         *,
-        evidence_weight: float = 1.0,
-        temperature: float = 1.0,
-        smoothing: float = 0.0,
         assume_unique: bool = False,
     ) -> Tensor:
         """Take in the predictions of a batch and return the loss to its new targets.
@@ -251,15 +259,9 @@ class DirichletPosterior:
             row in one step would lose one of them.
         weight : Tensor of shape (n,), optional
             Weight of each sample in the loss, finite and not negative.
-        evidence_weight : float, default=1.0
-            What these predictions count, w in [0, inf): the beliefs take in
-            w * softmax(logits / tau). In the paper both are 1.
-        temperature : float, default=1.0
-            What logits are divided by, tau in (0, inf): below 1, what enters is surer
-            than the predictions.
-        smoothing : float, default=0.0
-            Share of the uniform distribution that the targets are mixed with, in
-            [0, 1); the beliefs do not know of it. In the paper 0.
+        rule : UpdateRule, optional
+            How predictions change beliefs, and these the targets, with the discount of
+            this posterior. By default the paper's, ``UpdateRule(discount=discount)``.
         assume_unique : bool, default=False
             Skip the check for rows that repeat or are not there, where `index` is a
             Tensor that the caller drew from a permutation. The check waits for the
@@ -274,34 +276,26 @@ class DirichletPosterior:
         ------
         ValueError
             If `logits` has not one row per index and one column per class, a row is
-            repeated or not there, `weight` is not of the shape of `index`, or one of
-            the numbers is out of range.
+            repeated or not there, `weight` is not of the shape of `index`, or the
+            rule's discount is not that of a posterior whose prior is finite.
 
         Notes
         -----
         A row whose prediction is not finite keeps its belief, so that a diverging
         network does not take the posterior with it.
         """
-        loss, gradient = self.visit(
-            logits,
-            index,
-            weight,
-            evidence_weight=evidence_weight,
-            temperature=temperature,
-            smoothing=smoothing,
-            assume_unique=assume_unique,
+        loss, gradient = self.update(
+            logits, index, weight, rule, assume_unique=assume_unique
         )
         return _KnownGradient.apply(logits, loss, gradient)
 
-    def visit(
+    def update(
         self,
         logits: Tensor,
         index: Tensor,
         weight: Tensor | None = None,
+        rule: UpdateRule | None = None,
         *,
-        evidence_weight: float = 1.0,
-        temperature: float = 1.0,
-        smoothing: float = 0.0,
         assume_unique: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Take in the predictions of a batch; return the loss and its gradient.
@@ -317,20 +311,16 @@ class DirichletPosterior:
             Row of each sample of the batch, without repetition.
         weight : Tensor of shape (n,), optional
             Weight of each sample in the loss, finite and not negative.
-        evidence_weight : float, default=1.0
-            What these predictions count, w in [0, inf).
-        temperature : float, default=1.0
-            What logits are divided by before they enter, tau in (0, inf).
-        smoothing : float, default=0.0
-            Share of the uniform distribution that the targets are mixed with, in
-            [0, 1).
+        rule : UpdateRule, optional
+            How predictions change beliefs, and these the targets; by default as in the
+            paper.
         assume_unique : bool, default=False
             Skip the check for rows that repeat or are not there.
 
         Returns
         -------
         loss : Tensor of shape ()
-            Mean cross-entropy of the updated means with the logits.
+            Mean cross-entropy of the new targets with the logits.
         gradient : Tensor of shape (n, n_classes)
             Of the loss in the logits, (p - q) * weight / n, in their type.
 
@@ -347,16 +337,6 @@ class DirichletPosterior:
                 f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
                 f"index and one column per class, got {tuple(logits.shape)}."
             )
-        if not (
-            0 <= evidence_weight < math.inf
-            and 0 < temperature < math.inf
-            and 0 <= smoothing < 1
-        ):
-            raise ValueError(
-                "evidence_weight must lie in [0, inf), temperature in (0, inf) and "
-                f"smoothing in [0, 1), got {evidence_weight!r}, {temperature!r} and "
-                f"{smoothing!r}."
-            )
         if weight is not None:
             if weight.shape != index.shape:
                 raise ValueError(
@@ -364,23 +344,10 @@ class DirichletPosterior:
                     f"{tuple(weight.shape)}."
                 )
             weight = weight.detach()
-        arguments = (
-            logits.detach(),
-            self._alpha,
-            self.visits,
-            index,
-            weight,
-            self._effective_discount,
-            evidence_weight,
-            temperature,
-            smoothing,
+        backend = self._backend(logits)
+        return backend.posterior_step(
+            logits.detach(), self._alpha, self.visits, index, weight, self._rule(rule)
         )
-        if logits.is_cpu and not _kernels.interpreted and _cpu.usable(self._alpha):
-            return _cpu.posterior_step(*arguments)
-        if _kernels.usable(logits, self._alpha):
-            losses, gradient = _kernels.posterior_step(*arguments)
-            return losses.sum(), gradient
-        return _formulas.posterior_step(*arguments)
 
     def concentration(self, index: Tensor | None = None) -> Tensor:
         """Return the concentrations alpha.
@@ -423,8 +390,9 @@ class DirichletPosterior:
         Returns
         -------
         Tensor of shape (n_samples, n_classes)
-            The sum over T visits of gamma^(T-t) w_t p_t, zero where the prior is
-            infinite. In float32 at least; small differences of a float16 store are
+            The sum over T updates of gamma^(T-t) w_t softmax(s_t z_t), with the weight
+            w_t, the sharpness s_t and the logits z_t of update t; zero where the prior
+            is infinite. In float32 at least; small differences of a float16 store are
             rounded.
         """
         if math.isinf(self.prior_strength):
@@ -446,7 +414,7 @@ class DirichletPosterior:
         Returns
         -------
         Tensor of shape (n_samples,)
-            After T visits gamma^T c / S_T; 1 where the prior is infinite. The rest
+            After T updates gamma^T c / S_T; 1 where the prior is infinite. The rest
             of the target is the network's own past predictions (and the floor).
         """
         if math.isinf(self.prior_strength):
@@ -536,6 +504,27 @@ class DirichletPosterior:
         last, mean, n_epochs = state_dict["agreement"].tolist()
         self.agreement = Agreement(last, mean, int(n_epochs))
 
+    def _rule(self, rule: UpdateRule | None) -> UpdateRule:
+        """Return what is applied where `rule` is given, or raise."""
+        if math.isinf(self.prior_strength):
+            # It stays infinite under every discount; its finite stand-in would not.
+            return _undiscounted(rule)
+        if rule is None:
+            return _paper_rule(self.discount)
+        if rule.discount != self.discount:
+            raise ValueError(
+                f"the rule's discount must be that of the posterior, {self.discount}, "
+                f"got {rule.discount}: label_mass() and evidence() count on one "
+                "discount for all updates."
+            )
+        return rule
+
+    def _backend(self, logits: Tensor) -> ModuleType:
+        """Return the fastest form of the step for these logits."""
+        if logits.is_cpu and not _kernels.interpreted and _cpu.usable(self._alpha):
+            return _cpu
+        return _kernels if _kernels.usable(logits, self._alpha) else _formulas
+
     def _check_rows(self, index: Tensor) -> None:
         """Raise for rows that are not there, or occur twice."""
         rows, counts = index.unique(return_counts=True)
@@ -547,7 +536,7 @@ class DirichletPosterior:
         if len(rows) < len(index):
             raise ValueError(
                 f"row {rows[counts > 1][0].item()} occurs more than once in the batch. "
-                "Each sample may be visited once per step; draw batches without "
+                "Each row may be updated once per step; draw batches without "
                 "replacement."
             )
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from skbsd import _cpu, _formulas
-from skbsd.posterior import DirichletPosterior
+from skbsd.posterior import DirichletPosterior, UpdateRule
 
 N = 50
+PAPER = UpdateRule()
 
 
 def draw(n, n_classes, dtype=torch.float32, scale=3.0):
@@ -27,14 +28,14 @@ def store(n_classes, dtype=torch.float32, strength=20.0):
     return DirichletPosterior(labels, n_classes, **kwargs)
 
 
-def both(logits, index, *, weight=None, discount=1.0, evidence=(1.0, 1.0), **kwargs):
+def both(logits, index, *, weight=None, rule=PAPER, **kwargs):
     """Return loss, gradient, beliefs and visits, from here and from the formulas."""
     found = []
     for step in (_cpu.posterior_step, _formulas.posterior_step):
         posterior = store(logits.shape[1], **kwargs)
         for _ in range(2):  # beliefs that are not the prior
             rows = (posterior._alpha, posterior.visits, index)
-            loss, gradient = step(logits, *rows, weight, discount, *evidence)
+            loss, gradient = step(logits, *rows, weight, rule)
         found.append((loss, gradient, posterior._alpha, posterior.visits))
     return found
 
@@ -58,28 +59,29 @@ class TestAgreesWithTheFormulas:
     @pytest.mark.parametrize("n", [1, 7, 50])
     @pytest.mark.parametrize("discount", [1.0, 0.9])
     def test_sizes(self, n, n_classes, discount):
-        assert_same(*both(*draw(n, n_classes), discount=discount))
+        assert_same(*both(*draw(n, n_classes), rule=UpdateRule(discount=discount)))
 
     @pytest.mark.parametrize(
-        "evidence",
-        [(0.0, 1.0), (0.3, 1.0), (0.3, 0.5), (1.0, 3.0), (5.0, 0.1), (0.3, 1.0, 0.2)],
+        "fields",
+        [(0.0, 1.0), (0.3, 1.0), (0.3, 2.0), (1.0, 0.3), (5.0, 10.0), (0.3, 1.0, 0.2)],
     )
     @pytest.mark.parametrize("n_classes", [2, 300])
-    def test_evidence_and_smoothing(self, n_classes, evidence):
+    def test_rules(self, n_classes, fields):
         batch = draw(50, n_classes)
-        found, expected = both(*batch, discount=0.9, evidence=evidence)
+        found, expected = both(*batch, rule=UpdateRule(*fields, discount=0.9))
         assert_same(found, expected)
-        assert not torch.allclose(found[2], both(*batch, discount=0.9)[0][2])
+        plain = both(*batch, rule=UpdateRule(discount=0.9))[0]
+        assert not torch.allclose(found[2], plain[2])
 
     @pytest.mark.parametrize("n_classes", [10, 300])
     def test_sharpening_of_what_is_far_from_one(self, n_classes):
         logits, index = torch.zeros(9, n_classes), draw(9, 2)[1]
         logits[:, 0] = -math.inf
-        found, expected = both(logits, index, evidence=(1.0, 0.01))
+        found, expected = both(logits, index, rule=UpdateRule(sharpness=100.0))
         assert_same(found[2:], expected[2:])
         rows = found[2][index, 1:] - store(n_classes)._alpha[index, 1:]
         logits[:, 0] = -1.0
-        found, expected = both(logits, index, evidence=(1.0, 0.01))
+        found, expected = both(logits, index, rule=UpdateRule(sharpness=100.0))
         assert_same(found, expected)
         assert (rows == 0).all()
 
@@ -115,7 +117,7 @@ class TestAgreesWithTheFormulas:
         assert_same(both(logits + offset, index)[0], both(logits, index)[0], 1e-3, 1e-4)
 
     def test_infinite_prior(self):
-        assert_same(*both(*draw(9, 5), strength=math.inf, discount=1.0))
+        assert_same(*both(*draw(9, 5), strength=math.inf))
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_rows_that_are_not_finite_are_left(self, value):
@@ -147,7 +149,7 @@ def test_a_loss_is_never_negative():
     logits = torch.full((40, 5), 1.3)
     logits[torch.arange(40), torch.arange(40) % 5] = 46.7
     posterior = store(5, strength=math.inf)
-    loss, _ = posterior.visit(logits, torch.arange(40))
+    loss, _ = posterior.update(logits, torch.arange(40))
     assert 0 <= loss < 1e-6
 
 
@@ -165,11 +167,11 @@ def test_a_forked_process_has_threads_of_its_own(monkeypatch):
     assert os.waitpid(child, 0)[1] == 0
 
 
-class TestVisit:
+class TestUpdate:
     def test_is_the_step_without_autograd(self):
         logits, index = draw(9, 5)
         one, other = store(5), store(5)
-        loss, gradient = one.visit(logits, index)
+        loss, gradient = one.update(logits, index)
         leaf = logits.clone().requires_grad_()
         total = other.step(leaf, index)
         (2 * total).backward()
@@ -180,27 +182,27 @@ class TestVisit:
     def test_any_integers_and_no_samples(self):
         logits, index = draw(9, 5)
         one, other = store(5), store(5)
-        one.visit(logits, index.int())
-        other.visit(logits, index)
+        one.update(logits, index.int())
+        other.update(logits, index)
         assert torch.equal(one.mean(), other.mean())
-        loss, gradient = one.visit(logits[:0], index[:0])
+        loss, gradient = one.update(logits[:0], index[:0])
         assert loss.isnan()
         assert gradient.shape == (0, 5)
 
     def test_a_store_that_numpy_does_not_know(self):
         logits, index = draw(9, 5)
         one, other = store(5, torch.bfloat16), store(5)
-        one.visit(logits, index)
-        other.visit(logits, index)
+        one.update(logits, index)
+        other.update(logits, index)
         torch.testing.assert_close(one.mean().float(), other.mean(), rtol=0, atol=0.01)
 
     def test_weights(self):
         logits, index = draw(9, 5)
         weight = torch.rand(9).requires_grad_()
-        assert not store(5).visit(logits, index, weight)[0].requires_grad
+        assert not store(5).update(logits, index, weight)[0].requires_grad
         posterior = store(5)
         with pytest.raises(ValueError, match=r"weight must have shape \(9,\).*\(8,\)"):
-            posterior.visit(logits, index, weight[1:])
+            posterior.update(logits, index, weight[1:])
         assert not posterior.visits.any()
 
     @pytest.mark.parametrize("row", [-1, N])
@@ -208,4 +210,4 @@ class TestVisit:
         with pytest.raises(
             ValueError, match=rf"rows must lie in \[0, {N}\), got .*{row}"
         ):
-            store(3).visit(torch.zeros(2, 3), torch.tensor([1, row]))
+            store(3).update(torch.zeros(2, 3), torch.tensor([1, row]))

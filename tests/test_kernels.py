@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ import torch
 from torch.nn.functional import cross_entropy, one_hot
 
 from skbsd import _kernels
-from skbsd._kernels import posterior_step, usable
+from skbsd._kernels import operator, posterior_step, usable
 from skbsd.posterior import (
+    UpdateRule,
     posterior_mean,
     prior_concentration,
     sharpen,
@@ -72,30 +74,28 @@ class Case:
         self.visits = torch.arange(N, dtype=torch.int32, device=DEVICE)
         self.index = torch.randperm(N, generator=self.generator)[:n].to(DEVICE)
         self.weight = None
-        self.discount = 1.0
-        self.evidence = (1.0, 1.0, 0.0)
+        self.rule = UpdateRule()
 
     def draw(self, *shape):
         return torch.randn(shape, generator=self.generator)
 
     def weigh(self):
         self.weight = self.draw(len(self.index)).exp().to(DEVICE)
-        self.discount = 0.9
-        return self
+        return self.by(discount=0.9)
 
-    def weigh_evidence(self, weight, temperature, smoothing=0.0):
-        self.evidence = (weight, temperature, smoothing)
+    def by(self, **fields):
+        """Set fields of the rule."""
+        self.rule = replace(self.rule, **fields)
         return self
 
     def step(self):
-        return posterior_step(
+        return operator(
             self.logits,
             self.alpha,
             self.visits,
             self.index,
             self.weight,
-            self.discount,
-            *self.evidence,
+            *astuple(self.rule),
         )
 
     def check(self):
@@ -105,10 +105,10 @@ class Case:
         proba = log_proba.exp()
         alpha = self.alpha.clone()
         before = alpha[self.index].double()
-        evidence_weight, temperature, smoothing = self.evidence
-        evidence = sharpen(proba, temperature)
-        after = update_concentration(before, evidence, self.discount, evidence_weight)
-        target = smooth(posterior_mean(after), smoothing)
+        rule = self.rule
+        evidence = rule.weight * sharpen(proba, rule.sharpness)
+        after = update_concentration(before, evidence, rule.discount)
+        target = smooth(posterior_mean(after), rule.smoothing)
         weight = self.weight if self.weight is None else self.weight.double()
         shares = [
             soft_cross_entropy(
@@ -173,16 +173,17 @@ class TestStep:
         Case(5, n_classes, dtype=dtype, store=store).weigh().check()
 
     @pytest.mark.parametrize("weight", [0.0, 0.3, 5.0])
-    @pytest.mark.parametrize("temperature", [1.0, 0.1, 2.0])
-    def test_evidence(self, n_classes, weight, temperature):
-        Case(5, n_classes).weigh().weigh_evidence(weight, temperature).check()
+    @pytest.mark.parametrize("sharpness", [1.0, 10.0, 0.5])
+    def test_evidence(self, n_classes, weight, sharpness):
+        fields = {"weight": weight, "sharpness": sharpness}
+        Case(5, n_classes).weigh().by(**fields).check()
         other = Case(5, n_classes, dtype=torch.bfloat16, store=torch.float16)
-        other.weigh_evidence(weight, temperature).check()
+        other.by(**fields).check()
 
     def test_smoothing(self, n_classes):
         losses, slope = Case(5, n_classes).check()
         for smoothing in (0.1, 0.9):
-            case = Case(5, n_classes).weigh_evidence(1.0, 1.0, smoothing)
+            case = Case(5, n_classes).by(smoothing=smoothing)
             smoothed = case.check()
             assert not torch.allclose(losses, smoothed[0])
             assert not torch.allclose(slope, smoothed[1])
@@ -201,7 +202,6 @@ class TestStep:
 
     def test_infinite_prior_is_cross_entropy(self, n_classes):
         case = Case(5, n_classes)
-        case.discount = 1.0
         labels = torch.arange(N, device=DEVICE) % n_classes
         case.alpha = prior_concentration(
             labels, n_classes, prior_strength=math.inf, prior_floor=1e-3
@@ -297,14 +297,14 @@ class TestOperator:
     def test_is_what_it_declares(self, weighted):
         case = Case(5, 10).weigh()
         torch.library.opcheck(
-            posterior_step,
+            operator,
             (
                 case.logits,
                 case.alpha,
                 case.visits,
                 case.index,
                 case.weight if weighted else None,
-                0.9,
+                *astuple(case.rule),
             ),
         )
 
@@ -312,10 +312,10 @@ class TestOperator:
     def test_in_a_compiled_function(self, backend):
         @torch.compile(fullgraph=True, backend=backend)
         def step(logits, alpha, visits, index, weight):
-            losses, gradient = posterior_step(
-                2 * logits, alpha, visits, index, weight, 0.9
+            loss, gradient = posterior_step(
+                2 * logits, alpha, visits, index, weight, one.rule
             )
-            return losses.sum(), 2 * gradient
+            return loss, 2 * gradient
 
         one, other = Case(5, 10).weigh(), Case(5, 10).weigh()
         loss, gradient = step(

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from skbsd.posterior import (
     DirichletPosterior,
+    UpdateRule,
     posterior_mean,
     prior_concentration,
     sharpen,
@@ -57,22 +58,17 @@ class TestFormulas:
         proba = torch.tensor([[0.25, 0.75]])
         assert update_concentration(alpha, proba, 0.5).tolist() == [[1.25, 2.75]]
 
-    def test_update_with_weighted_evidence(self):
-        alpha = torch.tensor([[2.0, 4.0]])
-        proba = torch.tensor([[0.25, 0.75]])
-        assert update_concentration(alpha, proba, 0.5, 4.0).tolist() == [[2.0, 5.0]]
-
-    @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 3.0])
-    def test_sharpening_divides_the_logits(self, generator, temperature):
+    @pytest.mark.parametrize("sharpness", [0.3, 1.0, 2.0, 10.0])
+    def test_sharpening_multiplies_the_logits(self, generator, sharpness):
         logits = draw(generator, N, K)
         torch.testing.assert_close(
-            sharpen(logits.softmax(1), temperature), (logits / temperature).softmax(1)
+            sharpen(logits.softmax(1), sharpness), (sharpness * logits).softmax(1)
         )
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
     def test_sharpening_of_what_is_far_from_one(self, dtype):
         proba = torch.tensor([[0.1] * 10, [0.0] + [0.2, 0.1] + [0.1] * 7], dtype=dtype)
-        sharp = sharpen(proba, 0.01)
+        sharp = sharpen(proba, 100.0)
         torch.testing.assert_close(sharp[0], proba[0], atol=1e-3, rtol=0)
         assert sharp[1].tolist() == pytest.approx([0, 1] + 8 * [0], abs=1e-6)
 
@@ -119,18 +115,20 @@ class TestStep:
         )
 
     def test_closed_form_with_weighted_and_sharpened_evidence(self, generator, labels):
-        """alpha_T = gamma^T alpha_0 + sum_t gamma^(T-t) w_t softmax(z_t / tau_t)."""
+        """alpha_T = gamma^T alpha_0 + sum_t gamma^(T-t) w_t softmax(s_t z_t)."""
         posterior = make(labels, discount=0.9)
         expected = posterior.concentration()
+        total = torch.zeros_like(expected)
         index = torch.arange(N)
-        for weight, temperature in ((0.0, 1.0), (0.5, 1.0), (0.7, 0.5), (1.0, 2.0)):
+        for weight, sharpness in ((0.0, 1.0), (0.5, 1.0), (0.7, 2.0), (1.0, 0.5)):
             logits = draw(generator, N, K).requires_grad_()
-            loss = posterior.step(
-                logits, index, evidence_weight=weight, temperature=temperature
-            )
-            evidence = weight * (logits.detach() / temperature).softmax(1)
+            rule = UpdateRule(weight=weight, sharpness=sharpness, discount=0.9)
+            loss = posterior.step(logits, index, rule=rule)
+            evidence = weight * (sharpness * logits.detach()).softmax(1)
             expected = 0.9 * expected + evidence
+            total = 0.9 * total + evidence
             torch.testing.assert_close(posterior.concentration(), expected)
+            torch.testing.assert_close(posterior.evidence(), total)
             # The loss is that of the prediction itself.
             target = expected / expected.sum(1, keepdim=True)
             torch.testing.assert_close(loss, cross_entropy(logits, target))
@@ -143,7 +141,7 @@ class TestStep:
         one, other = make(labels), make(labels)
         logits, index = draw(generator, N, K).requires_grad_(), torch.arange(N)
         one.step(logits, index)
-        loss = other.step(logits, index, smoothing=0.2)
+        loss = other.step(logits, index, rule=UpdateRule(smoothing=0.2, discount=0.9))
         assert torch.equal(one.concentration(), other.concentration())
         target = 0.8 * one.mean() + 0.2 / K
         torch.testing.assert_close(smooth(one.mean(), 0.2), target)
@@ -340,6 +338,30 @@ class TestErrors:
         with pytest.raises(ValueError, match="row 3 occurs more than once"):
             posterior.step(torch.zeros(3, K), torch.tensor([3, 1, 3]))
         assert torch.equal(posterior.concentration(), before)
+
+    @pytest.mark.parametrize("method", ["step", "update"])
+    def test_discount_of_a_rule(self, labels, method):
+        posterior = make(labels, discount=0.9)
+        before = posterior.concentration()
+        message = r"discount must be that of the posterior, 0.9, got 1.0"
+        with pytest.raises(ValueError, match=message):
+            getattr(posterior, method)(
+                torch.zeros(1, K), torch.tensor([3]), rule=UpdateRule()
+            )
+        assert torch.equal(posterior.concentration(), before)
+
+    @pytest.mark.parametrize("discount", [0.5, 1.0])
+    @pytest.mark.parametrize("of_the_rule", [None, 0.5, 1.0])
+    def test_discount_of_an_infinite_prior_has_no_effect(
+        self, labels, discount, of_the_rule
+    ):
+        posterior = make(labels, prior_strength=math.inf, discount=discount)
+        rule = None if of_the_rule is None else UpdateRule(discount=of_the_rule)
+        before = posterior._alpha.clone()
+        for _ in range(3):
+            posterior.step(torch.zeros(N, K), torch.arange(N), rule=rule)
+        moved = (posterior._alpha - before).scatter(1, labels[:, None], 0.75)
+        torch.testing.assert_close(moved, torch.full_like(moved, 0.75))
 
     @pytest.mark.parametrize("shape", [(3, K + 1), (2, K), (K,)])
     def test_shape_of_logits(self, labels, shape):

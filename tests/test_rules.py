@@ -1,4 +1,4 @@
-"""What prior strength, discount and evidence are where the user leaves them open."""
+"""The rule of an update, and the rules for what the user leaves open."""
 
 import copy
 import math
@@ -13,9 +13,10 @@ from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 
 from skbsd import BSDClassifier
-from skbsd._evidence import (
+from skbsd._rules import (
     BUDGETS,
     Agreement,
+    UpdateRule,
     budget,
     is_weighted,
     resolve_discount,
@@ -68,12 +69,43 @@ class TestRules:
         assert is_weighted(evidence, strength) is expected
 
 
+class TestUpdateRule:
+    def test_is_the_papers_by_default(self):
+        rule = UpdateRule()
+        values = (rule.weight, rule.sharpness, rule.smoothing, rule.discount)
+        assert values == (1.0, 1.0, 0.0, 1.0)
+
+    def test_is_a_value(self):
+        rule = UpdateRule(weight=np.float32(2), discount=1)
+        assert rule == UpdateRule(2.0)
+        assert type(rule.weight) is type(rule.discount) is float
+        assert {rule: 1}[UpdateRule(2.0)] == 1
+        assert pickle.loads(pickle.dumps(rule)) == copy.deepcopy(rule) == rule
+        with pytest.raises(AttributeError):
+            rule.weight = 1.0
+
+    @pytest.mark.parametrize(
+        ("name", "expected", "values"),
+        [
+            ("weight", r"\[0, inf\)", [-0.1, math.inf, math.nan, "1", None]),
+            ("sharpness", r"\(0, inf\)", [0.0, -1.0, math.inf, math.nan, "1"]),
+            ("smoothing", r"\[0, 1\)", [-0.1, 1.0, math.nan, None]),
+            ("discount", r"\(0, 1\]", [0.0, 1.1, math.nan, "auto"]),
+        ],
+    )
+    def test_errors(self, name, expected, values):
+        for value in values:
+            message = f"{name} must be a number in {expected}, got {value!r}"
+            with pytest.raises(ValueError, match=message):
+                UpdateRule(**{name: value})
+
+
 class TestAgreement:
     def test_nothing_counts_before_the_first_epoch(self):
-        assert Agreement().evidence_weight() == 0
-        assert Agreement().temperature() == 1
+        assert Agreement().weight() == 0
+        assert Agreement().sharpness() == 1
         assert budget(100.0).sharpness == budget("auto").sharpness == 1
-        assert Agreement().temperature(budget("noisy").sharpness) < 1
+        assert Agreement().sharpness(budget("noisy").sharpness) == 1.4
 
     def test_last_and_mean(self):
         agreement = Agreement()
@@ -81,30 +113,29 @@ class TestAgreement:
             agreement.add(share)
         assert agreement.last == 1.0
         assert agreement.mean == pytest.approx(0.6)
-        assert agreement.evidence_weight() == pytest.approx(1 / 0.4)
+        assert agreement.weight() == pytest.approx(1 / 0.4)
         # A tenth of the odds, 1.5, adds to the exponent.
-        assert agreement.temperature() == pytest.approx(1 / 1.15)
-        assert agreement.temperature(2.0) == pytest.approx(1 / 2.15)
+        assert agreement.sharpness() == pytest.approx(1.15)
+        assert agreement.sharpness(2.0) == pytest.approx(2.15)
 
     def test_rule(self):
         agreement = Agreement()
         agreement.add(0.5)
-        assert agreement.rule("auto") == {
-            "evidence_weight": pytest.approx(1.0),
-            "temperature": pytest.approx(1 / 1.1),
-            "smoothing": pytest.approx(0.3 * 0.25),
-        }
+        rule = agreement.rule("auto", 0.9)
+        assert (rule.weight, rule.sharpness) == pytest.approx((1.0, 1.1))
+        assert (rule.smoothing, rule.discount) == pytest.approx((0.3 * 0.25, 0.9))
         for other in ("noisy", 100.0):
-            assert agreement.rule(other)["smoothing"] == 0
+            assert agreement.rule(other).smoothing == 0
+            assert agreement.rule(other).discount == 1
 
     def test_bounds(self):
         agreement = Agreement()
         agreement.add(1.0)
-        assert agreement.evidence_weight() == pytest.approx(5.0)
-        assert agreement.temperature() == pytest.approx(0.1)
+        assert agreement.weight() == pytest.approx(5.0)
+        assert agreement.sharpness() == pytest.approx(10)
         agreement = Agreement()
         agreement.add(0.0)
-        assert agreement.evidence_weight() == 0.0
+        assert agreement.weight() == 0.0
 
 
 class TestEstimator:
@@ -132,7 +163,7 @@ class TestEstimator:
 
         class Watch(Callback):
             def on_epoch_begin(self, net, **kwargs):
-                weights.append(net.posterior_.agreement.evidence_weight())
+                weights.append(net.posterior_.agreement.weight())
 
             def on_epoch_end(self, net, **kwargs):
                 shares.append(net.posterior_.agreement.last)
@@ -243,7 +274,7 @@ class TestEstimator:
         assert other.posterior_.agreement == model.posterior_.agreement
         before = other.posterior_.concentration().sum(1)
         grown = other.partial_fit(*data).posterior_.concentration().sum(1) - before
-        weight = model.posterior_.agreement.evidence_weight()
+        weight = model.posterior_.agreement.weight()
         torch.testing.assert_close(
             grown, torch.full_like(grown, weight), rtol=1e-4, atol=1e-4
         )

@@ -1,11 +1,90 @@
-"""How long labels hold and what predictions count, where the user leaves it open.
+"""The rule of a belief's update, and the rules for what the user leaves open.
 
-The rules were chosen by measurement; docs/evidence.md shows what else was tried. They
-go beyond the paper, in which c is a number and each prediction counts 1.
+Those of prior strength, weight, sharpness and smoothing were chosen by measurement;
+docs/evidence.md shows what else was tried. They go beyond the paper, in which c is a
+number and each prediction counts 1.
 """
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRule:
+    r"""How a prediction changes a belief, and the belief a target.
+
+    With the logits z of a sample, weight w, sharpness s, smoothing :math:`\lambda` and
+    discount :math:`\gamma`,
+
+    .. math::
+
+        e_t = w \, \mathrm{softmax}(s z), \qquad
+        \alpha_t = \gamma \, \alpha_{t-1} + e_t, \qquad
+        q_t = (1 - \lambda) \, \alpha_t / \textstyle\sum_k \alpha_t[k] + \lambda / K.
+
+    The evidence :math:`e_t` is what the belief takes in from the prediction. The
+    defaults, whatever the discount, are the paper's method.
+
+    Parameters
+    ----------
+    weight : float, default=1.0
+        How much a prediction counts, w in [0, inf): the sum of its evidence.
+    sharpness : float, default=1.0
+        What the logits are multiplied by before they become evidence, the inverse of a
+        temperature, in (0, inf). Above 1 the evidence is surer than the prediction.
+    smoothing : float, default=0.0
+        Share of the uniform distribution in the target, in [0, 1). It does not enter
+        the belief.
+    discount : float, default=1.0
+        What an update leaves of the belief before it: gamma, in (0, 1].
+
+    Raises
+    ------
+    ValueError
+        For a value that is not a number in its range.
+
+    See Also
+    --------
+    DirichletPosterior.step : Applies a rule to the rows of a batch.
+    Agreement.rule : The rule of the next epoch, from how the last ones went.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.posterior import DirichletPosterior, UpdateRule
+    >>> posterior = DirichletPosterior(torch.tensor([0]), 2, prior_strength=3.0,
+    ...                                prior_floor=1.0)
+    >>> logits = torch.tensor([[0.0, 1.0]]).log1p()  # of odds 1 : 2
+    >>> loss = posterior.step(logits, torch.tensor([0]), rule=UpdateRule(weight=2.5))
+    >>> posterior.evidence()
+    tensor([[0.8333, 1.6667]])
+    >>> sharp = UpdateRule(weight=2.5, sharpness=2.0)
+    >>> loss = posterior.step(logits, torch.tensor([0]), rule=sharp)
+    >>> posterior.evidence()  # 2.5 in the proportion 1 : 4 are added
+    tensor([[1.3333, 3.6667]])
+    """
+
+    weight: float = 1.0
+    sharpness: float = 1.0
+    smoothing: float = 0.0
+    discount: float = 1.0
+
+    def __post_init__(self):
+        for name, accepts, expected in (
+            ("weight", lambda x: 0 <= x < math.inf, "[0, inf)"),
+            ("sharpness", lambda x: 0 < x < math.inf, "(0, inf)"),
+            ("smoothing", lambda x: 0 <= x < 1, "[0, 1)"),
+            ("discount", lambda x: 0 < x <= 1, "(0, 1]"),
+        ):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and accepts(value)):
+                raise ValueError(
+                    f"{name} must be a number in {expected}, got {value!r}."
+                )
+            # PyTorch's operators take Python's floats, and not NumPy's.
+            object.__setattr__(self, name, float(value))
 
 
 class Budget(NamedTuple):
@@ -131,10 +210,10 @@ class Agreement:
     >>> agreement.add(0.75)
     >>> agreement
     Agreement(last=0.75, mean=0.625, n_epochs=2)
-    >>> agreement.evidence_weight()
+    >>> agreement.weight()
     2.0
-    >>> round(agreement.temperature(), 2)
-    0.86
+    >>> round(agreement.sharpness(), 3)
+    1.167
     """
 
     last: float = 0.0
@@ -154,7 +233,7 @@ class Agreement:
         self.last = share
         self.mean += (share - self.mean) / self.n_epochs
 
-    def evidence_weight(self) -> float:
+    def weight(self) -> float:
         """Return what a prediction counts in the next epoch: its signal over its noise.
 
         Returns
@@ -164,41 +243,44 @@ class Agreement:
         """
         return min(_LARGEST_WEIGHT, self.last / max(1 - self.mean, 1e-9))
 
-    def temperature(self, sharpness: float = 1.0) -> float:
-        """Return what logits are divided by, before they enter the posterior.
+    def sharpness(self, least: float = 1.0) -> float:
+        """Return what logits are multiplied by before they become evidence.
 
         Where predictions nearly always agree, what they are unsure of is noise.
 
         Parameters
         ----------
-        sharpness : float, default=1.0
-            The least that they are multiplied with, s.
+        least : float, default=1.0
+            The sharpness where no prediction has agreed.
 
         Returns
         -------
         float
-            1 / (s + 0.1 times the odds of the mean agreement), 0.1 at least.
+            `least` + 0.1 times the odds of the mean agreement, 10 at most.
         """
         odds = self.mean / max(1 - self.mean, 1e-9)
-        return 1 / min(_LARGEST_SHARPNESS, sharpness + _SHARPNESS_PER_ODDS * odds)
+        return min(_LARGEST_SHARPNESS, least + _SHARPNESS_PER_ODDS * odds)
 
-    def rule(self, prior_strength: float | str) -> dict[str, float]:
-        """Return what the next epoch's predictions do to beliefs and targets.
+    def rule(self, prior_strength: float | str, discount: float = 1.0) -> UpdateRule:
+        """Return the rule of the next epoch's updates.
 
         Parameters
         ----------
         prior_strength : float or {"auto", "noisy"}
-            As given to :class:`skbsd.BSDClassifier`. A number stands for no more
-            sharpness than 1, and no smoothing.
+            As given to :class:`skbsd.BSDClassifier`. A number stands for a least
+            sharpness of 1, and no smoothing.
+        discount : float, default=1.0
+            That of the posterior, gamma.
 
         Returns
         -------
-        dict of str to float
-            Arguments of :meth:`skbsd.posterior.DirichletPosterior.step`.
+        UpdateRule
+            Its weight and sharpness are those of :meth:`weight` and :meth:`sharpness`.
         """
         known = budget(prior_strength)
-        return {
-            "evidence_weight": self.evidence_weight(),
-            "temperature": self.temperature(known.sharpness),
-            "smoothing": known.smoothing * (1 - self.mean) ** 2,
-        }
+        return UpdateRule(
+            weight=self.weight(),
+            sharpness=self.sharpness(known.sharpness),
+            smoothing=known.smoothing * (1 - self.mean) ** 2,
+            discount=discount,
+        )
