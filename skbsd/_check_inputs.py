@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from sklearn.utils import check_array
+from sklearn.utils import assert_all_finite, check_array
 from torch.utils.data import DataLoader
 
 # Grey, colour, and colour with an alpha channel.
@@ -38,11 +38,13 @@ def check_X(X, *, caller: str | None = None, image_shape=None, name: str = "X"):
     if isinstance(X, torch.Tensor):
         X = _check_tensor(X, name)
     else:
-        _check_columns(X, name)
+        convert = _check_columns(X, name, caller)
+        options = {"allow_nd": True, "input_name": name, "estimator": caller}
         # A list of tensors, or of anything with __array__, becomes one array here.
-        X = check_array(
-            X, dtype="numeric", allow_nd=True, input_name=name, estimator=caller
-        )
+        X = check_array(X, dtype=np.float64 if convert else "numeric", **options)
+        if X.dtype.kind == "O":
+            # A list of lists of objects: unconverted, and not checked for infinity.
+            X = check_array(X, dtype=np.float64, **options)
     if X.ndim == 3 or X.ndim > 4:
         raise ValueError(
             f"{name} has {X.ndim} dimensions, shape {tuple(X.shape)}; expected a table "
@@ -86,16 +88,24 @@ def _check_tensor(X: torch.Tensor, name: str) -> torch.Tensor:
     return X.detach()
 
 
-def _check_columns(X, name: str) -> None:
-    """Name the columns of a DataFrame that are not numbers."""
+def _check_columns(X, name: str, caller: str | None) -> bool:
+    """Raise for columns of a DataFrame that are not numbers.
+
+    Returns
+    -------
+    bool
+        Whether columns have to be converted: numbers stored as objects or categories.
+    """
     dtypes = getattr(X, "dtypes", None)
     columns = getattr(X, "columns", None)
     if dtypes is None or columns is None:
-        return
+        return False
+    # pandas' types have a kind; where there is none, the values decide.
+    unclear = [i for i, t in enumerate(dtypes) if getattr(t, "kind", "f") not in "biuf"]
     strange = [
-        f"{column!r} ({dtype})"
-        for column, dtype in zip(columns, dtypes, strict=False)
-        if getattr(dtype, "kind", "f") not in "biuf"
+        f"{columns[i]!r} ({dtypes.iloc[i]})"
+        for i in unclear
+        if not _is_numeric(X.iloc[:, i])
     ]
     if strange:
         raise ValueError(
@@ -103,6 +113,23 @@ def _check_columns(X, name: str) -> None:
             "them first, for example with a ColumnTransformer of OneHotEncoder and "
             "StandardScaler in a Pipeline."
         )
+    if any(X.iloc[:, i].isna().any() for i in unclear):
+        # scikit-learn's error about missing values; pandas' NA, which it cannot
+        # convert, would get another.
+        assert_all_finite(np.array([np.nan]), estimator_name=caller, input_name=name)
+    return bool(unclear)
+
+
+def _is_numeric(column) -> bool:
+    """Whether the values of a column, missing ones aside, convert to numbers."""
+    values = column.dropna().to_numpy()
+    if values.dtype.kind not in "biufOU":
+        return False  # numpy converts dates to float, and drops imaginary parts
+    try:
+        values.astype(np.float64)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _as_images(X, image_shape: tuple[int, int, int], name: str):

@@ -3,6 +3,8 @@
 And nothing is lost: an estimator that was fitted before is as it was.
 """
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -129,6 +131,37 @@ class TestX:
             quick().fit(frame, y)
         with pytest.raises(ValueError, match="could not convert string to float"):
             quick().fit(np.full((150, 2), "red", dtype=object), y)
+
+    @pytest.mark.parametrize("dtype", ["object", "category"])
+    def test_columns_some_of_which_hold_numbers(self, iris, dtype):
+        frame = pd.DataFrame(iris[0], columns=list("abcd"), dtype=object)
+        frame["e"] = pd.Series(["red", 1, 2] * 50, dtype=dtype)
+        message = rf"not numeric: 'e' \({dtype}\)\. Encode"
+        with pytest.raises(ValueError, match=message):
+            quick().fit(frame, iris[1])
+        frame["e"] = pd.Series([1j, 2, 3] * 50)
+        with pytest.raises(
+            ValueError, match=r"not numeric: 'e' \(complex128\)\. Encode"
+        ):
+            quick().fit(frame, iris[1])
+
+    @pytest.mark.parametrize("dtype", ["object", "category"])
+    @pytest.mark.parametrize("missing", [None, NAN, pd.NA, pd.NaT])
+    def test_missing_values_in_columns(self, iris, dtype, missing):
+        numbers = pd.DataFrame(iris[0], columns=list("abcd"))
+        model = quick().fit(numbers, iris[1])
+        frame = numbers.assign(b=pd.Series([missing, 1.0, 2.0] * 50, dtype=dtype))
+        for method in (quick().fit, model.score):
+            with pytest.raises(ValueError, match=r"Input X contains NaN.*\s.*imputer"):
+                method(frame, iris[1])
+
+    def test_infinity_in_objects(self, iris):
+        frame = pd.DataFrame(with_value(iris[0], INF), dtype=object)
+        for X in (frame, frame.to_numpy(), [list(map(Decimal, x)) for x in iris[0]]):
+            if isinstance(X, list):
+                X[3][1] = Decimal(INF)
+            with pytest.raises(ValueError, match="Input X contains infinity"):
+                quick().fit(X, iris[1])
 
     def test_complex(self, iris):
         with pytest.raises(ValueError, match="Complex data not supported"):

@@ -38,6 +38,25 @@ class TestInputs:
         for other in (X.tolist(), torch.tensor(X), np.asfortranarray(X)):
             assert_array_equal(quick().fit(other, y).predict_proba(other), proba)
 
+    @pytest.mark.parametrize("dtype", ["object", "category", "str", "Float64"])
+    def test_columns_that_hold_numbers(self, iris, dtype):
+        X, y = iris
+        numbers = pd.DataFrame(X, columns=list("abcd"))
+        frame = numbers.astype({"b": dtype, "d": dtype})
+        model = quick().fit(frame, y)
+        assert_array_equal(model.feature_names_in_, list("abcd"))
+        assert same_weights(model, quick().fit(numbers, y))
+        assert_array_equal(model.predict_proba(frame), model.predict_proba(numbers))
+        every = numbers.astype(dtype)
+        assert_array_equal(model.predict_proba(every), model.predict_proba(numbers))
+
+    @pytest.mark.parametrize("dtype", ["object", "category", "bool", "boolean"])
+    def test_columns_of_truth_values(self, iris, dtype):
+        X, y = iris
+        numbers = pd.DataFrame(X, columns=list("abcd")).assign(e=X[:, 0] > 6)
+        model = quick().fit(numbers.astype({"e": dtype}), y)
+        assert same_weights(model, quick().fit(numbers.to_numpy(float), y))
+
     def test_strides_and_byte_order(self, iris, digits):
         X, y = iris
         model = quick().fit(X[::-1], y[::-1])
