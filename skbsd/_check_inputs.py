@@ -1,5 +1,6 @@
 """What is accepted as X, and what is said about anything else."""
 
+import datetime
 import math
 
 import numpy as np
@@ -9,6 +10,14 @@ from torch.utils.data import DataLoader
 
 # Grey, colour, and colour with an alpha channel.
 CHANNELS = (1, 3, 4)
+
+_TIMES = (
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    np.datetime64,
+    np.timedelta64,
+)
 
 
 def check_X(X, *, caller: str | None = None, image_shape=None, name: str = "X"):
@@ -40,8 +49,11 @@ def check_X(X, *, caller: str | None = None, image_shape=None, name: str = "X"):
     else:
         convert = _check_columns(X, name, caller)
         options = {"allow_nd": True, "input_name": name, "estimator": caller}
+        if isinstance(X, np.ndarray):
+            _refuse_times(X, name)  # before objects are converted
         # A list of tensors, or of anything with __array__, becomes one array here.
         X = check_array(X, dtype=np.float64 if convert else "numeric", **options)
+        _refuse_times(X, name)
         if X.dtype.kind == "O":
             # A list of lists of objects: unconverted, and not checked for infinity.
             X = check_array(X, dtype=np.float64, **options)
@@ -102,11 +114,16 @@ def _check_columns(X, name: str, caller: str | None) -> bool:
         return False
     # pandas' types have a kind; where there is none, the values decide.
     unclear = [i for i, t in enumerate(dtypes) if getattr(t, "kind", "f") not in "biuf"]
-    strange = [
-        f"{columns[i]!r} ({dtypes.iloc[i]})"
-        for i in unclear
-        if not _is_numeric(X.iloc[:, i])
-    ]
+    times, strange = [], []
+    for i in unclear:
+        values = X.iloc[:, i].dropna().to_numpy()
+        described = f"{columns[i]!r} ({dtypes.iloc[i]})"
+        if _holds_times(values):
+            times.append(described)
+        elif not _is_numeric(values):
+            strange.append(described)
+    if times:
+        raise ValueError(_about_times(f"{name} has columns of", ", ".join(times)))
     if strange:
         raise ValueError(
             f"{name} has columns that are not numeric: {', '.join(strange)}. Encode "
@@ -120,16 +137,39 @@ def _check_columns(X, name: str, caller: str | None) -> bool:
     return bool(unclear)
 
 
-def _is_numeric(column) -> bool:
-    """Whether the values of a column, missing ones aside, convert to numbers."""
-    values = column.dropna().to_numpy()
+def _is_numeric(values: np.ndarray) -> bool:
+    """Whether the values of a column convert to numbers."""
     if values.dtype.kind not in "biufOU":
-        return False  # numpy converts dates to float, and drops imaginary parts
+        return False  # numpy would drop imaginary parts
     try:
         values.astype(np.float64)
     except (TypeError, ValueError):
         return False
     return True
+
+
+def _refuse_times(X: np.ndarray, name: str) -> None:
+    """Raise for dates, times and durations, which numpy makes numbers of."""
+    if _holds_times(X):
+        raise ValueError(_about_times(f"{name} holds", f"dtype {X.dtype}"))
+
+
+def _holds_times(values: np.ndarray) -> bool:
+    """Whether there are dates, times or durations among the values."""
+    if values.dtype.kind != "O":
+        return values.dtype.kind in "mM"
+    kinds = set(map(type, values.flat))
+    # pandas' Timestamp and Timedelta are datetime's too, but its Period is not.
+    return any(issubclass(k, _TIMES) or k.__name__ == "Period" for k in kinds)
+
+
+def _about_times(holds: str, which: str) -> str:
+    return (
+        f"{holds} dates, times or durations ({which}); expected numbers, and as such "
+        "these would depend on their unit and origin. Extract features from them, such "
+        "as the year and the day of the week, or the seconds since a date; pandas has "
+        "these as .dt.year, .dt.dayofweek and .dt.total_seconds()."
+    )
 
 
 def _as_images(X, image_shape: tuple[int, int, int], name: str):

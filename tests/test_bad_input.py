@@ -3,6 +3,7 @@
 And nothing is lost: an estimator that was fitted before is as it was.
 """
 
+import re
 from decimal import Decimal
 
 import numpy as np
@@ -29,6 +30,8 @@ from torch.utils.data import IterableDataset, TensorDataset, WeightedRandomSampl
 from skbsd import BSDClassifier
 
 NAN, INF = float("nan"), float("inf")
+DAYS = np.datetime64("2020-01-01") + np.arange(300).reshape(150, 2)
+DURATIONS = DAYS - DAYS[0]
 
 
 def with_value(X, value):
@@ -162,6 +165,51 @@ class TestX:
                 X[3][1] = Decimal(INF)
             with pytest.raises(ValueError, match="Input X contains infinity"):
                 quick().fit(X, iris[1])
+
+    @pytest.mark.parametrize(
+        ("X", "dtype"),
+        [
+            (DAYS, r"datetime64\[D\]"),
+            (DURATIONS, r"timedelta64\[D\]"),
+            (DAYS[:, :, None, None], r"datetime64\[D\]"),
+            (list(DAYS), r"datetime64\[D\]"),
+            (DAYS.astype(object), "object"),
+            (DAYS.tolist(), "object"),
+            (DURATIONS.tolist(), "object"),
+            ([[1.5, day] for day in DAYS[:, 0]], "object"),
+            (np.array([[1.5, day] for day in DAYS[:, 0]], dtype=object), "object"),
+            (pd.DataFrame(DAYS).map(pd.Timestamp).to_numpy(object), "object"),
+        ],
+    )
+    def test_times(self, iris, X, dtype):
+        message = rf"X holds dates, times or durations \(dtype {dtype}\);.*Extract"
+        with pytest.raises(ValueError, match=message):
+            quick().fit(X, iris[1])
+        model = quick().fit(iris[0][:, :2], iris[1])
+        with pytest.raises(ValueError, match="dates, times or durations"):
+            model.predict(X)
+
+    @pytest.mark.parametrize(
+        "column",
+        [
+            pd.Series(DAYS[:, 0]),
+            pd.Series(DAYS[:, 0]).dt.tz_localize("UTC"),
+            pd.Series(DURATIONS[:, 0]),
+            pd.Series(DAYS[:, 0]).astype("category"),
+            pd.Series(DAYS[:, 0].tolist(), dtype=object),
+            pd.Series([np.timedelta64(3, "s"), None, 1] * 50, dtype=object),
+            pd.Series(DAYS[:, 0]).dt.to_period("M"),
+        ],
+        ids=lambda column: str(column.dtype),
+    )
+    def test_columns_of_times(self, iris, column):
+        numbers = pd.DataFrame(iris[0], columns=list("abcd"))
+        message = re.escape(f"('when' ({column.dtype}), 'then' ({column.dtype}))")
+        frame = numbers.assign(when=column, then=column, e="red")
+        with pytest.raises(ValueError, match=rf"columns of dates.*{message}.*\.dt"):
+            quick().fit(frame, iris[1])
+        with pytest.raises(ValueError, match=r"columns of dates.*'when'"):
+            quick().fit(frame[["when"]], iris[1])
 
     def test_complex(self, iris):
         with pytest.raises(ValueError, match="Complex data not supported"):
