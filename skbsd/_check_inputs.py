@@ -66,17 +66,37 @@ def check_X(X, *, caller: str | None = None, image_shape=None, name: str = "X"):
         )
     if image_shape is not None:
         X = _as_images(X, tuple(image_shape), name)
-    elif X.ndim == 4 and X.shape[-1] in CHANNELS and X.shape[1] > max(CHANNELS):
+    elif X.ndim == 4 and _looks_channels_last(*X.shape[1:]):
         raise ValueError(
             f"{name} has shape {tuple(X.shape)}, which looks like images with the "
             "channels last; expected (n_samples, channels, height, width). Convert "
-            "with np.moveaxis(X, -1, 1), or pass image_shape if this is meant."
+            "with np.moveaxis(X, -1, 1), or pass "
+            f"image_shape={tuple(X.shape[1:])} if this is meant."
         )
     X = _as_uint8_or_float(X)
     if isinstance(X, torch.Tensor):
         return X
     # torch knows neither negative strides nor foreign byte orders.
     return np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))
+
+
+def _looks_channels_last(first: int, second: int, last: int) -> bool:
+    """Whether samples of this shape are probably (height, width, channels).
+
+    As (channels, height, width) they would be images that are far narrower than they
+    have channels, which is rare; most of all where there are as many rows as channels.
+    """
+    smaller, larger = sorted((first, second))
+    if first <= max(CHANNELS):
+        return False
+    if last in CHANNELS:
+        return True
+    if first == second:
+        return 2 * last <= first
+    # Photographs that are not square are at most twice as wide as high, or as high as
+    # wide. This leaves out signals, which are many times longer than they have
+    # channels, and features, which have many times more channels than rows.
+    return larger <= 2 * smaller and 4 * last <= smaller
 
 
 def _check_tensor(X: torch.Tensor, name: str) -> torch.Tensor:

@@ -230,10 +230,29 @@ class TestX:
             with pytest.raises(ValueError, match="Reshape your data"):
                 quick().fit(X, iris[1])
 
-    def test_channels_last(self):
-        X = np.zeros((10, 32, 32, 3), np.uint8)
-        with pytest.raises(ValueError, match=r"\(10, 32, 32, 3\).*np.moveaxis"):
-            quick().fit(X, np.arange(10) % 2)
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            (32, 32, 3),
+            (8, 100, 1),
+            (32, 32, 2),
+            (32, 32, 5),
+            (64, 64, 13),
+            (64, 64, 32),
+            (48, 64, 5),
+            (64, 48, 8),
+        ],
+    )
+    def test_channels_last(self, shape):
+        X = np.random.default_rng(0).random((10, *shape), np.float32)
+        y = np.arange(10) % 2
+        message = rf"\(10, {str(shape)[1:-1]}\).*np.moveaxis.*image_shape=\({shape[0]}"
+        for given in (X, torch.tensor(X)):
+            with pytest.raises(ValueError, match=message):
+                quick().fit(given, y)
+        model = quick(max_epochs=1).fit(np.moveaxis(X, -1, 1), y)
+        with pytest.raises(ValueError, match=message):
+            model.predict(X)
 
     def test_image_shape(self, digits):
         X, y = (a[:50] for a in digits)
