@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
-from sklearn.utils import assert_all_finite, check_array, column_or_1d
+from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils._param_validation import (
     Interval,
     Options,
@@ -24,13 +24,11 @@ from sklearn.utils.validation import (
     _num_samples,
     check_is_fitted,
 )
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
+from ._check_inputs import check_X as check_X
 from ._rules import resolve_prior_strength
 from .contrastive import Contrastive
-
-# Grey, colour, and colour with an alpha channel.
-CHANNELS = (1, 3, 4)
 
 
 def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> None:
@@ -123,130 +121,6 @@ def check_device(device: str | torch.device) -> torch.device:
             "'auto', 'cpu', or a device that torch can allocate on, such as 'cuda'."
         ) from error
     return found
-
-
-def check_X(X, *, caller: str | None = None, image_shape=None, name: str = "X"):
-    """Return X as a finite 2-D table or 4-D batch of images.
-
-    Parameters
-    ----------
-    X : array-like, DataFrame or Tensor
-    caller : str, optional
-        Name of the estimator, for advice about missing values.
-    image_shape : tuple of (channels, height, width), optional
-        Where given, 2-D rows are reshaped to it.
-    name : str
-        For messages.
-
-    Returns
-    -------
-    ndarray or Tensor
-        uint8 (images only), float32 or float64.
-    """
-    if isinstance(X, DataLoader) or type(X) is dict:
-        raise TypeError(
-            f"{name} is a {type(X).__name__}; expected an array, a DataFrame, a Tensor "
-            "or a Dataset. Pass a DataLoader's `dataset`, and parameters of loading as "
-            "iterator_train__*."
-        )
-    if isinstance(X, torch.Tensor):
-        X = _check_tensor(X, name)
-    else:
-        _check_columns(X, name)
-        # A list of tensors, or of anything with __array__, becomes one array here.
-        X = check_array(
-            X, dtype="numeric", allow_nd=True, input_name=name, estimator=caller
-        )
-    if X.ndim == 3 or X.ndim > 4:
-        raise ValueError(
-            f"{name} has {X.ndim} dimensions, shape {tuple(X.shape)}; expected a table "
-            "(n_samples, n_features) or images (n_samples, channels, height, width). "
-            "Give grey images a channel axis with X[:, None], or flatten other data "
-            "to 2-D."
-        )
-    if image_shape is not None:
-        X = _as_images(X, tuple(image_shape), name)
-    elif X.ndim == 4 and X.shape[-1] in CHANNELS and X.shape[1] > max(CHANNELS):
-        raise ValueError(
-            f"{name} has shape {tuple(X.shape)}, which looks like images with the "
-            "channels last; expected (n_samples, channels, height, width). Convert "
-            "with np.moveaxis(X, -1, 1), or pass image_shape if this is meant."
-        )
-    X = _as_uint8_or_float(X)
-    if isinstance(X, torch.Tensor):
-        return X
-    # torch knows neither negative strides nor foreign byte orders.
-    return np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))
-
-
-def _check_tensor(X: torch.Tensor, name: str) -> torch.Tensor:
-    if X.layout != torch.strided:
-        raise TypeError(
-            f"Sparse data was passed for {name} ({X.layout}), but dense data is "
-            "required. Use X.to_dense()."
-        )
-    if X.is_complex():
-        raise ValueError(f"Complex data not supported: {name} is {X.dtype}.")
-    if X.ndim < 2:
-        raise ValueError(
-            f"Expected 2D array, got {X.ndim}D tensor instead for {name}. Reshape your "
-            "data with X.reshape(-1, 1) or X.reshape(1, -1)."
-        )
-    if not len(X):
-        raise ValueError(f"{name} holds 0 samples; at least 1 is required.")
-    if not X.isfinite().all():
-        kind = "NaN" if X.isnan().any() else "infinity"
-        raise ValueError(f"Input {name} contains {kind}. Remove or impute such rows.")
-    return X.detach()
-
-
-def _check_columns(X, name: str) -> None:
-    """Name the columns of a DataFrame that are not numbers."""
-    dtypes = getattr(X, "dtypes", None)
-    columns = getattr(X, "columns", None)
-    if dtypes is None or columns is None:
-        return
-    strange = [
-        f"{column!r} ({dtype})"
-        for column, dtype in zip(columns, dtypes, strict=False)
-        if getattr(dtype, "kind", "f") not in "biuf"
-    ]
-    if strange:
-        raise ValueError(
-            f"{name} has columns that are not numeric: {', '.join(strange)}. Encode "
-            "them first, for example with a ColumnTransformer of OneHotEncoder and "
-            "StandardScaler in a Pipeline."
-        )
-
-
-def _as_images(X, image_shape: tuple[int, int, int], name: str):
-    if X.ndim == 4:
-        if tuple(X.shape[1:]) != image_shape:
-            raise ValueError(
-                f"{name} holds images of shape {tuple(X.shape[1:])}, but image_shape "
-                f"is {image_shape}; leave image_shape out or make them agree."
-            )
-        return X
-    if X.shape[1] != math.prod(image_shape):
-        raise ValueError(
-            f"{name} has {X.shape[1]} features, but image_shape={image_shape} "
-            f"multiplies out to {math.prod(image_shape)}; expected (channels, height, "
-            "width) of one flattened image."
-        )
-    return X.reshape(len(X), *image_shape)
-
-
-def _as_uint8_or_float(X):
-    """Keep uint8 images, float32 and float64; widen or narrow the rest to these."""
-    is_tensor = isinstance(X, torch.Tensor)
-    if X.dtype in (np.uint8, torch.uint8) and X.ndim == 4:
-        return X
-    if X.dtype in (np.float32, np.float64, torch.float32, torch.float64):
-        return X
-    # Every 16-bit type fits in float32 without loss.
-    if is_tensor:
-        return X.to(torch.float32 if X.dtype.itemsize <= 2 else torch.float64)
-    return X.astype(np.float32 if X.dtype.itemsize <= 2 else np.float64)
 
 
 def check_y(y, estimator_name: str) -> np.ndarray:

@@ -4,6 +4,8 @@ And nothing is lost: an estimator that was fitted before is as it was.
 """
 
 import copy
+import re
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -30,6 +32,8 @@ from torch.utils.data import IterableDataset, TensorDataset, WeightedRandomSampl
 from skbsd import BSDClassifier
 
 NAN, INF = float("nan"), float("inf")
+DAYS = np.datetime64("2020-01-01") + np.arange(300).reshape(150, 2)
+DURATIONS = DAYS - DAYS[0]
 
 
 def with_value(X, value):
@@ -133,6 +137,82 @@ class TestX:
         with pytest.raises(ValueError, match="could not convert string to float"):
             quick().fit(np.full((150, 2), "red", dtype=object), y)
 
+    @pytest.mark.parametrize("dtype", ["object", "category"])
+    def test_columns_some_of_which_hold_numbers(self, iris, dtype):
+        frame = pd.DataFrame(iris[0], columns=list("abcd"), dtype=object)
+        frame["e"] = pd.Series(["red", 1, 2] * 50, dtype=dtype)
+        message = rf"not numeric: 'e' \({dtype}\)\. Encode"
+        with pytest.raises(ValueError, match=message):
+            quick().fit(frame, iris[1])
+        frame["e"] = pd.Series([1j, 2, 3] * 50)
+        with pytest.raises(
+            ValueError, match=r"not numeric: 'e' \(complex128\)\. Encode"
+        ):
+            quick().fit(frame, iris[1])
+
+    @pytest.mark.parametrize("dtype", ["object", "category"])
+    @pytest.mark.parametrize("missing", [None, NAN, pd.NA, pd.NaT])
+    def test_missing_values_in_columns(self, iris, dtype, missing):
+        numbers = pd.DataFrame(iris[0], columns=list("abcd"))
+        model = quick().fit(numbers, iris[1])
+        frame = numbers.assign(b=pd.Series([missing, 1.0, 2.0] * 50, dtype=dtype))
+        for method in (quick().fit, model.score):
+            with pytest.raises(ValueError, match=r"Input X contains NaN.*\s.*imputer"):
+                method(frame, iris[1])
+
+    def test_infinity_in_objects(self, iris):
+        frame = pd.DataFrame(with_value(iris[0], INF), dtype=object)
+        for X in (frame, frame.to_numpy(), [list(map(Decimal, x)) for x in iris[0]]):
+            if isinstance(X, list):
+                X[3][1] = Decimal(INF)
+            with pytest.raises(ValueError, match="Input X contains infinity"):
+                quick().fit(X, iris[1])
+
+    @pytest.mark.parametrize(
+        ("X", "dtype"),
+        [
+            (DAYS, r"datetime64\[D\]"),
+            (DURATIONS, r"timedelta64\[D\]"),
+            (DAYS[:, :, None, None], r"datetime64\[D\]"),
+            (list(DAYS), r"datetime64\[D\]"),
+            (DAYS.astype(object), "object"),
+            (DAYS.tolist(), "object"),
+            (DURATIONS.tolist(), "object"),
+            ([[1.5, day] for day in DAYS[:, 0]], "object"),
+            (np.array([[1.5, day] for day in DAYS[:, 0]], dtype=object), "object"),
+            (pd.DataFrame(DAYS).map(pd.Timestamp).to_numpy(object), "object"),
+        ],
+    )
+    def test_times(self, iris, X, dtype):
+        message = rf"X holds dates, times or durations \(dtype {dtype}\);.*Extract"
+        with pytest.raises(ValueError, match=message):
+            quick().fit(X, iris[1])
+        model = quick().fit(iris[0][:, :2], iris[1])
+        with pytest.raises(ValueError, match="dates, times or durations"):
+            model.predict(X)
+
+    @pytest.mark.parametrize(
+        "column",
+        [
+            pd.Series(DAYS[:, 0]),
+            pd.Series(DAYS[:, 0]).dt.tz_localize("UTC"),
+            pd.Series(DURATIONS[:, 0]),
+            pd.Series(DAYS[:, 0]).astype("category"),
+            pd.Series(DAYS[:, 0].tolist(), dtype=object),
+            pd.Series([np.timedelta64(3, "s"), None, 1] * 50, dtype=object),
+            pd.Series(DAYS[:, 0]).dt.to_period("M"),
+        ],
+        ids=lambda column: str(column.dtype),
+    )
+    def test_columns_of_times(self, iris, column):
+        numbers = pd.DataFrame(iris[0], columns=list("abcd"))
+        message = re.escape(f"('when' ({column.dtype}), 'then' ({column.dtype}))")
+        frame = numbers.assign(when=column, then=column, e="red")
+        with pytest.raises(ValueError, match=rf"columns of dates.*{message}.*\.dt"):
+            quick().fit(frame, iris[1])
+        with pytest.raises(ValueError, match=r"columns of dates.*'when'"):
+            quick().fit(frame[["when"]], iris[1])
+
     def test_complex(self, iris):
         with pytest.raises(ValueError, match="Complex data not supported"):
             quick().fit(iris[0] * 1j, iris[1])
@@ -152,10 +232,29 @@ class TestX:
             with pytest.raises(ValueError, match="Reshape your data"):
                 quick().fit(X, iris[1])
 
-    def test_channels_last(self):
-        X = np.zeros((10, 32, 32, 3), np.uint8)
-        with pytest.raises(ValueError, match=r"\(10, 32, 32, 3\).*np.moveaxis"):
-            quick().fit(X, np.arange(10) % 2)
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            (32, 32, 3),
+            (8, 100, 1),
+            (32, 32, 2),
+            (32, 32, 5),
+            (64, 64, 13),
+            (64, 64, 32),
+            (48, 64, 5),
+            (64, 48, 8),
+        ],
+    )
+    def test_channels_last(self, shape):
+        X = np.random.default_rng(0).random((10, *shape), np.float32)
+        y = np.arange(10) % 2
+        message = rf"\(10, {str(shape)[1:-1]}\).*np.moveaxis.*image_shape=\({shape[0]}"
+        for given in (X, torch.tensor(X)):
+            with pytest.raises(ValueError, match=message):
+                quick().fit(given, y)
+        model = quick(max_epochs=1).fit(np.moveaxis(X, -1, 1), y)
+        with pytest.raises(ValueError, match=message):
+            model.predict(X)
 
     def test_image_shape(self, digits):
         X, y = (a[:50] for a in digits)

@@ -26,6 +26,8 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from torchvision.models import resnet18
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
+from skbsd._check_inputs import check_X
+
 
 class TestInputs:
     def test_kinds_of_tables_agree(self, iris):
@@ -37,6 +39,25 @@ class TestInputs:
         proba = model.predict_proba(frame)
         for other in (X.tolist(), torch.tensor(X), np.asfortranarray(X)):
             assert_array_equal(quick().fit(other, y).predict_proba(other), proba)
+
+    @pytest.mark.parametrize("dtype", ["object", "category", "str", "Float64"])
+    def test_columns_that_hold_numbers(self, iris, dtype):
+        X, y = iris
+        numbers = pd.DataFrame(X, columns=list("abcd"))
+        frame = numbers.astype({"b": dtype, "d": dtype})
+        model = quick().fit(frame, y)
+        assert_array_equal(model.feature_names_in_, list("abcd"))
+        assert same_weights(model, quick().fit(numbers, y))
+        assert_array_equal(model.predict_proba(frame), model.predict_proba(numbers))
+        every = numbers.astype(dtype)
+        assert_array_equal(model.predict_proba(every), model.predict_proba(numbers))
+
+    @pytest.mark.parametrize("dtype", ["object", "category", "bool", "boolean"])
+    def test_columns_of_truth_values(self, iris, dtype):
+        X, y = iris
+        numbers = pd.DataFrame(X, columns=list("abcd")).assign(e=X[:, 0] > 6)
+        model = quick().fit(numbers.astype({"e": dtype}), y)
+        assert same_weights(model, quick().fit(numbers.to_numpy(float), y))
 
     def test_strides_and_byte_order(self, iris, digits):
         X, y = iris
@@ -107,6 +128,39 @@ class TestInputs:
         assert same_weights(model, quick(max_epochs=1).fit(X // 2, y))
         proba = model.predict_proba(X)
         assert_array_equal(copy.deepcopy(model).predict_proba(X), proba)
+
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            (1, 128, 40),
+            (3, 224, 8),
+            (2, 64, 3),
+            (4, 32, 2),
+            (3, 3, 1),
+            (8, 8, 8),
+            (16, 8, 8),
+            (64, 8, 8),
+            (512, 7, 7),
+            (512, 7, 5),
+            (22, 1000, 2),
+            (64, 64, 40),
+            (32, 40, 32),
+            (9, 9, 200),
+        ],
+    )
+    def test_shapes_of_images(self, shape):
+        X, y = np.zeros((4, *shape), np.float32), np.arange(4) % 2
+        for given in (X, torch.tensor(X)):
+            assert check_X(given).shape == (4, *shape)
+        if np.prod(shape) < 1e4:
+            quick(max_epochs=1).fit(X, y).predict(X)
+
+    @pytest.mark.parametrize("shape", [(32, 32, 5), (8, 8, 3)])
+    def test_image_shape_says_that_channels_are_first(self, shape):
+        X, y = np.zeros((4, *shape), np.float32), np.arange(4) % 2
+        model = quick(image_shape=shape, max_epochs=1).fit(X, y)
+        assert model.predict_proba(X).shape == (4, 2)
+        assert next(model.module_.parameters()).shape[1] == shape[0]
 
     def test_other_image_size(self, digits):
         X, y = (a[:300] for a in digits)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.utils import _safe_indexing
 from skorch.utils import is_dataset
 
-from .._checks import CHANNELS
+from .._check_inputs import CHANNELS
 
 
 def as_images(X, rows, image_shape=None) -> NDArray[np.floating] | None:
