@@ -268,6 +268,9 @@ class LoaderBatches:
             )
 
 
+Batches = ResidentBatches | LoaderBatches
+
+
 def channel_statistics(images: Tensor, rows: np.ndarray, weight: np.ndarray | None):
     """Mean and standard deviation of each channel of uint8 images.
 

@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -11,139 +12,262 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ._inputs import InputHandling
+from ._preparation import Preparation
 
 
-class ForwardPass(InputHandling):
-    """From a prepared batch to logits, for :class:`skbsd.BSDClassifier`."""
+class Forward:
+    """From a prepared batch to logits.
 
-    compile_time_ = 0.0  # also of one that was never fitted
-    _channels_last = False
-    _compiled: tuple[nn.Module, Any] | None = None
-    _compiled_for: frozenset = frozenset()
+    Parameters
+    ----------
+    module : nn.Module
+    device : torch.device
+    precision : {"auto", "float32", "bfloat16"}
+    compile_options : dict, optional
+        Train the network compiled, with these arguments of :func:`torch.compile`.
+        Prediction runs it as it is: its last batch is of any size, and each size would
+        be compiled anew.
 
-    def infer(self, x, **fit_params) -> Tensor:
-        """Run the network on a prepared batch.
+    Attributes
+    ----------
+    compile_time : float
+        Seconds that the first training step with each shape took.
+    """
 
-        Parameters
-        ----------
-        x : Tensor, or dict of Tensor
-            A dict is passed as keyword arguments.
-        **fit_params : dict
-            Further keyword arguments of the network.
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        precision: str,
+        compile_options: dict | None = None,
+    ):
+        self.module = module
+        self.compile_time = 0.0
+        self._timed: set = set()
+        self._device_type = device.type
+        self._bfloat16 = precision == "bfloat16" or (
+            precision == "auto" and _has_bfloat16(device)
+        )
+        # Kept beside the module, whose state and pickle so stay its own.
+        self._compiled: Any = None
+        if compile_options is not None:
+            # A graph for each shape: there are two, that of the last batch being one.
+            self._compiled = torch.compile(
+                module, **({"dynamic": False} | compile_options)
+            )
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether training runs the network compiled."""
+        return self._compiled is not None
+
+    def __call__(self, x: Any, **kwargs: Any) -> Any:
+        """Run the network; a mapping is passed as keyword arguments.
 
         Returns
         -------
         Tensor of shape (n, n_classes)
-            Logits: the network's output, its first entry where it is a tuple, or its
-            `logits` where it has such an attribute.
+            The network's output, its first entry where it is a tuple, or its `logits`
+            where it has such an attribute.
         """
-        network = self._compiled_network() if self.compile else self.module_
-        with self._autocast(), self._guarding_hooks():
+        if self._compiled is not None and self.module.training:
+            # By default, hooks are looked at when a network is compiled, and never
+            # again: a graph that was compiled without the embedding hook must not be
+            # reused where there is one.
+            with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+                return self._run(self._compiled, x, kwargs)
+        return self._run(self.module, x, kwargs)
+
+    def _run(self, network: Any, x: Any, kwargs: dict) -> Any:
+        with self.autocast():
             if isinstance(x, Tensor) or not isinstance(x, Mapping):
-                out = network(x, **fit_params)
+                out = network(x, **kwargs)
             else:
-                out = network(**x, **fit_params)
+                out = network(**x, **kwargs)
         if isinstance(out, Tensor):
             return out
         out = getattr(out, "logits", out)
         return out[0] if isinstance(out, tuple | list) else out
 
-    def _logits(self, x, augmentation=None) -> Tensor:
-        """Run the network on a batch as it was given to `fit`."""
-        x = self._prepare(x, augmentation)
-        if self._channels_last and isinstance(x, Tensor) and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        try:
-            return self.infer(x)
-        except RuntimeError as error:
-            fitted = getattr(self, "_input_shape", ())
-            if not isinstance(x, Tensor) or tuple(x.shape[1:]) == fitted:
-                raise
-            raise ValueError(
-                f"the module {type(self.module_).__name__} cannot take samples of "
-                f"shape {tuple(x.shape[1:])}; it was fitted on {fitted}. Resize them."
-            ) from error
-
-    def _compiled_network(self) -> Any:
-        """Return the network's compiled form, which is kept beside it.
-
-        So the state and the pickle of `module_` stay those of the module. Prediction
-        runs it as it is: its last batch is of any size, and each size would be
-        compiled anew.
-        """
-        if not self.module_.training:
-            return self.module_
-        if self._compiled is None or self._compiled[0] is not self.module_:
-            # A graph for each shape: there are two, that of the last batch being one.
-            kwargs = {"dynamic": False} | self.get_params_for("compile")
-            self._compiled = (self.module_, torch.compile(self.module_, **kwargs))
-            self._compiled_for = frozenset()
-        return self._compiled[1]
-
-    def _guarding_hooks(self):
-        """Have a graph that was made without a hook not run where there is one.
-
-        By default, hooks are looked at when a network is compiled, and never again.
-        """
-        if not (self.compile and self.module_.training):
-            return nullcontext()
-        return torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+    def autocast(self) -> Any:
+        """Return the context of the precision."""
+        if not self._bfloat16:
+            return _NOTHING
+        return torch.autocast(self._device_type, dtype=torch.bfloat16)
 
     @contextmanager
-    def _compile_timer(self, x) -> Iterator[None]:
-        """Add the time of the first step with each shape to `compile_time_`."""
+    def timed(self, x: Any) -> Iterator[None]:
+        """Add the time of the first step with each shape to `compile_time`."""
         shape = getattr(x, "shape", None)
         start = time.perf_counter()
         yield
-        if shape not in self._compiled_for:
-            self.compile_time_ += time.perf_counter() - start
-            self._compiled_for |= {shape}
+        if shape not in self._timed:
+            self.compile_time += time.perf_counter() - start
+            self._timed.add(shape)
 
-    def _autocast(self):
-        bfloat16 = self.precision == "bfloat16" or (
-            self.precision == "auto" and _has_bfloat16(self.device_)
+
+_NOTHING = nullcontext()
+
+
+def infer_prepared(
+    infer: Callable[[Any], Any],
+    x: Any,
+    fitted_shape: tuple[int, ...] | None,
+    network: str,
+) -> Any:
+    """Run a network, and say so where samples of another shape are what fails.
+
+    Parameters
+    ----------
+    infer : callable
+        Runs it on a prepared batch.
+    x : Tensor, or whatever a loader has given
+    fitted_shape : tuple of int or None
+        Shape of a sample in training.
+    network : str
+        Its name, for the message.
+    """
+    try:
+        return infer(x)
+    except RuntimeError as error:
+        fitted = fitted_shape or ()
+        if not isinstance(x, Tensor) or tuple(x.shape[1:]) == fitted:
+            raise
+        raise ValueError(
+            f"the module {network} cannot take samples of shape {tuple(x.shape[1:])}; "
+            f"it was fitted on {fitted}. Resize them."
+        ) from error
+
+
+class OutputCheck:
+    """Looks at the first output of a network in a call of `fit`.
+
+    Parameters
+    ----------
+    network : str
+        The network's name, for messages.
+    n_classes : int
+    """
+
+    def __init__(self, network: str, n_classes: int):
+        self._network = network
+        self._n_classes = n_classes
+        self._first: Tensor | None = None
+        self._done = False
+
+    def look(self, logits: Any) -> None:
+        """Check the form of the first output, and keep it for a closer look."""
+        if self._done:
+            return
+        check_output(logits, self._network, self._n_classes)
+        # A copy: a compiled network may write its next output in the same place.
+        self._first = logits.detach().clone()
+        self._done = True
+
+    def look_closer(self) -> None:
+        """Warn of probabilities; once, when an epoch is over, as values are read."""
+        if self._first is not None:
+            warn_of_probabilities(self._first, self._network)
+            self._first = None
+
+
+def check_output(logits: Any, network: str, n_classes: int) -> None:
+    """Raise where a network's output is not a Tensor of logits, one per class."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the module {network} returned {type(logits).__name__}; expected a Tensor "
+            "of logits, a tuple that starts with it, or an object with `logits`."
         )
-        if not bfloat16:
-            return nullcontext()
-        return torch.autocast(self.device_.type, dtype=torch.bfloat16)
-
-    def _choose_memory_format(self) -> None:
-        """Store images channel by channel, or pixel by pixel where that is faster."""
-        self._channels_last = len(self._input_shape) == 3 and (
-            self.channels_last is True
-            or (self.channels_last == "auto" and self._can_be_channels_last())
+    if logits.ndim != 2 or logits.shape[1] != n_classes:
+        raise ValueError(
+            f"the module {network} returned shape {tuple(logits.shape)}, but y has "
+            f"{n_classes} classes: expected (n_samples, {n_classes}), a logit per "
+            "class. Set the width of its last layer."
         )
-        if self._channels_last:
-            self.module_.to(memory_format=torch.channels_last)
 
-    def _can_be_channels_last(self) -> bool:
-        """Whether the network convolves, and takes images stored pixel by pixel.
 
-        Some do not: `view` needs the other format.
-        """
-        if (
-            self.device_.type not in ("cpu", "cuda")
-            or isinstance(self.optimizer_, torch.optim.LBFGS)  # flattens gradients
-            or not any(isinstance(m, nn.Conv2d) for m in self.module_.modules())
-            or any(map(is_lazy, self.module_.parameters()))
-        ):
-            return False
-        if self.module is None:
-            return True
-        x = torch.zeros(
-            4, *self._input_shape, dtype=self._float_dtype, device=self.device_
-        ).contiguous(memory_format=torch.channels_last)
-        devices = [x.device.index] if x.is_cuda else []
-        # On a copy, with generators put back: no trace is left. Whatever fails, such as
-        # the copying itself, trains as images are by default.
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices):
-                trial = copy.deepcopy(self.module_).train()
-                trial.to(memory_format=torch.channels_last)(x)
-        except Exception:
-            return False
-        return True
+def warn_of_probabilities(logits: Tensor, network: str) -> None:
+    """Warn of a network whose output looks like probabilities, or their logarithms."""
+    values = logits.float()
+    if _are_probabilities(values):
+        warnings.warn(
+            f"the module {network} seems to return probabilities; expected logits. "
+            "Leave out its last softmax, or training will be slow and the predicted "
+            "probabilities wrong.",
+            UserWarning,
+            stacklevel=2,
+        )
+    elif (values <= 0).all() and _are_probabilities(values.exp()):
+        warnings.warn(
+            f"the module {network} seems to return logarithms of probabilities; "
+            "expected logits. Leave out its last log_softmax: the predicted "
+            "probabilities are right, but decision_function gives no logits, and "
+            "training does the same work twice.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _are_probabilities(values: Tensor) -> bool:
+    sums = values.sum(dim=1)
+    in_range = ((values >= 0) & (values <= 1)).all()
+    return bool(in_range) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+
+
+def wants_channels_last(
+    setting: Any,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    preparation: Preparation,
+    device: torch.device,
+    *,
+    trusted: bool,
+) -> bool:
+    """Whether images are stored pixel by pixel, which convolutions are faster with.
+
+    Parameters
+    ----------
+    setting : bool or "auto"
+        "auto" does so where network and optimizer can take it. Some cannot: `view`
+        needs the other format, and so do optimizers that flatten gradients.
+    module : nn.Module
+    optimizer : torch.optim.Optimizer
+    preparation : Preparation
+        Of the images.
+    device : torch.device
+    trusted : bool
+        Whether the network is known to take it, and need not be tried.
+    """
+    if len(preparation.shape or ()) != 3:
+        return False
+    if setting != "auto":
+        return bool(setting)
+    if (
+        device.type not in ("cpu", "cuda")
+        or isinstance(optimizer, torch.optim.LBFGS)
+        or not any(isinstance(m, nn.Conv2d) for m in module.modules())
+        or any(map(is_lazy, module.parameters()))
+    ):
+        return False
+    return trusted or _takes_channels_last(module, preparation, device)
+
+
+def _takes_channels_last(
+    module: nn.Module, preparation: Preparation, device: torch.device
+) -> bool:
+    """Try it on a copy, with generators put back: no trace is left."""
+    shape = preparation.shape or ()
+    x = torch.zeros(4, *shape, dtype=preparation.float_dtype, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    devices = [x.device.index] if x.is_cuda else []
+    # Whatever fails, such as the copying itself, trains as images are by default.
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            trial: Any = copy.deepcopy(module).train()
+            trial.to(memory_format=torch.channels_last)(x)
+    except Exception:
+        return False
+    return True
 
 
 @cache

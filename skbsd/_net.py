@@ -5,9 +5,8 @@ its loading changes the `device` parameter. Here the constructor only assigns, a
 concerns training takes effect at the next `fit`.
 """
 
+import copy
 import inspect
-import os
-import threading
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
@@ -15,26 +14,22 @@ from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
 from skorch import NeuralNetClassifier
-from skorch.dataset import Dataset
+from skorch.dataset import Dataset, unpack_data
 from skorch.history import History
-from torch import nn
+from skorch.utils import is_dataset, to_device, to_tensor
+from torch import Tensor, nn
 
-from ._checks import check_device
-
-# torch's generators belong to the process: fits in several threads take turns.
-_GENERATOR_LOCK = threading.RLock()
-
-
-def _renew_lock() -> None:
-    """Take a new lock in a forked process, where nobody would release the old one."""
-    global _GENERATOR_LOCK
-    _GENERATOR_LOCK = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+from ._batches import Batch
+from ._checks import check_device, check_X
+from ._forward import Forward, check_output, infer_prepared
+from ._generators import Generators
+from ._loading import Loader, prediction_batches
+from ._optimizer import can_fuse
+from ._preparation import Preparation
+from ._run import Run
+from .networks import default_network
 
 _PREFIXES = (
     "module",
@@ -48,22 +43,17 @@ _PREFIXES = (
 # Options of an optimizer that speak against fusing it, or decide it.
 _NOT_FUSED = {"capturable", "differentiable", "foreach", "fused"}
 
-# What no copy of an estimator has.
+# Bytes of logits that are gathered on the device before they are fetched.
+_LARGEST_BUFFER = 2**28
+
+# What no copy of an estimator has: a call of fit that runs, what only a further one
+# can use, and contexts of scikit-learn's callbacks.
 _TRANSIENT = (
-    "_callback_fit_ctx",
-    "_compiled",
-    "_contrast",
-    "_contrast_losses",
-    "_contrasted",
-    "_first_logits",
-    "_learning_rate",
-    "_fit_task",
-    "_parent_callback_ctx",
+    "_run",
     "_projection",
-    "_scaling",
+    "_callback_fit_ctx",
+    "_parent_callback_ctx",
     "_skl_callbacks_to_teardown",
-    "_task_data",
-    "_watch",
 )
 
 
@@ -89,9 +79,20 @@ class Net(NeuralNetClassifier):
     cuda_dependent_attributes_ = ["module_", "criterion_", "optimizer_"]  # noqa: RUF012
 
     device_: torch.device
+    module_: Any
     optimizer_: Any
+    classes_: Any
+    image_shape: Any
+    precision: Any
     _params_to_validate: set[str]
-    _generator_state: dict
+    # Facts of the inputs; the states of the generators between two calls.
+    _preparation = Preparation()
+    _generators: Generators
+    # The call of fit that runs; at rest there is none.
+    _run: Run | None = None
+    # The contrastive projection, for the next call of partial_fit.
+    _projection: Any = None
+    compile_time_ = 0.0  # also of one that was never fitted
 
     @classmethod
     @cache
@@ -180,7 +181,7 @@ class Net(NeuralNetClassifier):
 
     def _forget_schedule(self) -> None:
         """Have the next schedule begin at the optimizer's rates as they are now."""
-        if not hasattr(self, "_learning_rate"):
+        if self._run is None:
             for group in self.optimizer_.param_groups:
                 if "initial_lr" in group:  # of a scheduler of PyTorch's
                     group["initial_lr"] = group["lr"]
@@ -288,6 +289,40 @@ class Net(NeuralNetClassifier):
         self.optimizer_ = self._build_optimizer(self.get_all_learnable_params())
         return self
 
+    def initialize_module(self):
+        """Build the network, or copy the one that was given.
+
+        Returns
+        -------
+        self
+            With `module_`.
+
+        Raises
+        ------
+        ValueError
+            If `module` is None and no data tell its shape yet.
+        """
+        kwargs = {
+            # As an instance of a whole network is, below.
+            name: copy.deepcopy(value) if isinstance(value, nn.Module) else value
+            for name, value in self.get_params_for("module").items()
+        }
+        if self.module is None:
+            if self._preparation.shape is None:
+                raise ValueError(
+                    "module=None is chosen from the data, and there are none yet. Call "
+                    "fit, or pass the module to load weights into."
+                )
+            module = default_network(
+                self._preparation.shape, len(self.classes_), **kwargs
+            )
+        elif isinstance(self.module, nn.Module) and not kwargs:
+            module = copy.deepcopy(self.module)
+        else:
+            module = self.initialized_instance(self.module, kwargs)
+        self.module_ = module.to(self._preparation.float_dtype)
+        return self
+
     def _build_optimizer(self, named_parameters, *, grouped: bool = True):
         """Build one; `grouped` by the user's patterns, where there are any."""
         named_parameters = list(named_parameters)
@@ -297,19 +332,10 @@ class Net(NeuralNetClassifier):
         accepted = inspect.signature(self.optimizer).parameters
         if "weight_decay" in accepted:
             kwargs.setdefault("weight_decay", self.weight_decay)
-        if self._can_fuse() and not kwargs.keys() & _NOT_FUSED:
+        fusible = can_fuse(self.optimizer, self.module_, self.device_)
+        if fusible and not kwargs.keys() & _NOT_FUSED:
             kwargs["fused"] = True
         return self.optimizer(*args, **kwargs)
-
-    def _can_fuse(self) -> bool:
-        """Whether torch has the optimizer in a fused form for this network."""
-        sparse = any(getattr(m, "sparse", False) for m in self.module_.modules())
-        return (
-            self.optimizer in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-            and self.device_.type in ("cpu", "cuda")
-            and not sparse
-            and all(p.is_floating_point() for p in self.module_.parameters())
-        )
 
     def initialize_history(self):
         """Start a new history; that of the last fit stays as it is.
@@ -345,27 +371,260 @@ class Net(NeuralNetClassifier):
         finally:
             self.device = requested
 
-    @contextmanager
-    def _own_generators(self, device: torch.device, *, fresh: bool):
-        """Draw from generators of this estimator; restore torch's own afterwards.
+    # The steps of skorch's loop. A run calls them, so subclasses can override them.
 
-        `fresh` seeds them from `random_state`; otherwise they go on from the last
-        call, so that partial_fit does not repeat the same order of samples.
+    def infer(self, x, **fit_params) -> Tensor:
+        """Run the network on a prepared batch.
+
+        Parameters
+        ----------
+        x : Tensor, or dict of Tensor
+            A dict is passed as keyword arguments.
+        **fit_params : dict
+            Further keyword arguments of the network.
+
+        Returns
+        -------
+        Tensor of shape (n, n_classes)
+            Logits: the network's output, its first entry where it is a tuple, or its
+            `logits` where it has such an attribute.
         """
-        with _GENERATOR_LOCK:
-            before = _generator_state(device)
-            try:
-                if fresh:
-                    seed = check_random_state(self.random_state).randint(2**31 - 1)
-                    _seed(device, int(seed))
-                    # For a copy made while training, such as a callback's.
-                    self._generator_state = _generator_state(device)
-                else:
-                    _set_generator_state(device, self._generator_state)
-                yield
-            finally:
-                self._generator_state = _generator_state(device)
-                _set_generator_state(device, before)
+        if self._run is not None:
+            return self._run.forward(x, **fit_params)
+        return Forward(self.module_, self.device_, self.precision)(x, **fit_params)
+
+    def train_step(self, batch: Batch, **fit_params) -> dict[str, Tensor]:
+        """Take one optimization step.
+
+        Parameters
+        ----------
+        batch : Batch
+            Samples and their rows.
+        **fit_params : dict
+            Unused, as in skorch's other steps.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The "loss" and "y_pred", the logits, of the first evaluation, on the device.
+        """
+        return self._running().train_step(batch)
+
+    def train_step_single(self, batch: Batch, **fit_params) -> dict[str, Tensor]:
+        """Compute loss and gradients: the step of the objective.
+
+        Parameters
+        ----------
+        batch : Batch
+            Samples and their rows.
+        **fit_params : dict
+            Unused.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The "loss" and "y_pred", the logits, on the device.
+        """
+        return self._running().objective.step(batch)
+
+    def validation_step(self, batch: Batch, **fit_params) -> dict[str, Tensor]:
+        """Compute cross-entropy with the labels.
+
+        Parameters
+        ----------
+        batch : Batch
+            Samples and their rows.
+        **fit_params : dict
+            Unused.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The "loss" and "y_pred", the logits, on the device.
+        """
+        with torch.no_grad():
+            logits = self._logits(batch.x)
+            return {"loss": self.get_loss(logits, batch.y), "y_pred": logits}
+
+    def evaluation_step(self, batch, training=False) -> Tensor:
+        """Compute the logits of a pair (x, y), as skorch's loaders give it.
+
+        Parameters
+        ----------
+        batch : tuple of (x, y)
+            Inputs, and labels that are not looked at.
+        training : bool, default=False
+            Run the network in training mode, with gradients.
+
+        Returns
+        -------
+        Tensor of shape (n, n_classes)
+            The logits, on the device.
+
+        Raises
+        ------
+        NotInitializedError
+            If there is no network yet.
+        """
+        self.check_is_fitted()
+        x, _ = unpack_data(batch)
+        with torch.set_grad_enabled(training), self._in_mode(training):
+            return self._logits(to_tensor(x, self.device_))
+
+    def get_loss(self, y_pred, y_true, X=None, training=False) -> Tensor:
+        """Compute the cross-entropy of logits with class indices.
+
+        This is the loss of validation; that of training is the objective's.
+
+        Parameters
+        ----------
+        y_pred : Tensor of shape (n, n_classes)
+            Logits.
+        y_true : array-like of shape (n,)
+            Class indices.
+        X : array-like, default=None
+            Unused, as in skorch.
+        training : bool, default=False
+            Unused, as in skorch.
+
+        Returns
+        -------
+        Tensor of shape ()
+            The mean over the samples.
+        """
+        logits = y_pred.to(torch.promote_types(y_pred.dtype, torch.float32))
+        return self.criterion_(logits, to_tensor(y_true, logits.device))
+
+    def fit_loop(self, *args, **kwargs):
+        """Raise, as training goes through `fit` and `partial_fit`.
+
+        Parameters
+        ----------
+        *args : tuple
+            Unused.
+        **kwargs : dict
+            Unused.
+
+        Raises
+        ------
+        AttributeError
+            Always.
+        """
+        raise AttributeError(
+            f"{type(self).__name__} trains through fit and partial_fit, which tie "
+            "samples to their posteriors; fit_loop and run_single_epoch are not "
+            "available."
+        )
+
+    run_single_epoch = fit_loop
+
+    def _running(self) -> Run:
+        if self._run is None:
+            raise AttributeError(
+                f"{type(self).__name__} takes training steps within fit and "
+                "partial_fit only, which tie samples to their posteriors."
+            )
+        return self._run
+
+    def _logits(self, x) -> Any:
+        """Run the network on a batch as it was given, without augmentation."""
+        x = self._preparation(
+            x, caller=type(self).__name__, image_shape=self.image_shape
+        )
+        network = type(self.module_).__name__
+        return infer_prepared(self.infer, x, self._preparation.shape, network)
+
+    def forward_iter(self, X, training=False, device="cpu"):
+        """Yield the logits of one batch after the other.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, Tensor or Dataset
+            A table or images, as in :meth:`fit`.
+        training : bool, default=False
+            Run the network in training mode, with dropout and gradients.
+        device : str or torch.device, default="cpu"
+            Where the logits are wanted.
+
+        Yields
+        ------
+        Tensor of shape (n, n_classes)
+            Logits of the next n samples.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no network yet.
+        ValueError
+            If X is not of the kind that was fitted.
+        """
+        check_is_fitted(self)
+        with self._in_mode(training):
+            for x in self._prediction_batches(X):
+                with torch.set_grad_enabled(training):
+                    logits = self._logits(x)
+                    if logits.ndim != 2:
+                        network = type(self.module_).__name__
+                        check_output(logits, network, len(self.classes_))
+                yield to_device(logits, device)
+
+    def _prediction_batches(self, X):
+        """Check X, and return its batches."""
+        given, caller = X, type(self).__name__
+        if not is_dataset(X):
+            X = check_X(X, caller=caller, image_shape=self.image_shape)
+            self._check_like_training(given, X)
+        return prediction_batches(
+            X,
+            self._loader("iterator_valid"),
+            self.device_,
+            self._preparation.float_dtype,
+        )
+
+    def _check_like_training(self, given, X) -> None:
+        """Raise where X is not of the kind that the network was fitted on."""
+        self._preparation.check_like(X, type(self).__name__)
+        if hasattr(self, "n_features_in_") and (
+            X.ndim == 2 or hasattr(given, "columns")
+        ):
+            self._note_features(given, X, reset=False)
+
+    def _note_features(self, given, X, *, reset: bool) -> None:
+        """Take note of number and names of the features, or compare with them."""
+        # What has no names is looked at as checked: it may be flat rows, or images.
+        named = given if hasattr(given, "columns") else X.reshape(len(X), -1)
+        validate_data(self, named, skip_check_array=True, reset=reset)
+
+    def _loader(self, side: str) -> Loader:
+        """Return how the user has set one side of loading."""
+        options = self.get_params_for(side)
+        return Loader(side, getattr(self, side), options, self.batch_size)
+
+    def _all_logits(self, X) -> Tensor:
+        # forward_iter is looked up on the instance: skorch's scoring callbacks put
+        # cached predictions in its place.
+        out, n = None, 0
+        device = getattr(self, "device_", "cpu")
+        for logits in self.forward_iter(X, training=False, device=device):
+            if out is None:
+                # One buffer, as parts would leave memory in pieces; on the device, as
+                # each transfer waits for it, where that is not too much.
+                length = len(X) if hasattr(X, "__len__") else len(logits)
+                fits = length * logits[:1].nbytes <= _LARGEST_BUFFER
+                where = logits.device if fits else "cpu"
+                out = logits.new_empty(length, logits.shape[1], device=where)
+            while n + len(logits) > len(out):  # such as of a loader that repeats
+                more = max(len(out), len(logits))
+                out = torch.cat([out, out.new_empty(more, out.shape[1])])
+            out[n : n + len(logits)] = logits
+            n += len(logits)
+        if out is None:
+            raise ValueError("X has no samples; expected at least one to predict for.")
+        logits = out[:n].cpu()
+        # A bfloat16 has too few digits for probabilities that sum to one.
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    # Copies
 
     def __getstate__(self):
         state = super().__getstate__()
@@ -379,8 +638,8 @@ class Net(NeuralNetClassifier):
         if requested == "auto":
             # What is here counts, not what was where the model was fitted; double
             # precision is the CPU's.
-            exact = state.get("_float_dtype") == torch.float64
-            found = torch.device("cpu") if exact else check_device("auto")
+            double = state.get("_preparation", Preparation()).dtype == "float64"
+            found = torch.device("cpu") if double else check_device("auto")
             state = {**state, "device": str(found)}
         super().__setstate__(state)
         if "device_" in state:
@@ -388,42 +647,8 @@ class Net(NeuralNetClassifier):
             posterior = getattr(self, "posterior_", None)
             if posterior is not None:
                 posterior.to(self.device_)
+            self._preparation = self._preparation.changed(device=str(self.device_))
         if hasattr(self, "module_"):
             self._set_training(False)  # it may have been copied while it was trained
         if requested == "auto":
             self.device = "auto"
-
-
-def _generator_state(device: torch.device) -> dict:
-    """Return the states of the generators that training draws from, by device type."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        module = torch.get_device_module(device)
-        state[device.type] = module.get_rng_state(*_index(device))
-    return state
-
-
-def _set_generator_state(device: torch.device, state: dict) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cpu":
-        return
-    if device.type in state:
-        module = torch.get_device_module(device)
-        module.set_rng_state(state[device.type], *_index(device))
-    else:
-        # A model that was fitted elsewhere: what comes follows from its own state.
-        _seed(device, int(torch.randint(2**31, ())))
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    elif device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
-
-
-def _index(device: torch.device) -> tuple:
-    # Of the types with a generator, CUDA alone may have several devices.
-    return (device,) if device.type == "cuda" else ()

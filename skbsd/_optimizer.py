@@ -1,7 +1,46 @@
 """What PyTorch's optimizers need beside their own code."""
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
+
+
+def can_fuse(optimizer: type, module: nn.Module, device: torch.device) -> bool:
+    """Whether torch has an optimizer in a fused form for a network.
+
+    Parameters
+    ----------
+    optimizer : type
+        Class of the optimizer.
+    module : nn.Module
+    device : torch.device
+    """
+    sparse = any(getattr(m, "sparse", False) for m in module.modules())
+    return (
+        optimizer in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+        and device.type in ("cpu", "cuda")
+        and not sparse
+        and all(p.is_floating_point() for p in module.parameters())
+    )
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether an optimizer evaluates the loss itself, or may do so.
+
+    torch's own do not, LBFGS excepted; others may.
+    """
+    own = type(optimizer).__module__.startswith("torch.optim.")
+    return not own or isinstance(optimizer, torch.optim.LBFGS)
+
+
+def forget_gradients(optimizer: Optimizer) -> None:
+    """Do what `zero_grad` does, which spends its time on hooks for tracing."""
+    if type(optimizer).zero_grad is not Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 def match_strides(optimizer: Optimizer) -> None:
@@ -10,10 +49,6 @@ def match_strides(optimizer: Optimizer) -> None:
     On the CPU the fused optimizers walk parameter and state in memory side by side, and
     compute wrongly where one is stored pixel by pixel and the other channel by channel:
     a state that was loaded from a file may be.
-
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():

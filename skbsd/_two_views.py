@@ -1,18 +1,18 @@
 """The training step of a batch in two views, with a contrastive loss."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ._batches import Batch
-from ._forward import ForwardPass
-from ._rules import UpdateRule
 from .contrastive import Contrastive, contrastive_loss
-from .posterior import DirichletPosterior, smooth, soft_cross_entropy
+from .objectives import SelfDistillation, TrainingRun, to_float32
+from .posterior import soft_cross_entropy
 
 
 class EmbeddingWatch:
@@ -107,17 +107,28 @@ class EmbeddingWatch:
         self.seen = next(inputs, None)
 
 
-class Projection(NamedTuple):
+@dataclass
+class Projection:
     """The head that embeddings are contrasted through, and its optimizer.
 
     Parameters
     ----------
     head : nn.Module
     optimizer : torch.optim.Optimizer
+    network : nn.Module
+        Whose embeddings they are.
+    setting : Contrastive
+        With which it was built.
     """
 
     head: nn.Module
     optimizer: torch.optim.Optimizer
+    network: nn.Module
+    setting: Contrastive
+
+    def belongs_to(self, network: nn.Module, setting: Contrastive) -> bool:
+        """Whether a further call can go on with it."""
+        return self.network is network and self.setting == setting
 
     def step(self, lr: float) -> None:
         """Learn from the gradients at the network's rate, and forget them."""
@@ -127,102 +138,130 @@ class Projection(NamedTuple):
         self.optimizer.zero_grad()
 
 
-class TwoViews(ForwardPass):
-    """Contrastive learning, for :class:`skbsd.BSDClassifier`."""
+class TwoViews(SelfDistillation):
+    """Self-distillation of the mean of two views, with a contrastive loss.
 
-    posterior_: DirichletPosterior
-    _rule: UpdateRule
-    _contrast: Contrastive | None = None  # while training
-    _contrast_losses: list[Tensor]
-    # Kept for the next call of partial_fit, and by no copy.
-    _watch: EmbeddingWatch
-    _projection: Projection | None
-    _contrasted: Any = None  # the network and the setting that they are for
+    The views pass the network one after the other: batches are no larger than without
+    contrastive learning, and batch normalization normalizes like with like.
 
-    @contextmanager
-    def _contrasting(self) -> Iterator[None]:
-        """Train with two views within the context, where the user wants it."""
-        setting: Any = self.contrastive
-        self._contrast = None
-        self._contrast_losses = []
-        if setting is None:
-            for name in ("_watch", "_projection", "_contrasted"):
-                self.__dict__.pop(name, None)
-            yield
-            return
-        if isinstance(self.optimizer_, torch.optim.LBFGS):
+    Parameters
+    ----------
+    setting : Contrastive
+    prior_strength : float or {"auto", "noisy"}
+    evidence : {"auto", "plain", "weighted"}
+    images : bool
+        Whether X holds images, also as flat rows.
+    build_optimizer : callable
+        Returns the optimizer of a list of parameters.
+    projection : Projection, optional
+        Of the last call, to go on with where it is the network's.
+
+    Attributes
+    ----------
+    projection : Projection or None
+        None until the first embeddings tell how large they are.
+    """
+
+    def __init__(
+        self,
+        setting: Contrastive,
+        *,
+        prior_strength: float | str,
+        evidence: str,
+        images: bool,
+        build_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        projection: Projection | None = None,
+    ):
+        super().__init__(prior_strength, evidence)
+        self.projection = projection
+        self._setting = setting
+        self._images = images
+        self._build_optimizer = build_optimizer
+        self._watch: EmbeddingWatch | None = None
+        self._losses: list[Tensor] = []
+
+    def begin(self, run: TrainingRun) -> None:
+        """Find the layer that the embedding is taken from."""
+        super().begin(run)
+        setting = self._setting
+        if isinstance(run.optimizer, torch.optim.LBFGS):
             raise ValueError(
                 "LBFGS evaluates the loss several times per step; contrastive learning "
                 "needs an optimizer that does not, such as torch.optim.AdamW."
             )
-        if not isinstance(setting, Contrastive):
-            setting = Contrastive(weight=float(setting))
-        if self._contrasted != (self.module_, setting):
-            if setting.weight > 0:
-                self._watch = EmbeddingWatch(
-                    self.module_, len(self.classes_), setting.layer
-                )
-            self._projection = None
-            self._contrasted = (self.module_, setting)
-        self._contrast = setting
-        # A compiled network has its hooks built in: they must not change.
-        built_in = self.compile and setting.weight > 0
-        try:
-            with self._watch.watching() if built_in else nullcontext():
-                yield
-        finally:
-            self._contrast = None
-            self._contrast_losses = []
+        if self.projection and not self.projection.belongs_to(run.module, setting):
+            self.projection = None
+        if setting.weight > 0:
+            self._watch = EmbeddingWatch(run.module, run.n_classes, setting.layer)
 
-    def _two_view_step(self, batch: Batch, setting: Contrastive) -> dict:
-        """Update the posterior with the mean of both views' predictions.
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Keep the hooks of a compiled network, which has them built in."""
+        built_in = self._watch is not None and self.run.is_compiled
+        with self._watching() if built_in else nullcontext():
+            yield
 
-        The views pass one after the other: batches are no larger than without
-        contrastive learning, and batch normalization normalizes like with like.
-        """
+    def _watching(self) -> Any:
+        return nullcontext() if self._watch is None else self._watch.watching()
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Update the beliefs with the mean of both views; compute gradients."""
+        self._check_batch(batch)
+        with self._watching():
+            # A copy, as an augmentation may work in place.
+            first = self._view(batch.x.clone(), self.run.augmentation)
+            second = self._view(batch.x, self._setting.augmentation)
+        logits = [first[0], second[0]]
+        # log(p1 + p2): softmax ignores the missing factor 1/2.
+        mean = torch.logaddexp(*(view.detach().log_softmax(dim=1) for view in logits))
+        self.run.posterior.update(
+            mean, batch.rows, batch.weight, self._rule, assume_unique=batch.unique
+        )
+        target = self.target(batch).to(mean.dtype)
+        losses = [soft_cross_entropy(view, target, batch.weight) for view in logits]
+        loss = torch.stack(losses).mean()
+        if first[1] is None or second[1] is None:
+            loss.backward()
+            return {"loss": loss.detach(), "y_pred": mean}
+        contrast, projection = self._contrast(
+            torch.cat([first[1], second[1]]), target, batch.weight
+        )
+        loss = loss + self._setting.weight * contrast
+        loss.backward()
+        # Parameters that no pattern of the user's names are the last group.
+        projection.step(self.run.optimizer.param_groups[-1]["lr"])
+        return {"loss": loss.detach(), "y_pred": mean}
+
+    def _check_batch(self, batch: Batch) -> None:
         if not isinstance(batch.x, Tensor):
             raise ValueError(
                 "contrastive learning makes two views of batches that are tensors, got "
                 f"{type(batch.x).__name__}; pass contrastive=None."
             )
-        images = batch.x.ndim == 4 or self.image_shape is not None
-        if isinstance(setting.augmentation, str) and not images:
+        augmentation = self._setting.augmentation
+        images = self._images or batch.x.ndim == 4
+        if isinstance(augmentation, str) and not images:
             raise ValueError(
-                f"contrastive's augmentation {setting.augmentation!r} needs images, X "
-                f"has samples of shape {tuple(batch.x.shape[1:])}; pass 4-D X or "
+                f"contrastive's augmentation {augmentation!r} needs images, X has "
+                f"samples of shape {tuple(batch.x.shape[1:])}; pass 4-D X or "
                 "image_shape, or a callable as Contrastive(augmentation=...)."
             )
-        contrasts = setting.weight > 0
-        logits: list[Tensor] = []
-        embeddings: list[Tensor] = []
-        with self._watch.watching() if contrasts else nullcontext():
-            # A copy, as an augmentation may work in place.
-            for x, augmentation in (
-                (batch.x.clone(), self.augmentation),
-                (batch.x, setting.augmentation),
-            ):
-                view = self._logits(x, augmentation)
-                self._check_first(view)
-                exact = torch.promote_types(view.dtype, torch.float32)
-                logits.append(view.to(exact))
-                if contrasts:
-                    embeddings.append(self._watch.take(len(view)))
-        weight = batch.weight
-        # The logarithm of the sum: to logits, a constant is nothing.
-        mean = torch.logaddexp(*(view.detach().log_softmax(dim=1) for view in logits))
-        self.posterior_.update(
-            mean, batch.rows, weight, self._rule, assume_unique=batch.unique
-        )
-        target = self._target(batch).to(exact)
-        losses = [soft_cross_entropy(view, target, weight) for view in logits]
-        loss = torch.stack(losses).mean()
-        if not contrasts:
-            loss.backward()
-            return {"loss": loss.detach(), "y_pred": mean}
-        both = torch.cat(embeddings)
-        projection = self._projection or self._new_projection(both, setting)
-        with self._autocast():
-            first, second = projection.head(both).chunk(2)
+
+    def _view(self, x: Tensor, augmentation: Any) -> tuple[Tensor, Tensor | None]:
+        """Return logits and, where they are contrasted, embeddings."""
+        logits = to_float32(self.run.view(x, augmentation))
+        embedding = None if self._watch is None else self._watch.take(len(logits))
+        return logits, embedding
+
+    def _contrast(
+        self, embeddings: Tensor, target: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Projection]:
+        """Return the contrastive loss, and the projection that it went through."""
+        setting = self._setting
+        if self.projection is None:
+            self.projection = self._new_projection(embeddings)
+        with self.run.autocast():
+            first, second = self.projection.head(embeddings).chunk(2)
         contrast = contrastive_loss(
             first,
             second,
@@ -230,30 +269,22 @@ class TwoViews(ForwardPass):
             agreement=target @ target.T if setting.supervised else None,
             weight=weight,
         )
-        self._contrast_losses.append(contrast.detach())
-        loss = loss + setting.weight * contrast
-        loss.backward()
-        # Parameters that no pattern of the user's names are the last group.
-        projection.step(self.optimizer_.param_groups[-1]["lr"])
-        return {"loss": loss.detach(), "y_pred": mean}
+        self._losses.append(contrast.detach())
+        return contrast, self.projection
 
-    def _new_projection(self, embeddings: Tensor, setting: Contrastive) -> Projection:
+    def _new_projection(self, embeddings: Tensor) -> Projection:
         """Build it when the first embeddings tell how large they are."""
         d = embeddings.shape[1]
         head = nn.Sequential(
-            nn.Linear(d, d), nn.ReLU(), nn.Linear(d, setting.n_components)
-        ).to(embeddings.device, self._float_dtype)
-        optimizer = self._build_optimizer(head.named_parameters(), grouped=False)
-        self._projection = Projection(head, optimizer)
-        return self._projection
+            nn.Linear(d, d), nn.ReLU(), nn.Linear(d, self._setting.n_components)
+        ).to(embeddings.device, self.run.dtype)
+        optimizer = self._build_optimizer(head)
+        return Projection(head, optimizer, self.run.module, self._setting)
 
-    def _target(self, batch: Batch) -> Tensor:
-        """Return what a batch whose beliefs were updated is trained towards."""
-        return smooth(self.posterior_.mean(batch.rows), self._rule.smoothing)
-
-    def _record_contrast(self) -> None:
-        """Write the mean of an epoch's contrastive losses into the history."""
-        if self._contrast_losses:
-            mean = torch.stack(self._contrast_losses).mean().item()
-            self.history.record("contrastive_loss", mean)
-            self._contrast_losses = []
+    def end_epoch(self, correct: Any) -> None:
+        """Write the mean of the contrastive losses into the history."""
+        super().end_epoch(correct)
+        if self._losses:
+            mean = torch.stack(self._losses).mean().item()
+            self.run.write("contrastive_loss", mean)
+            self._losses = []

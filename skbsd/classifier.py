@@ -1,29 +1,36 @@
 """Bayesian self-distillation as a scikit-learn classifier."""
 
-import copy
+import warnings
 
 import numpy as np
 import torch
-from sklearn.exceptions import NotFittedError
-from sklearn.utils.validation import check_is_fitted
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.utils.metadata_routing import (
+    MetadataRouter,
+    _routing_enabled,
+    process_routing,
+)
 from skorch.callbacks import EpochTimer
-from skorch.utils import to_device
-from torch import Tensor, nn
+from skorch.utils import is_dataset
 from torch.utils.data import DataLoader
 
 from . import _checks
-from ._callbacks import EpochLog, EpochLoss, ValidationAccuracy
+from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
+from ._fitting import Fitting
 from ._html import HTMLRepresentation
-from ._training import TrainingLoop
-from .networks import default_network
+from ._learning_rate import SCHEDULES
+from ._loading import Split, TrainingData, checked_data, split_rows
+from ._net import Net
+from ._sklearn_tasks import CallbackSupportMixin, with_callbacks
+from ._two_views import TwoViews
+from .augmentation import AUGMENTATIONS
+from .contrastive import Contrastive
+from .objectives import Objective, SelfDistillation
 
 __all__ = ["BSDClassifier"]
 
-# Bytes of logits that are gathered on the device before they are fetched.
-_LARGEST_BUFFER = 2**28
 
-
-class BSDClassifier(HTMLRepresentation, TrainingLoop):
+class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     r"""Neural network classifier trained by Bayesian self-distillation.
 
     Each training sample has a Dirichlet belief about its class. It starts at the
@@ -329,10 +336,9 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         one in a search or another of scikit-learn's loops over fits, which it stops.
         """
         keep = self.warm_start and self.initialized_
-        fresh = not (keep and self._has_classes())
-        known = None if fresh else self.classes_
-        data = self._check_training_data(X, y, sample_weight, known, reset=fresh)
-        return self._train(data, "fit", split_params, fresh=fresh, keep=keep)
+        classes = self.classes_ if keep and self._has_classes() else None
+        data = self._check_training_data(X, y, sample_weight, classes, keep=keep)
+        return self._train(data, "fit", split_params, keep=keep)
 
     def partial_fit(self, X, y=None, classes=None, sample_weight=None, **split_params):
         """Train the network further, for `max_epochs` more.
@@ -367,20 +373,45 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
             As in :meth:`fit`, and for labels that are not among the classes.
         """
         keep = self.initialized_
-        fresh = not (keep and self._has_classes())
-        known = None if fresh else self.classes_
+        expected = self.classes_ if keep and self._has_classes() else None
         if classes is not None:
             classes = _checks.find_classes(
                 _checks.check_y(classes, type(self).__name__)
             )
-            if known is not None and not np.array_equal(classes, known):
+            if expected is not None and not np.array_equal(classes, expected):
                 raise ValueError(
                     f"classes={classes.tolist()} differ from those of the first call, "
-                    f"{known.tolist()}; call fit to start afresh."
+                    f"{expected.tolist()}; call fit to start afresh."
                 )
-            known = classes
-        data = self._check_training_data(X, y, sample_weight, known, reset=fresh)
-        return self._train(data, "partial_fit", split_params, fresh=fresh, keep=keep)
+            expected = classes
+        data = self._check_training_data(X, y, sample_weight, expected, keep=keep)
+        return self._train(data, "partial_fit", split_params, keep=keep)
+
+    def make_objective(self) -> Objective:
+        """Return what the steps of a call of `fit` minimise.
+
+        Override it for a loss of one's own. Network, optimizer and posterior are there
+        when it is called.
+
+        Returns
+        -------
+        skbsd.objectives.Objective
+            A new one: :class:`skbsd.objectives.SelfDistillation`, unless `contrastive`
+            asks for two views.
+        """
+        method = {"prior_strength": self.prior_strength, "evidence": self.evidence}
+        if self.contrastive is None:
+            return SelfDistillation(**method)
+        setting = self.contrastive
+        if not isinstance(setting, Contrastive):
+            setting = Contrastive(weight=float(setting))
+        return TwoViews(
+            setting,
+            images=self.image_shape is not None,
+            build_optimizer=self._build_projection_optimizer,
+            projection=self._projection,
+            **method,
+        )
 
     def predict_proba(self, X):
         """Predict the probability of each class.
@@ -484,91 +515,78 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
             )
         return self.classes_[codes]
 
-    def forward_iter(self, X, training=False, device="cpu"):
-        """Yield the logits of one batch after the other.
+    def _check_training_data(self, X, y, sample_weight, classes, *, keep):
+        """Check parameters and data, before anything is changed.
 
-        Parameters
-        ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table or images, as in :meth:`fit`.
-        training : bool, default=False
-            Run the network in training mode, with dropout and gradients.
-        device : str or torch.device, default="cpu"
-            Where the logits are wanted.
-
-        Yields
-        ------
-        Tensor of shape (n, n_classes)
-            Logits of the next n samples.
-
-        Raises
-        ------
-        NotFittedError
-            If there is no network yet.
-        ValueError
-            If X is not of the kind that was fitted.
+        `classes` are those of a network that is kept, or those that were announced.
         """
-        check_is_fitted(self)
-        with self._in_mode(training):
-            for x in self._prediction_batches(X):
-                with torch.set_grad_enabled(training):
-                    logits = self._logits(x)
-                    if logits.ndim != 2:
-                        self._check_output(logits)
-                yield to_device(logits, device)
+        caller = type(self).__name__
+        _checks.check_parameters(
+            self.get_params(deep=False),
+            caller,
+            augmentations=AUGMENTATIONS,
+            schedules=SCHEDULES,
+        )
+        self._validate_params()
+        _checks.check_device(self.device)
+        data = checked_data(
+            X,
+            y,
+            sample_weight,
+            class_weight=self.class_weight,
+            classes=classes,
+            image_shape=self.image_shape,
+            caller=caller,
+        )
+        if is_dataset(X):
+            return data
+        if keep and self._has_classes():
+            self._check_like_training(X, data.X)
+        if isinstance(self.augmentation, str) and data.X.ndim != 4:
+            raise ValueError(
+                f"augmentation={self.augmentation!r} needs images, X has shape "
+                f"{tuple(data.X.shape)}; pass 4-D X or image_shape."
+            )
+        return data
 
-    def initialize_module(self):
-        """Build the network, or copy the one that was given.
-
-        Returns
-        -------
-        self
-            With `module_`.
-
-        Raises
-        ------
-        ValueError
-            If `module` is None and no data tell its shape yet.
-        """
-        kwargs = {
-            # As an instance of a whole network is, below.
-            name: copy.deepcopy(value) if isinstance(value, nn.Module) else value
-            for name, value in self.get_params_for("module").items()
-        }
-        if self.module is None:
-            if not hasattr(self, "_input_shape"):
-                raise ValueError(
-                    "module=None is chosen from the data, and there are none yet. Call "
-                    "fit, or pass the module to load weights into."
-                )
-            module = default_network(self._input_shape, len(self.classes_), **kwargs)
-        elif isinstance(self.module, nn.Module) and not kwargs:
-            module = copy.deepcopy(self.module)
-        else:
-            module = self.initialized_instance(self.module, kwargs)
-        self.module_ = module.to(self._float_dtype)
+    @with_callbacks
+    def _train(self, data: TrainingData, caller: str, split_params, *, keep: bool):
+        split = self._split(data, caller, split_params)
+        if Fitting(self, data, split, keep=keep).train():
+            warnings.warn(
+                f"training was interrupted in epoch {len(self.history)}, after "
+                f"{self.n_iter_} finished ones. The model is usable as it is; "
+                "partial_fit trains it further.",
+                ConvergenceWarning,
+                stacklevel=4,  # fit's caller
+            )
         return self
 
-    def _all_logits(self, X) -> Tensor:
-        # forward_iter is looked up on the instance: skorch's scoring callbacks put
-        # cached predictions in its place.
-        out, n = None, 0
-        device = getattr(self, "device_", "cpu")
-        for logits in self.forward_iter(X, training=False, device=device):
-            if out is None:
-                # One buffer, as parts would leave memory in pieces; on the device, as
-                # each transfer waits for it, where that is not too much.
-                length = len(X) if hasattr(X, "__len__") else len(logits)
-                fits = length * logits[:1].nbytes <= _LARGEST_BUFFER
-                where = logits.device if fits else "cpu"
-                out = logits.new_empty(length, logits.shape[1], device=where)
-            while n + len(logits) > len(out):  # such as of a loader that repeats
-                more = max(len(out), len(logits))
-                out = torch.cat([out, out.new_empty(more, out.shape[1])])
-            out[n : n + len(logits)] = logits
-            n += len(logits)
-        if out is None:
-            raise ValueError("X has no samples; expected at least one to predict for.")
-        logits = out[:n].cpu()
-        # A bfloat16 has too few digits for probabilities that sum to one.
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    def _split(self, data: TrainingData, caller: str, split_params: dict) -> Split:
+        """Split off validation data."""
+        if split_params and self.train_split is None:
+            raise TypeError(
+                f"{caller} got unexpected arguments {sorted(split_params)}: they are "
+                "passed to train_split, which is None."
+            )
+        # skorch routes from 1.4 on.
+        routes = isinstance(self.get_metadata_routing(), MetadataRouter)
+        if split_params and _routing_enabled() and routes:
+            routed = process_routing(self, caller, **split_params)
+            split_params = routed["splitter"]["split"]
+        whole = self.get_dataset(data.X, data.y)  # itself, where X is a Dataset
+        return split_rows(data, whole, self.train_split, split_params)
+
+    def _build_projection_optimizer(self, head: torch.nn.Module):
+        """Build the optimizer of a projection, without the user's patterns."""
+        return self._build_optimizer(head.named_parameters(), grouped=False)
+
+    @property
+    def prior_strength_(self) -> float:
+        """Prior concentration c of the labels, as used."""
+        return self.posterior_.prior_strength
+
+    @property
+    def discount_(self) -> float:
+        """Discount gamma, as used."""
+        return self.posterior_.discount

@@ -1,19 +1,8 @@
 """skorch's default callbacks without what they cost in every batch or silent epoch."""
 
 import numpy as np
-from skorch import NeuralNet
-from skorch.callbacks import (
-    Callback,
-    EpochScoring,
-    GradientNormClipping,
-    LRScheduler,
-    PassthroughScoring,
-    PrintLog,
-)
+from skorch.callbacks import EpochScoring, PassthroughScoring, PrintLog
 from skorch.utils import to_numpy
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-
-_BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 
 
 class EpochLoss(PassthroughScoring):
@@ -35,15 +24,15 @@ class EpochLoss(PassthroughScoring):
 
 
 class ValidationAccuracy(EpochScoring):
-    """Accuracy on the validation set, from hits that the net counted on the device.
+    """Accuracy on the validation set, which the run counts on the device.
 
     skorch's keeps every prediction of the epoch for scikit-learn to score. With
     another `scoring` or extraction of the targets, this does the same.
     """
 
     @property
-    def counts(self) -> bool:
-        """Whether the net's count is all it needs."""
+    def counted(self) -> bool:
+        """Whether the run's count is all it needs."""
         return (
             self.scoring == "accuracy"
             and not self.on_train
@@ -52,16 +41,16 @@ class ValidationAccuracy(EpochScoring):
 
     def on_batch_end(self, net, batch, y_pred, training, **kwargs):
         """Keep a batch's predictions, unless counting is enough."""
-        if not self.counts:
+        if not self.counted:
             super().on_batch_end(net, batch, y_pred, training, **kwargs)
 
     def on_epoch_end(self, net, dataset_train, dataset_valid, **kwargs):
         """Record the accuracy."""
-        if not self.counts:
+        if not self.counted:
             super().on_epoch_end(net, dataset_train, dataset_valid, **kwargs)
         elif dataset_valid is not None:
-            hits, n = net._valid_hits
-            self._record_score(net.history, hits / n)
+            correct, total = net._run.record.valid
+            self._record_score(net.history, correct / total)
 
 
 class EpochLog(PrintLog):
@@ -86,51 +75,3 @@ class EpochLog(PrintLog):
         """Print the line."""
         if net.verbose or self.sink is not print:
             super().on_epoch_end(net, **kwargs)
-
-
-def counts_hits(callbacks) -> bool:
-    """Whether one of the callbacks wants validation hits counted."""
-    return any(isinstance(c, ValidationAccuracy) and c.counts for c in callbacks)
-
-
-def listens(net, callbacks, *, training: bool) -> bool:
-    """Whether anything looks at single batches."""
-
-    def looks(callback) -> bool:
-        if isinstance(callback, ValidationAccuracy) and callback.counts:
-            return False
-        if isinstance(callback, EpochScoring):
-            return callback.on_train == training
-        return _overrides(callback, Callback)
-
-    return _overrides(net, NeuralNet) or any(map(looks, callbacks))
-
-
-def waits(net, callbacks) -> bool:
-    """Whether anything may read a batch's loss before the epoch ends."""
-
-    def reads(callback) -> bool:
-        if isinstance(callback, EpochScoring | GradientNormClipping):
-            return False
-        if type(callback) is LRScheduler:
-            by_batch = callback.step_every == "batch"
-            return by_batch and callback.policy_ is ReduceLROnPlateau
-        return _overrides(callback, Callback)
-
-    return _overrides(net, NeuralNet) or any(map(reads, callbacks))
-
-
-def hear_gradients(net, callbacks) -> bool:
-    """Whether anything looks at gradients before they are applied."""
-    hooks = ("on_grad_computed",)
-    return _overrides(net, NeuralNet, hooks) or any(
-        _overrides(callback, Callback, hooks) for callback in callbacks
-    )
-
-
-def _overrides(listener, base: type, hooks=_BATCH_HOOKS) -> bool:
-    """Whether the listener's class, or the listener itself, has a hook of its own."""
-    return any(
-        h in vars(listener) or getattr(type(listener), h) is not getattr(base, h)
-        for h in hooks
-    )

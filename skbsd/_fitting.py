@@ -1,0 +1,312 @@
+"""A call of `fit`, from checked data to what it leaves on the estimator."""
+
+from typing import Any, Protocol
+
+import torch
+from skorch.utils import is_dataset
+
+from . import _checks
+from ._batches import Batches, ResidentBatches
+from ._forward import Forward, wants_channels_last
+from ._generators import Generators
+from ._loading import Loader, Split, TrainingData, make_batches, on_device
+from ._optimizer import match_strides
+from ._preparation import Preparation, choose_dtype, sample_shape
+from ._rules import resolve_discount, resolve_prior_strength
+from ._run import DivergenceError, Run, Settings, Trainee
+from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
+from ._snapshot import Snapshot
+from .objectives import Objective
+from .posterior import DirichletPosterior
+
+
+class Estimator(Trainee, Protocol):
+    """What a call of `fit` asks of the estimator, and what it leaves on it."""
+
+    module: Any
+    prior_strength: Any
+    discount: Any
+    prior_floor: Any
+    max_epochs: int
+    batch_size: int
+    lr: float
+    lr_schedule: str
+    augmentation: Any
+    image_shape: Any
+    precision: str
+    posterior_dtype: str
+    channels_last: Any
+    compile: bool
+    device: Any
+    random_state: Any
+
+    history_: Any
+    classes_inferred_: Any
+    compile_time_: float
+    data_loading_: str
+    image_mean_: Any
+    image_std_: Any
+    initialized_: bool
+    n_iter_: int
+    posterior_: DirichletPosterior
+    _fingerprint: tuple
+    _generators: Generators
+    _preparation: Preparation
+    _projection: Any
+    _run: Run | None
+
+    def get_params_for(self, prefix: str) -> dict[str, Any]:
+        """Return the parameters with a prefix."""
+
+    def initialize(self) -> Any:
+        """Build network, optimizer, callbacks and history."""
+
+    def make_objective(self) -> Objective:
+        """Return what the steps minimise."""
+
+    def _has_classes(self) -> bool: ...
+    def _initialize_module(self) -> Any: ...
+    def _initialize_optimizer(self) -> Any: ...
+    def _loader(self, side: str) -> Loader: ...
+    def _note_features(self, given: Any, X: Any, *, reset: bool) -> None: ...
+
+
+class Fitting:
+    """A call of `fit` or `partial_fit`.
+
+    Parameters
+    ----------
+    net : Estimator
+        What is fitted.
+    data : TrainingData
+        Checked.
+    split : Split
+        What of the data is trained and validated on.
+    keep : bool
+        Whether the call goes on with the network that is there.
+    """
+
+    def __init__(self, net: Estimator, data: TrainingData, split: Split, *, keep: bool):
+        self.net = net
+        self.data = data
+        self.split = split
+        self.keep = keep
+        # A network whose weights were loaded has not seen data yet.
+        self.fresh = not (keep and net._has_classes())
+        self.device = net.device_ if keep else _checks.check_device(net.device)
+
+    def train(self) -> bool:
+        """Train; return whether the user has interrupted it after some epochs."""
+        net = self.net
+        data = self._on_device()
+        before = Snapshot(net, keep=self.keep)
+        run = None
+        try:
+            tasks = FitTasks(net, self.data)
+            net._generators = self._new_generators()
+            with net._generators.borrowed(self.device):
+                if self.fresh:
+                    self._begin_afresh(data)
+                net.posterior_ = self._posterior()
+                batches = self._batches(data)
+                self._announce(data)
+                run = net._run = self._new_run(*batches, tasks)
+                interrupted = self._run_epochs(run, data)
+                tasks.end()
+        except BaseException as error:
+            if self._learnt_nothing(run, error):
+                before.restore()
+            raise
+        finally:
+            vars(net).pop("_run", None)
+            if hasattr(net, "module_"):
+                net._set_training(False)
+        return interrupted
+
+    def _learnt_nothing(self, run: Run | None, error: BaseException) -> bool:
+        """Whether a call that fails is to be as if it had never been made.
+
+        That is where no epoch was finished. Of a loss that became NaN the weights from
+        before that epoch are kept, where they are better than none.
+        """
+        if run is None:
+            return True
+        if isinstance(error, DivergenceError):
+            return run.epoch == 0 and not self.keep and self._had_model
+        if self.keep and not isinstance(error, KeyboardInterrupt):
+            return run.step == 0
+        return run.epoch == 0
+
+    def _on_device(self) -> TrainingData:
+        net = self.net
+        self._had_model = hasattr(net, "module_")
+        # Checks of the data are over; whatever fails from here on is undone.
+        self._dtype = net._preparation.dtype
+        if not self.keep:
+            self._dtype = choose_dtype(
+                sample_shape(self.data.X, net.image_shape),
+                self.data.n_used,
+                net.batch_size,
+                self.device,
+                chosen=net.module is None and net.precision == "auto",
+            )
+        sides = ("iterator_train", "iterator_valid")
+        return on_device(
+            self.data,
+            self.device,
+            getattr(torch, self._dtype),
+            by_loader=any(net._loader(side).is_set for side in sides),
+        )
+
+    def _new_generators(self) -> Generators:
+        """Start from the seed, or go on so that no order of samples is repeated."""
+        if self.fresh:
+            return Generators.seeded(self.device, self.net.random_state)
+        return self.net._generators.copy()
+
+    def _begin_afresh(self, data: TrainingData) -> None:
+        """Learn classes and features anew; build everything, unless it is kept."""
+        net = self.net
+        for attribute in (
+            "n_features_in_",
+            "feature_names_in_",
+            "image_mean_",
+            "image_std_",
+            "posterior_",
+        ):
+            vars(net).pop(attribute, None)
+        net.classes_inferred_ = data.classes
+        if not is_dataset(data.X):
+            net._note_features(data.given, data.X, reset=True)
+        net._preparation = Preparation.of(
+            data, self.split.rows, net.image_shape, self._dtype, self.device
+        )
+        if net._preparation.is_uint8:
+            net.image_mean_ = net._preparation.mean
+            net.image_std_ = net._preparation.std
+        if not self.keep:
+            net.compile_time_ = 0.0
+            net.initialize()
+        self._choose_memory_format()
+
+    def _choose_memory_format(self) -> None:
+        net = self.net
+        last = wants_channels_last(
+            net.channels_last,
+            net.module_,
+            net.optimizer_,
+            net._preparation,
+            self.device,
+            trusted=net.module is None,
+        )
+        net._preparation = net._preparation.changed(channels_last=last)
+        if last:
+            net.module_.to(memory_format=torch.channels_last)
+
+    def _posterior(self) -> DirichletPosterior:
+        """Return the last call's where the samples are the same, or a new one."""
+        net, codes = self.net, torch.from_numpy(self.data.codes)
+        prior = (net.prior_strength, net.discount, net.prior_floor)
+        fingerprint = (prior, *_checks.fingerprint(self.data.X, self.data.codes))
+        if hasattr(net, "posterior_") and fingerprint == net._fingerprint:
+            labels = net.posterior_.labels
+            if not torch.equal(labels, codes.to(labels)):
+                raise ValueError(
+                    "posterior_ holds beliefs about samples with other labels than y "
+                    "has; load those that were saved for this X and y, in this order, "
+                    "or call fit to start afresh."
+                )
+            return net.posterior_
+        net._fingerprint = fingerprint
+        half = net.posterior_dtype == "float16"
+        return DirichletPosterior(
+            codes,
+            len(net.classes_),
+            prior_strength=resolve_prior_strength(net.prior_strength, net.max_epochs),
+            discount=resolve_discount(net.discount),
+            prior_floor=net.prior_floor,
+            dtype=torch.float16 if half else net._preparation.float_dtype,
+            device=self.device,
+        )
+
+    def _batches(self, data: TrainingData) -> tuple[Batches, Batches | None]:
+        """Return the batches of training, and those of validation or None."""
+        net, split = self.net, self.split
+        where = self.device, net._preparation.float_dtype
+        train = make_batches(data, split.rows, net._loader("iterator_train"), *where)
+        resident = isinstance(train, ResidentBatches)
+        net.data_loading_ = "resident" if resident else "loader"
+        if split.valid_rows is None:
+            return train, None
+        other = split.valid_data
+        return train, make_batches(
+            data if other is None else other,
+            split.valid_rows,
+            net._loader("iterator_valid"),
+            *where,
+        )
+
+    def _announce(self, data: TrainingData) -> None:
+        """Notify of the beginning, and build anew what callbacks have set then."""
+        net = self.net
+        before = net.module, net.get_params_for("module")
+        net.notify("on_train_begin", X=data.X, y=data.y)
+        if before != (net.module, net.get_params_for("module")):
+            # They know the data, as skorch's InputShapeSetter.
+            net._initialize_module()
+            net._initialize_optimizer()
+            net.initialized_ = True
+            self._choose_memory_format()
+        match_strides(net.optimizer_)
+
+    def _new_run(
+        self, batches: Batches, valid_batches: Batches | None, tasks: FitTasks
+    ) -> Run:
+        net = self.net
+        objective = net.make_objective()
+        if batches.weight is not None and not objective.accepts_weight:
+            raise ValueError(
+                f"{type(objective).__name__} takes no sample or class weights."
+            )
+        options = net.get_params_for("compile") if net.compile else None
+        return Run(
+            net,
+            objective,
+            forward=Forward(net.module_, self.device, net.precision, options),
+            preparation=net._preparation,
+            posterior=net.posterior_,
+            batches=batches,
+            valid_batches=valid_batches,
+            datasets=self.split.datasets,
+            tasks=tasks,
+            settings=Settings(
+                net.max_epochs,
+                net.lr,
+                net.lr_schedule,
+                net.augmentation,
+                net.image_shape,
+            ),
+        )
+
+    def _run_epochs(self, run: Run, data: TrainingData) -> bool:
+        """Run the epochs, and keep what outlives them."""
+        net = self.net
+        net._projection = None
+        interrupted = False
+        try:
+            run.train()
+        except KeyboardInterrupt:
+            # A search would go on with its next candidate; without an epoch there is
+            # no model to go on with.
+            if run.epoch == 0 or in_parallel():
+                raise
+            interrupted = True
+        except DivergenceError:
+            net.notify("on_train_end", X=data.X, y=data.y)
+            raise
+        finally:
+            net.n_iter_ = count_epochs(net.history)
+            net.compile_time_ += run.forward.compile_time
+        net._projection = getattr(run.objective, "projection", None)
+        net.notify("on_train_end", X=data.X, y=data.y)
+        return interrupted

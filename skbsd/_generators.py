@@ -1,0 +1,119 @@
+"""torch's random generators, borrowed for a call of `fit`."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+# torch's generators belong to the process: fits in several threads take turns.
+_LOCK = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """Take a new lock in a forked process, where nobody would release the old one."""
+    global _LOCK
+    _LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+class Generators:
+    """The states that an estimator's generators have between two calls.
+
+    Parameters
+    ----------
+    states : dict of str to Tensor
+        By type of device. A type that is missing is seeded from the CPU's generator.
+    """
+
+    def __init__(self, states: dict[str, Tensor]):
+        self.states = states
+
+    @classmethod
+    def seeded(cls, device: torch.device, random_state) -> "Generators":
+        """Return generators that start from a seed.
+
+        Parameters
+        ----------
+        device : torch.device
+        random_state : int, RandomState instance or None
+        """
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        with _LOCK:
+            before = _current(device)
+            try:
+                _seed(device, seed)
+                return cls(_current(device))
+            finally:
+                _set(device, before)
+
+    @contextmanager
+    def borrowed(self, device: torch.device) -> Iterator[None]:
+        """Have torch draw from these generators; restore its own afterwards."""
+        with _LOCK:
+            before = _current(device)
+            try:
+                _set(device, self.states)
+                yield
+            finally:
+                self.states = _current(device)
+                _set(device, before)
+
+    def save(self, device: torch.device) -> dict[str, Tensor]:
+        """Return the states as they are in the middle of a call."""
+        return _current(device)
+
+    def load(self, device: torch.device, states: dict[str, Tensor]) -> None:
+        """Set the states in the middle of a call."""
+        _set(device, states)
+
+    def copy(self) -> "Generators":
+        """Return a copy that goes its own way."""
+        return Generators(dict(self.states))
+
+    def __getstate__(self):
+        return {name: state.numpy() for name, state in self.states.items()}
+
+    def __setstate__(self, state):
+        self.states = {name: torch.tensor(values) for name, values in state.items()}
+
+
+def _current(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of the generators that training draws from, by device type."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        states[device.type] = module.get_rng_state(*_index(device))
+    return states
+
+
+def _set(device: torch.device, states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cpu":
+        return
+    if device.type in states:
+        module = torch.get_device_module(device)
+        module.set_rng_state(states[device.type], *_index(device))
+    else:
+        # A model that was fitted elsewhere: what comes follows from its own state.
+        _seed(device, int(torch.randint(2**31, ())))
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def _index(device: torch.device) -> tuple:
+    # Of the types with a generator, CUDA alone may have several devices.
+    return (device,) if device.type == "cuda" else ()

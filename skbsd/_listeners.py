@@ -1,0 +1,116 @@
+"""Who looks at single batches, losses and gradients while training runs."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from skorch import NeuralNet
+from skorch.callbacks import (
+    Callback,
+    EpochScoring,
+    GradientNormClipping,
+    LRScheduler,
+)
+from skorch.utils import TeeGenerator
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ._batches import Batch
+from ._default_callbacks import ValidationAccuracy
+
+_BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
+
+
+class Notifying(Protocol):
+    """What listeners are notified through: a net of skorch's."""
+
+    classes_: Any
+
+    def notify(self, method_name: str, **kwargs: Any) -> None:
+        """Call a hook of the net and of its callbacks."""
+
+    def get_all_learnable_params(self) -> Iterable:
+        """Return the names and parameters that are trained."""
+
+
+class Listeners:
+    """The net and its callbacks, as far as they look into an epoch.
+
+    What nobody looks at costs nothing: losses stay on the device until the epoch ends,
+    and labels are not decoded.
+
+    Parameters
+    ----------
+    net : NeuralNet
+    callbacks : list of skorch callbacks
+
+    Attributes
+    ----------
+    to_gradients : bool
+        Whether anything looks at gradients before they are applied.
+    to_losses : bool
+        Whether anything may read a batch's loss before the epoch ends.
+    to_accuracy : bool
+        Whether a callback records the accuracy that is counted on the device.
+    """
+
+    def __init__(self, net: Notifying, callbacks: list[Callback]):
+        self._net = net
+        self._callbacks = callbacks
+        of_net = _overrides(net, NeuralNet)
+        self.to_gradients = _overrides(net, NeuralNet, ("on_grad_computed",)) or any(
+            _overrides(c, Callback, ("on_grad_computed",)) for c in callbacks
+        )
+        self.to_losses = of_net or any(map(_reads_losses, callbacks))
+        self.to_accuracy = any(
+            isinstance(c, ValidationAccuracy) and c.counted for c in callbacks
+        )
+
+    def to_batches(self, *, training: bool) -> bool:
+        """Whether anything looks at single batches of a pass."""
+        return _overrides(self._net, NeuralNet) or any(
+            _looks_at_batches(c, training=training) for c in self._callbacks
+        )
+
+    def begin_batch(self, batch: Batch, *, training: bool) -> tuple:
+        """Notify of a batch; return it as callbacks know it, with decoded labels."""
+        pair = batch.x, self._net.classes_[batch.y.cpu().numpy()]
+        self._net.notify("on_batch_begin", batch=pair, training=training)
+        return pair
+
+    def end_batch(self, pair: tuple, step: dict, *, training: bool) -> None:
+        """Notify of the end of a batch, with its loss and its predictions."""
+        self._net.notify("on_batch_end", batch=pair, training=training, **step)
+
+    def gradients(self, batch: Batch) -> None:
+        """Notify of gradients that were computed, where anything looks at them."""
+        if self.to_gradients:
+            self._net.notify(
+                "on_grad_computed",
+                named_parameters=TeeGenerator(self._net.get_all_learnable_params()),
+                batch=(batch.x, batch.y),
+                training=True,
+            )
+
+
+def _looks_at_batches(callback: Callback, *, training: bool) -> bool:
+    if isinstance(callback, ValidationAccuracy) and callback.counted:
+        return False
+    if isinstance(callback, EpochScoring):
+        return callback.on_train == training
+    return _overrides(callback, Callback)
+
+
+def _reads_losses(callback: Callback) -> bool:
+    if isinstance(callback, EpochScoring | GradientNormClipping):
+        return False
+    if type(callback) is LRScheduler:
+        by_batch = callback.step_every == "batch"
+        return by_batch and callback.policy_ is ReduceLROnPlateau
+    return _overrides(callback, Callback)
+
+
+def _overrides(listener, base: type, hooks=_BATCH_HOOKS) -> bool:
+    """Whether the listener's class, or the listener itself, has a hook of its own."""
+    return any(
+        h in vars(listener) or getattr(type(listener), h) is not getattr(base, h)
+        for h in hooks
+    )

@@ -1,0 +1,354 @@
+"""From checked data to the batches that the network sees."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.utils import check_consistent_length
+from skorch.utils import is_dataset
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
+
+from . import _checks
+from ._batches import (
+    Batches,
+    IndexedCollate,
+    IndexedDataset,
+    IndexedTensor,
+    LoaderBatches,
+    ResidentBatches,
+    WholeBatches,
+    move,
+)
+
+
+class TrainingData(NamedTuple):
+    """What `fit` was given, checked."""
+
+    given: Any  # X as it came, for its feature names
+    X: Any  # ndarray, Tensor or Dataset
+    y: np.ndarray
+    classes: np.ndarray
+    codes: np.ndarray
+    weight: np.ndarray | None
+    sample_weight: Any  # as it came
+
+    @property
+    def n_used(self) -> int:
+        """How many samples have weight."""
+        return len(self.y if self.weight is None else self.weight.nonzero()[0])
+
+    def weighted(self, rows: np.ndarray) -> np.ndarray:
+        """Leave out the rows of weight zero."""
+        return rows if self.weight is None else rows[self.weight[rows] > 0]
+
+
+def checked_data(
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    *,
+    class_weight: Any,
+    classes: np.ndarray | None,
+    image_shape: Any,
+    caller: str,
+) -> TrainingData:
+    """Check what `fit` was given, and encode the labels.
+
+    Parameters
+    ----------
+    X, y, sample_weight : object
+        As they came.
+    class_weight : dict, "balanced" or None
+    classes : ndarray or None
+        All classes, where they are known before y is seen.
+    image_shape : tuple of int or None
+    caller : str
+        Name of the estimator, for messages.
+    """
+    given = X
+    if is_dataset(X):
+        _checks.check_dataset(X)
+        y = _checks.check_y(_checks.dataset_labels(X) if y is None else y, caller)
+    else:
+        X = _checks.check_X(X, caller=caller, image_shape=image_shape)
+        y = _checks.check_y(y, caller)
+    check_consistent_length(X, y)
+    several = classes is None
+    if classes is None:
+        classes = _checks.find_classes(y)
+    codes = _checks.encode(y, classes)
+    weight = _checks.check_weight(
+        sample_weight, class_weight, X, y, classes, several_classes=several
+    )
+    return TrainingData(given, X, y, classes, codes, weight, sample_weight)
+
+
+class Split(NamedTuple):
+    """What is trained and what is validated on.
+
+    Parameters
+    ----------
+    rows : ndarray of int
+        Of X, to train on.
+    valid_rows : ndarray of int or None
+        To validate on, if anything.
+    valid_data : TrainingData or None
+        What these are rows of, where it is not X.
+    datasets : dict
+        Both parts as callbacks know them.
+    """
+
+    rows: np.ndarray
+    valid_rows: np.ndarray | None
+    valid_data: TrainingData | None
+    datasets: dict[str, Any]
+
+
+class Loader(NamedTuple):
+    """How a Dataset is loaded, as the user has set it.
+
+    Parameters
+    ----------
+    side : {"iterator_train", "iterator_valid"}
+    iterator : callable
+    options : dict
+        Its arguments.
+    batch_size : int
+        -1 is all samples.
+    """
+
+    side: str
+    iterator: Callable[..., Any]
+    options: dict[str, Any]
+    batch_size: int
+
+    @property
+    def is_set(self) -> bool:
+        """Whether arrays too go through it."""
+        options = self.options.keys() - {"batch_size"}
+        return bool(options) or self.iterator is not DataLoader
+
+    def resolved(self) -> tuple[int, dict[str, Any]]:
+        """Return the batch size and the other options, to be changed at will."""
+        options = dict(self.options)
+        return options.pop("batch_size", self.batch_size), options
+
+
+def split_rows(
+    data: TrainingData, whole: Dataset, train_split: Any, split_params: dict
+) -> Split:
+    """Split off validation data with `train_split`.
+
+    Parameters
+    ----------
+    data : TrainingData
+    whole : Dataset
+        Of X and y, as skorch makes it.
+    train_split : callable or None
+    split_params : dict
+        Passed to `train_split`.
+    """
+    rows = np.arange(len(data.y))
+    datasets = {"dataset_train": whole, "dataset_valid": None}
+    if train_split is None:
+        return Split(data.weighted(rows), None, None, datasets)
+    train, valid = train_split(whole, data.y, **split_params)
+    datasets = {"dataset_train": train, "dataset_valid": valid}
+    if isinstance(train, Subset) and train.dataset is whole:
+        rows = np.asarray(train.indices)
+    elif train is not whole:
+        raise ValueError(
+            f"train_split returned a {type(train).__name__} to train on; expected the "
+            "Dataset that it was given or a Subset of it, so that each sample keeps "
+            "its row."
+        )
+    rows = data.weighted(rows)
+    if valid is None:
+        return Split(rows, None, None, datasets)
+    if isinstance(valid, Subset) and valid.dataset is whole:
+        valid_rows = data.weighted(np.asarray(valid.indices))
+        return Split(rows, valid_rows, None, datasets)
+    y = _checks.dataset_labels(valid)
+    codes = _checks.encode(y, data.classes)
+    other = data._replace(X=valid, y=y, codes=codes, weight=None)
+    return Split(rows, np.arange(len(y)), other, datasets)
+
+
+def on_device(
+    data: TrainingData, device: torch.device, dtype: torch.dtype, *, by_loader: bool
+) -> TrainingData:
+    """Put arrays on the device, or leave them on the CPU where they do not fit.
+
+    Those that go through a loader's processes stay on the CPU too.
+    """
+    if is_dataset(data.X):
+        return data
+    X = data.X
+    if not isinstance(X, Tensor):
+        # torch warns of arrays that are read-only, such as a DataFrame's.
+        X = torch.from_numpy(X if X.flags.writeable else X.copy())
+    if X.dtype != torch.uint8:
+        X = _narrow(X, dtype)
+    if by_loader:
+        return data._replace(X=X.cpu())
+    if device.type == "cuda" and not X.is_cuda:
+        free, _ = torch.cuda.mem_get_info(device)
+        if X.nbytes > free / 2:
+            return data._replace(X=X)
+    return data._replace(X=X.to(device))
+
+
+def make_batches(
+    data: TrainingData,
+    rows: np.ndarray,
+    loader: Loader,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Batches:
+    """Gather arrays on the device; load a Dataset, or as the user has set.
+
+    Parameters
+    ----------
+    data : TrainingData
+    rows : ndarray of int
+        Which samples take part.
+    loader : Loader
+        Of training, which shuffles and weighs, or of validation.
+    device : torch.device
+        Where the batches are wanted.
+    dtype : torch.dtype
+        Of the weights.
+    """
+    training = loader.side == "iterator_train"
+    batch_size, options = loader.resolved()
+    if len(rows) == 0:
+        raise ValueError(
+            f"no samples are left to {'train' if training else 'validate'} on, of "
+            f"{len(data.y)}; look at train_split and sample_weight."
+        )
+    if batch_size == -1:
+        batch_size = len(rows)
+    weight = None
+    if data.weight is not None and training:
+        weight = torch.as_tensor(
+            data.weight / data.weight[rows].mean(), dtype=dtype, device=device
+        )
+    is_array = isinstance(data.X, Tensor) and not loader.is_set
+    if is_array and data.X.device.type == device.type:
+        return ResidentBatches(
+            data.X,
+            torch.as_tensor(data.codes, device=device),
+            weight,
+            torch.as_tensor(rows, device=device),
+            batch_size,
+            shuffle=training,
+        )
+    dataset: Dataset
+    if is_array:
+        dataset = IndexedTensor(data.X, data.codes, rows)
+        options["collate_fn"] = _as_fetched
+    else:
+        items = data.X if is_dataset(data.X) else TensorDataset(data.X)
+        dataset = IndexedDataset(items, data.codes, rows)
+        options["collate_fn"] = IndexedCollate(
+            options.get("collate_fn", default_collate)
+        )
+    return _load(dataset, loader, options, batch_size, weight, device)
+
+
+def _load(
+    dataset: Any,
+    loader: Loader,
+    options: dict,
+    batch_size: int,
+    weight: Tensor | None,
+    device: torch.device,
+) -> LoaderBatches:
+    """Set up the loader of an indexed dataset."""
+    training = loader.side == "iterator_train"
+    is_default = loader.iterator is DataLoader
+    if is_default:
+        options.setdefault("pin_memory", device.type == "cuda")
+    own_order = is_default and not options.keys() & {
+        "batch_sampler",
+        "drop_last",
+        "sampler",
+        "shuffle",
+    }
+    if own_order:
+        options["batch_sampler"] = WholeBatches(
+            len(dataset), batch_size, shuffle=training
+        )
+    elif "batch_sampler" not in options:
+        options["batch_size"] = batch_size
+        if "sampler" not in options:
+            options.setdefault("shuffle", training)
+    batches = loader.iterator(dataset, **options)
+    if len(batches) == 0:
+        raise ValueError(
+            f"{loader.side} yields no batch of {len(dataset)} samples with "
+            f"batch_size={batch_size}; drop_last leaves an incomplete one out."
+        )
+    # Other samplers may draw with replacement.
+    return LoaderBatches(batches, weight, device, unique=own_order)
+
+
+def prediction_batches(
+    X: Any, loader: Loader, device: torch.device, dtype: torch.dtype
+) -> Iterator[Any]:
+    """Yield the inputs of one batch after the other, on the device.
+
+    Parameters
+    ----------
+    X : ndarray, Tensor or Dataset
+        Checked.
+    loader : Loader
+        Of validation. Arrays come in larger batches, where they fit.
+    device : torch.device
+    dtype : torch.dtype
+        Of floats.
+    """
+    batch_size, options = loader.resolved()
+    if is_dataset(X):
+        size = len(X) if batch_size == -1 else batch_size
+        for item in loader.iterator(X, batch_size=size, **options):
+            x = item[0] if isinstance(item, tuple | list) else item
+            yield move(x, device)
+        return
+    on_gpu = device.type == "cuda"
+    if X.ndim == 4:
+        fit = (2**20 if on_gpu else 2**18) // math.prod(X.shape[2:])
+    else:
+        fit = 2**16 if on_gpu else 2**13
+    size = max(batch_size, fit)
+    for start in range(0, len(X), size):
+        # A copy: a network may work in place, and X is the user's.
+        x = X[start : start + size]
+        x = x.clone() if isinstance(x, Tensor) else torch.tensor(x)
+        if x.dtype != torch.uint8:
+            x = _narrow(x, dtype)
+        yield move(x.pin_memory() if on_gpu and x.is_cpu else x, device)
+
+
+def _as_fetched(batch):
+    return batch
+
+
+def _narrow(X: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert to `dtype`, and raise where that makes a number infinite."""
+    narrow = X.to(dtype)
+    if dtype != X.dtype and not narrow.isfinite().all():
+        raise ValueError(
+            f"X holds values as large as {X.abs().max().item():g}, too large for "
+            f"{dtype}; scale the features, for example with StandardScaler."
+        )
+    return narrow

@@ -1,0 +1,357 @@
+"""A call of `fit`: its epochs, and everything that is known only while it runs."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from skorch.callbacks import Callback, LRScheduler
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ._accuracy import CorrectCounter
+from ._batches import Batch, Batches
+from ._epoch import EpochRecord, Pass
+from ._forward import Forward, OutputCheck, infer_prepared
+from ._learning_rate import LearningRate
+from ._listeners import Listeners
+from ._optimizer import forget_gradients, needs_closure
+from ._preparation import Preparation
+from ._sklearn_tasks import FitTasks
+from .objectives import Objective
+from .posterior import DirichletPosterior
+
+
+class DivergenceError(ValueError):
+    """The loss became NaN or infinite."""
+
+
+class Trainee(Protocol):
+    """What a run asks of the estimator: skorch's hooks, and what they act on."""
+
+    module_: nn.Module
+    optimizer_: torch.optim.Optimizer
+    device_: torch.device
+    classes_: Any
+    callbacks_: list[tuple[str, Callback]]
+    history: Any
+
+    def notify(self, method_name: str, **kwargs: Any) -> None:
+        """Call a hook of the net and of its callbacks."""
+
+    def get_all_learnable_params(self) -> Any:
+        """Return the names and parameters that are trained."""
+
+    def infer(self, x: Any) -> Tensor:
+        """Run the network on a prepared batch."""
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Take an optimization step."""
+
+    def train_step_single(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute loss and gradients."""
+
+    def validation_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute the loss of a batch of validation."""
+
+    def _set_training(self, training: bool) -> None:
+        """Set the mode of all modules."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Parameters of the estimator, as they were when the call began.
+
+    Parameters
+    ----------
+    max_epochs : int
+    lr : float
+    lr_schedule : {"one-cycle", "cosine", "constant"}
+    augmentation : str, callable or None
+    image_shape : tuple of int or None
+    """
+
+    max_epochs: int
+    lr: float
+    lr_schedule: str
+    augmentation: Any
+    image_shape: Any
+
+
+class Run:
+    """One call of `fit` or `partial_fit`, from the first epoch to the last.
+
+    It owns its progress: nothing of it outlives the call. What training leaves is the
+    estimator's: network, optimizer, posterior and history.
+
+    Parameters
+    ----------
+    net : Trainee
+        The estimator.
+    objective : Objective
+        What the steps minimise.
+    forward : Forward
+        How the network is run.
+    preparation : Preparation
+        The facts of the inputs.
+    posterior : DirichletPosterior
+    batches : ResidentBatches or LoaderBatches
+        To train on.
+    valid_batches : ResidentBatches, LoaderBatches or None
+        To validate on.
+    datasets : dict
+        Both, as callbacks know them.
+    tasks : FitTasks
+        What scikit-learn's callbacks hear.
+    settings : Settings
+
+    Attributes
+    ----------
+    epoch : int
+        How many epochs are finished.
+    step : int
+        How many steps were taken.
+    record : EpochRecord
+        Of the epoch that runs.
+    """
+
+    def __init__(
+        self,
+        net: Trainee,
+        objective: Objective,
+        *,
+        forward: Forward,
+        preparation: Preparation,
+        posterior: DirichletPosterior,
+        batches: Batches,
+        valid_batches: Batches | None,
+        datasets: dict[str, Any],
+        tasks: FitTasks,
+        settings: Settings,
+    ):
+        callbacks = [callback for _, callback in net.callbacks_]
+        self.net = net
+        self.objective = objective
+        self.forward = forward
+        self.preparation = preparation
+        self.posterior = posterior
+        self.batches = batches
+        self.valid_batches = valid_batches
+        self.max_epochs = settings.max_epochs
+        self.augmentation = settings.augmentation
+        self.n_classes = len(net.classes_)
+        self.dtype = preparation.float_dtype
+        self.module = net.module_
+        self.optimizer = net.optimizer_
+        self.is_compiled = forward.is_compiled
+        self.epoch = 0
+        self.step = 0
+        self.record = EpochRecord()
+        self._settings = settings
+        self._datasets = datasets
+        self._tasks = tasks
+        self._name = type(net).__name__
+        self._network = type(net.module_).__name__
+        self._output = OutputCheck(self._network, self.n_classes)
+        self._listeners = Listeners(net, callbacks)
+        self._needs_closure = needs_closure(net.optimizer_)
+        replaced = any(isinstance(c, LRScheduler) for c in callbacks)
+        self._learning_rate = LearningRate(
+            net.optimizer_,
+            "constant" if replaced else settings.lr_schedule,
+            settings.max_epochs * len(batches),
+        )
+        self._weights = WeightsBackup(net.module_)
+
+    # Epochs
+
+    def train(self) -> None:
+        """Run the epochs.
+
+        Raises
+        ------
+        DivergenceError
+            Where the loss becomes NaN or infinite; the weights are then those from
+            before the epoch.
+        KeyboardInterrupt
+            Where the user interrupts. skorch's callbacks stop with one too: as an epoch
+            ends, it is no interruption.
+        """
+        self.objective.begin(self)
+        with self._learning_rate.applied(), self.objective.active():
+            while self.epoch < self.max_epochs:
+                if self._run_epoch():
+                    break
+
+    def _run_epoch(self) -> bool:
+        """Run an epoch; return whether a callback wants to stop."""
+        self._tasks.begin_epoch()
+        self._weights.save()
+        self.record = EpochRecord()
+        self.objective.begin_epoch()
+        self.net.notify("on_epoch_begin", **self._datasets)
+        self._training_pass()
+        self._validation_pass()
+        stops = False
+        try:
+            self.net.notify("on_epoch_end", **self._datasets)
+        except KeyboardInterrupt:  # how skorch's callbacks stop, such as EarlyStopping
+            stops = True
+        self.epoch += 1
+        return self._tasks.end_epoch() or stops
+
+    def _training_pass(self) -> None:
+        counter = self._counter() if self.objective.counts_correct else None
+        training = Pass(self.batches, self.net.train_step, True, counter)
+        self.net._set_training(True)
+        self.record.train = training.run(self._listeners, self.net.history)
+        self._check_finite()
+        self.objective.end_epoch(self.record.train)
+        self._output.look_closer()
+
+    def _validation_pass(self) -> None:
+        if self.valid_batches is None:
+            return
+        counter = self._counter() if self._listeners.to_accuracy else None
+        validation = Pass(self.valid_batches, self.net.validation_step, False, counter)
+        self.net._set_training(False)
+        self.record.valid = validation.run(self._listeners, self.net.history)
+
+    def _counter(self) -> CorrectCounter:
+        # A compiled network may write its next output in the same place.
+        return CorrectCounter(buffer=0) if self.is_compiled else CorrectCounter()
+
+    def _check_finite(self) -> None:
+        """Raise, with the weights from before the epoch, if training diverged."""
+        epoch = self.net.history[-1]
+        losses = [batch["train_loss"] for batch in epoch["batches"]]
+        # A sum passes on what is not finite, and is fast.
+        sums = [
+            p.detach().sum().float() for p in self.module.parameters() if not is_lazy(p)
+        ]
+        if sums:
+            losses += torch.stack(sums).tolist()
+        if all(map(math.isfinite, losses)):
+            return
+        self._weights.restore()
+        self.optimizer.state.clear()
+        del epoch["train_batch_count"]  # the epoch does not count
+        raise DivergenceError(
+            f"the training loss became NaN or infinite in epoch {epoch['epoch']} at a "
+            f"learning rate of lr={self._settings.lr:g}. The weights are those from "
+            "before this epoch. Lower lr, scale the features (StandardScaler), or look "
+            "for extreme values in X."
+        )
+
+    # Steps
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one optimization step; return loss and predictions, on the device.
+
+        An optimizer that evaluates the loss several times, such as LBFGS, updates the
+        posterior with the first evaluation only; the others keep that target.
+        """
+        self._learning_rate.set(self.step)
+        if self._needs_closure:
+            result = self._step_with_closure(batch)
+        else:
+            result = self._evaluate(batch)
+            self.optimizer.step()
+        self.step += 1
+        return result
+
+    def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute gradients, and show them to whoever looks at them."""
+        forget_gradients(self.optimizer)
+        if self.is_compiled:
+            with self.forward.timed(batch.x):
+                result = self.net.train_step_single(batch)
+        else:
+            result = self.net.train_step_single(batch)
+        if self._listeners.to_gradients:
+            self._listeners.gradients(batch)
+        return result
+
+    def _step_with_closure(self, batch: Batch) -> dict[str, Tensor]:
+        first: dict[str, Tensor] = {}
+
+        def closure() -> Tensor:
+            if not first:
+                first.update(self._evaluate(batch))
+                return first["loss"]
+            forget_gradients(self.optimizer)
+            loss = self.objective.evaluate_again(batch)
+            self._listeners.gradients(batch)
+            return loss
+
+        self.optimizer.step(closure)  # type: ignore[arg-type]
+        return first
+
+    # What objectives call
+
+    def logits(self, x: Any) -> Tensor:
+        """Augment and prepare a batch, and run the network."""
+        return self.infer(self.prepare(x))
+
+    def view(self, x: Any, augmentation: Any) -> Tensor:
+        """Do what `logits` does, under another augmentation."""
+        return self.infer(self._prepared(x, augmentation))
+
+    def prepare(self, x: Any) -> Any:
+        """Augment a batch, and make of it what the network takes."""
+        return self._prepared(x, self.augmentation)
+
+    def _prepared(self, x: Any, augmentation: Any) -> Any:
+        return self.preparation(
+            x,
+            caller=self._name,
+            augmentation=augmentation,
+            image_shape=self._settings.image_shape,
+        )
+
+    def infer(self, x: Any) -> Tensor:
+        """Run the network on a prepared batch."""
+        logits = infer_prepared(
+            self.net.infer, x, self.preparation.shape, self._network
+        )
+        self._output.look(logits)
+        return logits
+
+    def autocast(self) -> Any:
+        """Return the context of the estimator's precision."""
+        return self.forward.autocast()
+
+    def write(self, name: str, value: float) -> None:
+        """Write a number into the history of the epoch."""
+        self.net.history.record(name, value)
+
+
+class WeightsBackup:
+    """A network's parameters and buffers from before an epoch.
+
+    Parameters
+    ----------
+    module : nn.Module
+    """
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._saves = 0
+
+    @torch.no_grad()
+    def save(self) -> None:
+        """Copy them, into the same memory as the last time."""
+        self._saves += 1
+        if self._saves > 2:  # nothing is lazy after the first epoch
+            for now, before in self._pairs:
+                before.copy_(now)
+            return
+        tensors = [*self._module.parameters(), *self._module.buffers()]
+        self._pairs = [(t, t.detach().clone()) for t in tensors if not is_lazy(t)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put them back."""
+        for now, before in self._pairs:
+            now.copy_(before)
