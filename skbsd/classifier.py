@@ -92,9 +92,9 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         not depend on the order of the rows.
     posterior_dtype : {"float32", "float16"}, default="float32"
         How new beliefs are stored: "float16" halves their memory, 4 bytes per sample
-        and class. Arithmetic is in float32, but what is stored is rounded to 11 bits:
-        of a prediction that is small beside a large belief some is lost, so
-        `prior_strength` may be 1,024 at most.
+        and class. Arithmetic is in float32, but what is stored is rounded to 11 bits,
+        up or down in turn so that errors do not add up. `prior_strength` may be 1,024
+        at most: above, beliefs are stored in steps of 1 and more.
     channels_last : {"auto"} or bool, default="auto"
         Store images pixel by pixel, which convolutions are faster with. "auto" does so
         on the CPU and on CUDA where the network convolves and can take it.

@@ -99,7 +99,8 @@ class DirichletPosterior:
     prior_floor : float, default=1e-3
         Prior concentration eps of each other class, in (0, c).
     dtype : torch.dtype, default=torch.float32
-        Floating type of the store. Arithmetic is in float32 at least.
+        Floating type of the store. Arithmetic is in float32 at least; what is stored in
+        16 bits is rounded up or down in turn, so that errors do not add up.
     device : torch.device or str, optional
         Where the rows live; by default where `labels` are.
 
