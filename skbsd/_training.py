@@ -22,6 +22,7 @@ from ._rules import (
     UpdateRule,
     is_weighted,
     resolve_discount,
+    resolve_prior_floor,
     resolve_prior_strength,
 )
 from ._schedules import SCHEDULES, constant
@@ -167,6 +168,8 @@ class TrainingLoop(FitTasks, TwoViews):
     def _continue_posterior(self, data: TrainingData) -> None:
         """Keep the posterior where the samples are the last call's."""
         half = self.posterior_dtype == "float16"
+        dtype = torch.float16 if half else self._float_dtype
+        n_classes = len(self.classes_)
         prior = (self.prior_strength, self.discount, self.prior_floor)
         fingerprint = (prior, *_checks.fingerprint(data.X, data.codes))
         if hasattr(self, "posterior_") and fingerprint == self._fingerprint:
@@ -174,11 +177,13 @@ class TrainingLoop(FitTasks, TwoViews):
         self._fingerprint = fingerprint
         self.posterior_ = DirichletPosterior(
             torch.from_numpy(data.codes),
-            len(self.classes_),
+            n_classes,
             prior_strength=resolve_prior_strength(self.prior_strength, self.max_epochs),
             discount=resolve_discount(self.discount),
-            prior_floor=self.prior_floor,
-            dtype=torch.float16 if half else self._float_dtype,
+            prior_floor=resolve_prior_floor(
+                self.prior_floor, n_classes, torch.finfo(dtype).smallest_normal
+            ),
+            dtype=dtype,
             device=self.device_,
         )
 
@@ -191,6 +196,11 @@ class TrainingLoop(FitTasks, TwoViews):
     def discount_(self) -> float:
         """Discount gamma, as used."""
         return self.posterior_.discount
+
+    @property
+    def prior_floor_(self) -> float:
+        """Prior concentration eps of each class that is not the label's, as used."""
+        return self.posterior_.prior_floor
 
     def _run_epochs(self, epochs: int, batches, valid_batches, datasets: dict) -> None:
         """Run the epochs, and stop with an error where the loss is no number."""

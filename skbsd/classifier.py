@@ -52,8 +52,10 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         What each epoch leaves of the evidence so far: gamma, in (0, 1]. With less
         than 1 the label is forgotten exponentially; keep
         `prior_strength >= 1 / (1 - discount)`. "auto" is 1.
-    prior_floor : float, default=1e-3
-        The prior concentration eps of each other class, in (0, c).
+    prior_floor : float or "auto", default="auto"
+        The prior concentration eps of each other class, in (0, c). "auto" is 1e-3 for
+        up to K = 100 classes and 0.1 / K for more, so that the floors of many classes
+        do not outweigh the label; in a float16 store it is at least 6.1e-5.
     evidence : {"auto", "plain", "weighted"}, default="auto"
         What a prediction counts: 1 ("plain", as in the paper), or according to how
         reliable predictions are ("weighted", see Notes). "auto" is "plain" where
@@ -137,8 +139,8 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         Names of the columns, where X has them.
     module_ : torch.nn.Module
         The trained network.
-    prior_strength_, discount_ : float
-        c and gamma, as used.
+    prior_strength_, discount_, prior_floor_ : float
+        c, gamma and eps, as used.
     posterior_ : DirichletPosterior
         The belief about each training sample; row i belongs to row i of X.
     history_ : skorch.history.History
@@ -221,7 +223,7 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         *,
         prior_strength="auto",
         discount="auto",
-        prior_floor=1e-3,
+        prior_floor="auto",
         evidence="auto",
         max_epochs=40,
         batch_size=128,
