@@ -151,7 +151,7 @@ class Variant(Rival):
             self.posterior_.labels,
             len(self.classes_),
             prior_strength=self._c,
-            prior_floor=self.prior_floor,
+            prior_floor=self.prior_floor_,
         )
         return (1 - self.fl) * prior + self.fl * self._c / len(self.classes_)
 

@@ -40,7 +40,10 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         ],
         "discount": [Interval(Real, 0, 1, closed="right"), StrOptions({"auto"})],
         "evidence": [StrOptions({"auto", "plain", "weighted"})],
-        "prior_floor": [Interval(Real, 0, None, closed="neither")],
+        "prior_floor": [
+            Interval(Real, 0, None, closed="neither"),
+            StrOptions({"auto"}),
+        ],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [
             Interval(Integral, 1, None, closed="left"),
@@ -86,14 +89,15 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
     half = torch.finfo(torch.float16)
     strength = resolve_prior_strength(params["prior_strength"], params["max_epochs"])
     followed = "" if strength == params["prior_strength"] else " for so many epochs"
+    floor = params["prior_floor"]
     if params["posterior_dtype"] == "float16" and not (
-        strength <= 1024 and params["prior_floor"] >= half.smallest_normal
+        strength <= 1024 and (floor == "auto" or floor >= half.smallest_normal)
     ):
         raise ValueError(
             "posterior_dtype='float16' has too few digits for this prior: "
             f"prior_strength may be at most 1024, got {strength!r}{followed}, "
             f"and prior_floor at least {half.smallest_normal:.1g}, got "
-            f"{params['prior_floor']!r}. Use 'float32'."
+            f"{floor!r}. Use 'float32'."
         )
     shape = params["image_shape"]
     if shape is not None and not (

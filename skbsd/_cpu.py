@@ -15,11 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._formulas import dither_steps
 from ._rules import UpdateRule
 
 # Values of a block, of which there are four kinds in use: together 4 MB of float32.
 # Smaller ones have the threads wait for the interpreter more often.
 _BLOCK = 2**18
+
+# How the dither of a store in float16 rises, of 13 bits.
+_BY_UPDATE, _BY_ROW, _BY_CLASS = dither_steps(13)
 
 # Sums of exponentials above this have lost nothing that counts to underflow.
 _TINY = 1e-30
@@ -103,6 +107,8 @@ def _step_rows(
                 alpha, rule, n, x, index, gradient, weight
             )
         rows = index[kept]
+        if alpha.dtype == np.float16:
+            belief = _rounded_to_half(belief, index, visits)
         alpha[rows] = belief[kept]
         visits[rows] += 1
         gradient -= target
@@ -151,6 +157,24 @@ def _sharp_evidence(log_proba, rule: UpdateRule, ones):
     evidence = np.exp(log_proba, out=log_proba)
     evidence *= (rule.weight / (evidence @ ones))[:, np.newaxis]
     return evidence
+
+
+def _rounded_to_half(belief, index, visits):
+    """Do what :func:`skbsd._formulas.rounded` does, in place."""
+    phase = visits.take(index) * _BY_UPDATE + index * _BY_ROW
+    phase &= 0x1FFF
+    dither = np.add.outer(phase.astype(np.int32), _dither_of_classes(belief.shape[1]))
+    dither &= 0x1FFF
+    belief = belief.astype(np.float32, copy=False)
+    bits = belief.view(np.int32)
+    bits += dither
+    bits &= ~0x1FFF
+    return belief
+
+
+@lru_cache
+def _dither_of_classes(n: int) -> np.ndarray:
+    return (np.arange(n) * _BY_CLASS & 0x1FFF).astype(np.int32)
 
 
 @lru_cache

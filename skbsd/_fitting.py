@@ -12,7 +12,7 @@ from ._generators import Generators
 from ._loading import Loader, Split, TrainingData, make_batches, on_device
 from ._optimizer import match_strides
 from ._preparation import Preparation, choose_dtype, sample_shape
-from ._rules import resolve_discount, resolve_prior_strength
+from ._rules import resolve_discount, resolve_prior_floor, resolve_prior_strength
 from ._run import DivergenceError, Run, Settings, Trainee
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
@@ -219,13 +219,17 @@ class Fitting:
             return net.posterior_
         net._fingerprint = fingerprint
         half = net.posterior_dtype == "float16"
+        dtype = torch.float16 if half else net._preparation.float_dtype
+        n_classes = len(net.classes_)
         return DirichletPosterior(
             codes,
-            len(net.classes_),
+            n_classes,
             prior_strength=resolve_prior_strength(net.prior_strength, net.max_epochs),
             discount=resolve_discount(net.discount),
-            prior_floor=net.prior_floor,
-            dtype=torch.float16 if half else net._preparation.float_dtype,
+            prior_floor=resolve_prior_floor(
+                net.prior_floor, n_classes, torch.finfo(dtype).smallest_normal
+            ),
+            dtype=dtype,
             device=self.device,
         )
 

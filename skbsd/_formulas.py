@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ._rules import UpdateRule
 
+# Bits of a float32 that a shorter type has no room for.
+_LOST_BITS = {torch.float16: 13, torch.bfloat16: 16}
+
 
 def prior_concentration(
     labels: Tensor,
@@ -233,6 +236,65 @@ def soft_cross_entropy_gradient(
     return gradient if weight is None else gradient * weight.unsqueeze(-1)
 
 
+def dither_steps(lost_bits: int) -> tuple[int, int, int]:
+    """Return by how much the dither of :func:`rounded` rises.
+
+    Multiples of a golden section fill the range evenly, however many there are; for
+    rows and classes other irrational numbers keep the three apart.
+
+    Parameters
+    ----------
+    lost_bits : int
+        How many bits are rounded away: the dither is taken modulo 2**lost_bits.
+
+    Returns
+    -------
+    tuple of (int, int, int)
+        From one update of a row to the next, from row to row, and from class to class.
+        Odd, so that multiples take all values.
+    """
+    fractions = (5**0.5 / 2 - 0.5, 3**0.5 - 1, 2**0.5 - 1)
+    update, row, column = (int(f * 2**lost_bits) | 1 for f in fractions)
+    return update, row, column
+
+
+def rounded(alpha: Tensor, dtype: torch.dtype, index: Tensor, visits: Tensor) -> Tensor:
+    """Round concentrations to the type of a store, without bias.
+
+    A prediction that is small beside the belief would be rounded away in each update,
+    and the sum of many with it. Here a value goes up as often as its distance from the
+    next lower one says: what is cut off is raised by a dither first, which runs evenly
+    through its range from one update of a row to the next. It depends on row, class and
+    number of updates alone, so that results are reproducible.
+
+    Parameters
+    ----------
+    alpha : Tensor of shape (n, n_classes)
+        Not negative.
+    dtype : torch.dtype
+        Types of 32 bits and more are only converted to.
+    index, visits : Tensor of shape (n,)
+        Row of each belief, and how often it was updated before.
+
+    Returns
+    -------
+    Tensor of shape (n, n_classes)
+        What has an exact counterpart is left as it is, and what is smaller than the
+        smallest normal number of `dtype` goes to the nearest.
+    """
+    lost = _LOST_BITS.get(dtype)
+    if lost is None:
+        return alpha.to(dtype)
+    by_update, by_row, by_class = dither_steps(lost)
+    mask = 2**lost - 1
+    phase = by_update * visits.long() + by_row * index
+    column = torch.arange(alpha.shape[1], device=alpha.device)
+    dither = (phase.unsqueeze(1) + by_class * column) & mask
+    # The bits of a positive number are ordered as the numbers are.
+    bits = alpha.float().view(torch.int32) + dither.int()
+    return (bits & ~mask).view(torch.float32).to(dtype)
+
+
 @torch.no_grad()
 def posterior_step(
     logits: Tensor,
@@ -259,7 +321,8 @@ def posterior_step(
     losses = -(target * log_proba).sum(dim=-1)
     finite = losses.isfinite()
     after = torch.where(finite.unsqueeze(-1), after, before)
-    alpha.index_copy_(0, index, after.to(alpha.dtype))
+    stored = rounded(after, alpha.dtype, index, visits.index_select(0, index))
+    alpha.index_copy_(0, index, stored)
     visits.index_add_(0, index, finite.to(visits.dtype))
     gradient = soft_cross_entropy_gradient(proba, target, weight).to(logits.dtype)
     return (losses if weight is None else weight * losses).mean(), gradient

@@ -11,6 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from ._formulas import dither_steps
 from ._rules import UpdateRule
 
 try:
@@ -58,6 +59,10 @@ if triton is not None:
         smoothing,
         STRIDE: tl.constexpr,
         SHARPEN: tl.constexpr,
+        HALF: tl.constexpr,
+        BY_UPDATE: tl.constexpr,
+        BY_ROW: tl.constexpr,
+        BY_CLASS: tl.constexpr,
         K: tl.constexpr,
         ROWS: tl.constexpr,
         BLOCK: tl.constexpr,
@@ -65,7 +70,8 @@ if triton is not None:
         """Step ROWS samples, BLOCK classes at a time.
 
         The evidence is evidence_sum * softmax(sharpness * logits) where SHARPEN, else
-        evidence_sum times the prediction itself.
+        evidence_sum times the prediction itself. Where HALF, the store is in float16,
+        and beliefs are rounded to it as by :func:`skbsd._formulas.rounded`.
         """
         # In 64 bits, as logits and alpha may have more than 2**31 numbers.
         sample = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -135,6 +141,9 @@ if triton is not None:
         # Whether the loss is, in which every class has a positive target.
         finite = (lowest - highest - log_total > -float("inf")) & (mass < float("inf"))
 
+        if HALF:
+            phase = (BY_UPDATE * visited.to(tl.int64) + BY_ROW * row) & 0x1FFF
+            phase = phase.to(tl.int32)
         terms = tl.zeros([ROWS, BLOCK], tl.float32)
         for start in range(0, K, BLOCK):
             column = start + lane
@@ -154,6 +163,10 @@ if triton is not None:
             slope = (proba - target) * scale
             # Past the last class the product is 0 * -inf.
             terms += tl.where(inside, target * log_proba, 0.0)
+            if HALF:
+                bits = after.to(tl.int32, bitcast=True)
+                bits = (bits + ((phase + BY_CLASS * column) & 0x1FFF)) & -0x2000
+                after = bits.to(tl.float32, bitcast=True)
             tl.store(
                 alpha + column, after.to(alpha.dtype.element_ty), mask=inside & finite
             )
@@ -222,6 +235,7 @@ def operator(
     rows = max(1, TILE // block)
     # Eight numbers to a thread, of at most 1024; AMD's warps may have 64 of these.
     warps = min(rows * block // 256, 16 if torch.version.hip else 32)
+    by_update, by_row, by_class = dither_steps(13)
     with torch.cuda.device_of(logits):
         _step[(triton.cdiv(n, rows),)](
             logits,
@@ -239,6 +253,10 @@ def operator(
             smoothing,
             STRIDE=logits.stride(0),
             SHARPEN=sharpness != 1,
+            HALF=alpha.dtype == torch.float16,
+            BY_UPDATE=by_update,
+            BY_ROW=by_row,
+            BY_CLASS=by_class,
             K=n_classes,
             ROWS=rows,
             BLOCK=block,

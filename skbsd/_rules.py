@@ -123,6 +123,9 @@ _LARGEST_WEIGHT = 5.0
 _LARGEST_SHARPNESS = 10.0
 _SHARPNESS_PER_ODDS = 0.1
 
+_LARGEST_FLOOR = 1e-3
+_SUM_OF_FLOORS = 0.1
+
 
 def resolve_prior_strength(prior_strength: float | str, max_epochs: int) -> float:
     """Return c for a training of so many epochs.
@@ -155,6 +158,31 @@ def budget(prior_strength: float | str) -> Budget:
     Budget
     """
     return BUDGETS.get(prior_strength, _PLAIN)  # type: ignore[arg-type]
+
+
+def resolve_prior_floor(
+    prior_floor: float | str, n_classes: int, least: float = 0.0
+) -> float:
+    """Return eps for so many classes.
+
+    "auto" keeps the sum of all floors below 0.1, which is little beside the label's c:
+    with 1e-3 each, 20,000 classes would have a sum of 20.
+
+    Parameters
+    ----------
+    prior_floor : float or "auto"
+        A number is returned as it is.
+    n_classes : int
+    least : float, default=0.0
+        Of what "auto" stands for: the smallest number that the store holds exactly.
+
+    Returns
+    -------
+    float
+    """
+    if not isinstance(prior_floor, str):
+        return prior_floor
+    return max(least, min(_LARGEST_FLOOR, _SUM_OF_FLOORS / n_classes))
 
 
 def resolve_discount(discount: float | str) -> float:

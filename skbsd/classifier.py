@@ -59,8 +59,10 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         What each epoch leaves of the evidence so far: gamma, in (0, 1]. With less
         than 1 the label is forgotten exponentially; keep
         `prior_strength >= 1 / (1 - discount)`. "auto" is 1.
-    prior_floor : float, default=1e-3
-        The prior concentration eps of each other class, in (0, c).
+    prior_floor : float or "auto", default="auto"
+        The prior concentration eps of each other class, in (0, c). "auto" is 1e-3 for
+        up to K = 100 classes and 0.1 / K for more, so that the floors of many classes
+        do not outweigh the label; in a float16 store it is at least 6.1e-5.
     evidence : {"auto", "plain", "weighted"}, default="auto"
         What a prediction counts: 1 ("plain", as in the paper), or according to how
         reliable predictions are ("weighted", see Notes). "auto" is "plain" where
@@ -99,9 +101,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         not depend on the order of the rows.
     posterior_dtype : {"float32", "float16"}, default="float32"
         How new beliefs are stored: "float16" halves their memory, 4 bytes per sample
-        and class. Arithmetic is in float32, but what is stored is rounded to 11 bits:
-        of a prediction that is small beside a large belief some is lost, so
-        `prior_strength` may be 1,024 at most.
+        and class. Arithmetic is in float32, but what is stored is rounded to 11 bits,
+        up or down in turn so that errors do not add up. `prior_strength` may be 1,024
+        at most: above, beliefs are stored in steps of 1 and more.
     channels_last : {"auto"} or bool, default="auto"
         Store images pixel by pixel, which convolutions are faster with. "auto" does so
         on the CPU and on CUDA where the network convolves and can take it.
@@ -144,8 +146,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Names of the columns, where X has them.
     module_ : torch.nn.Module
         The trained network.
-    prior_strength_, discount_ : float
-        c and gamma, as used.
+    prior_strength_, discount_, prior_floor_ : float
+        c, gamma and eps, as used.
     posterior_ : DirichletPosterior
         The belief about each training sample; row i belongs to row i of X.
     history_ : skorch.history.History
@@ -228,7 +230,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         *,
         prior_strength="auto",
         discount="auto",
-        prior_floor=1e-3,
+        prior_floor="auto",
         evidence="auto",
         max_epochs=40,
         batch_size=128,
@@ -590,3 +592,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     def discount_(self) -> float:
         """Discount gamma, as used."""
         return self.posterior_.discount
+
+    @property
+    def prior_floor_(self) -> float:
+        """Prior concentration eps of each class that is not the label's, as used."""
+        return self.posterior_.prior_floor

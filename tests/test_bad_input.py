@@ -45,7 +45,7 @@ def with_value(X, value):
 PARAMETERS = [
     ("prior_strength", [0, -1.0, NAN, "100", None]),
     ("discount", [0, -0.5, 1.1, NAN, INF, None]),
-    ("prior_floor", [0, -1e-3, NAN, INF, None]),
+    ("prior_floor", [0, -1e-3, NAN, INF, "1e-3", None]),
     ("max_epochs", [0, -1, 2.5, None]),
     ("batch_size", [0, -2, 1.5, None]),
     ("lr", [0, -1.0, NAN, "0.1"]),

@@ -19,6 +19,7 @@ import torch
 from torch.nn.functional import cross_entropy, one_hot
 
 from skbsd import _kernels
+from skbsd._formulas import rounded
 from skbsd._kernels import operator, posterior_step, usable
 from skbsd.posterior import (
     UpdateRule,
@@ -120,8 +121,9 @@ class Case:
         ]
         gradient = soft_cross_entropy_gradient(proba, target, weight)
         finite = torch.stack(shares).isfinite()
-        alpha[self.index] = torch.where(finite[:, None], after, before).to(alpha.dtype)
         visits = self.visits.clone()
+        after = torch.where(finite[:, None], after, before)
+        alpha[self.index] = rounded(after, alpha.dtype, self.index, visits[self.index])
         visits[self.index] += finite.int()
 
         losses, slope = self.step()
@@ -141,9 +143,12 @@ class Case:
             atol=1e-7,
             equal_nan=True,
         )
+        # A last digit of float32 may decide how float16 is rounded, but seldom.
         torch.testing.assert_close(
             self.alpha, alpha, rtol=2 * torch.finfo(alpha.dtype).eps, atol=1e-7
         )
+        if alpha.dtype == torch.float16 and n:
+            assert (self.alpha == alpha).float().mean() > 0.99
         rest = torch.ones(N, dtype=torch.bool, device=DEVICE)
         rest[self.index[finite]] = False
         assert torch.equal(self.alpha[rest], alpha[rest])

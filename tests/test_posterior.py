@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
+
+from skbsd._formulas import rounded
 from skbsd.posterior import (
     DirichletPosterior,
     UpdateRule,
@@ -92,6 +94,38 @@ class TestFormulas:
         soft_cross_entropy(logits, target, weight).backward()
         gradient = soft_cross_entropy_gradient(logits.softmax(1), target, weight)
         torch.testing.assert_close(gradient, logits.grad, rtol=1e-12, atol=1e-15)
+
+
+class TestRounding:
+    """Of beliefs to the type of a store."""
+
+    def test_wide_types_are_converted_to(self, generator):
+        alpha = draw(generator, N, K).exp()
+        for dtype in (torch.float32, torch.float64):
+            found = rounded(alpha, dtype, torch.arange(N), torch.zeros(N))
+            assert torch.equal(found, alpha.to(dtype))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_goes_to_a_neighbour_and_is_right_on_average(self, generator, dtype):
+        alpha = (3 * draw(generator, N, K)).exp().float()
+        index, n = torch.arange(N), 2**16
+        total = torch.zeros(N, K, dtype=torch.float64)
+        for visits in range(0, n, 16):
+            found = rounded(alpha, dtype, index, torch.full((N,), visits))
+            assert ((found / alpha - 1).abs() < torch.finfo(dtype).eps).all()
+            total += found
+        error = total / (n / 16) / alpha - 1
+        assert error.abs().max() < 0.002 * torch.finfo(dtype).eps
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_leaves_what_is_exact(self, generator, dtype):
+        exact = draw(generator, N, K).exp().to(dtype)
+        exact[0, 0] = 0.0
+        for visits in range(50):
+            found = rounded(
+                exact.float(), dtype, torch.arange(N), torch.full((N,), visits)
+            )
+            assert torch.equal(found, exact)
 
 
 class TestStep:
@@ -295,6 +329,26 @@ class TestStep:
                 store.step(logits, torch.arange(N))
         error = (stores[0].mean().float() - stores[1].mean()).abs().sum(1)
         assert error.max() < 0.01
+
+    @pytest.mark.parametrize("n_classes", [10, 100])
+    @pytest.mark.parametrize("discount", [1.0, 0.999])
+    @pytest.mark.parametrize("noise", [0.0, 1.0])
+    def test_float16_store_does_not_drift(self, generator, n_classes, discount, noise):
+        """What is small beside a belief is not rounded away 2,000 times over."""
+        labels = torch.randint(n_classes, (N,), generator=generator)
+        stores = [
+            DirichletPosterior(labels, n_classes, discount=discount, dtype=dtype)
+            for dtype in (torch.float16, torch.float64)
+        ]
+        mean = 3 * draw(generator, N, n_classes)
+        for _ in range(2000):
+            logits = mean + noise * draw(generator, N, n_classes)
+            for store in stores:
+                store.update(logits, torch.arange(N), assume_unique=True)
+        error = (stores[0].mean() - stores[1].mean()).abs().sum(1)
+        assert error.mean() < 0.005
+        total, exact = (store._alpha.double().sum() for store in stores)
+        torch.testing.assert_close(total, exact, rtol=0.003, atol=0)
 
 
 class TestErrors:

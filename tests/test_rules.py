@@ -20,6 +20,7 @@ from skbsd._rules import (
     budget,
     is_weighted,
     resolve_discount,
+    resolve_prior_floor,
     resolve_prior_strength,
 )
 from skbsd.networks import MLP
@@ -37,6 +38,7 @@ class TestRules:
         assert resolve_prior_strength(7, 1000) == 7.0
         assert resolve_prior_strength(math.inf, 10) == math.inf
         assert resolve_discount(0.9) == 0.9
+        assert resolve_prior_floor(0.5, 10_000, least=1.0) == 0.5
 
     @pytest.mark.parametrize("name", BUDGETS)
     def test_names_follow_the_epochs(self, name):
@@ -54,6 +56,16 @@ class TestRules:
 
     def test_discount(self):
         assert resolve_discount("auto") == 1.0
+
+    def test_floor_follows_the_classes(self):
+        for n_classes in (2, 10, 100):
+            assert resolve_prior_floor("auto", n_classes) == 1e-3
+        for n_classes in (101, 1000, 21_841):
+            floor = resolve_prior_floor("auto", n_classes)
+            assert n_classes * floor == pytest.approx(0.1)
+        half = torch.finfo(torch.float16).smallest_normal
+        assert resolve_prior_floor("auto", 1000, half) == 1e-4
+        assert resolve_prior_floor("auto", 21_841, half) == half
 
     @pytest.mark.parametrize(
         ("evidence", "strength", "expected"),
@@ -139,6 +151,27 @@ class TestAgreement:
 
 
 class TestEstimator:
+    def test_floor(self, data):
+        parameters = {"max_epochs": 1, "random_state": 0}
+        model = BSDClassifier(**parameters).fit(*data)
+        assert model.prior_floor_ == model.posterior_.prior_floor == 1e-3
+        model.set_params(prior_floor=0.01, prior_strength=5.0).fit(*data)
+        assert model.prior_floor_ == 0.01
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_floor_of_many_classes(self, dtype):
+        """The floors take little of the label's share."""
+        K = 2000
+        X, y = np.eye(3 * K, 3, dtype=np.float32), np.repeat(np.arange(K), 3)
+        model = BSDClassifier(
+            max_epochs=1, batch_size=500, posterior_dtype=dtype, prior_strength=20.0
+        ).fit(X, y)
+        half = torch.finfo(torch.float16).smallest_normal
+        assert model.prior_floor_ == (half if dtype == "float16" else 0.1 / K)
+        share = 20 / (20 + (K - 1) * model.prior_floor_ + 1)  # after one update
+        assert model.posterior_.label_mass().mean() == pytest.approx(share, rel=1e-3)
+        assert share > 0.94
+
     def test_numbers_give_the_papers_method(self, data):
         """S_t = gamma S_{t-1} + 1, starting at c + (K - 1) eps."""
         X, y = data
