@@ -26,6 +26,7 @@ from sklearn.utils.validation import (
 )
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
+from ._check_callbacks import check_monitors as check_monitors
 from ._check_inputs import check_X as check_X
 from ._evidence import resolve_prior_strength
 from .contrastive import Contrastive

@@ -69,6 +69,7 @@ class InputHandling(Net):
             schedules=SCHEDULES,
         )
         self._validate_params()
+        _checks.check_monitors(self, reset=reset)
         _checks.check_device(self.device)
         given = X
         if is_dataset(X):
