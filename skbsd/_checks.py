@@ -224,6 +224,23 @@ def check_weight(
     return weight / weight.max()
 
 
+def check_order(net: Any) -> None:
+    """Raise where ``iterator_valid__shuffle`` would shuffle predictions.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+    """
+    shuffle = net.get_params_for("iterator_valid").get("shuffle")
+    if shuffle:
+        raise ValueError(
+            f"iterator_valid__shuffle={shuffle!r} would shuffle predictions, whose "
+            "rows then do not belong to the rows of X; expected False. Leave it out "
+            "or set it to False. Training data are shuffled by default, which "
+            "iterator_train__shuffle decides."
+        )
+
+
 def check_dataset(dataset: Dataset) -> None:
     """Raise for a Dataset that BSD cannot use: without a length, or empty."""
     if not isinstance(dataset, Sized):

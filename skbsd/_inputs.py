@@ -70,6 +70,7 @@ class InputHandling(Net):
         )
         self._validate_params()
         _checks.check_monitors(self, reset=reset)
+        _checks.check_order(self)
         _checks.check_device(self.device)
         given = X
         if is_dataset(X):
@@ -286,6 +287,7 @@ class InputHandling(Net):
         return LoaderBatches(loader, weight, self.device_, unique=own_order)
 
     def _prediction_batches(self, X):
+        _checks.check_order(self)
         kwargs = self.get_params_for("iterator_valid")
         batch_size = kwargs.pop("batch_size", self.batch_size)
         if is_dataset(X):

@@ -115,7 +115,9 @@ class BSDClassifier(HTMLRepresentation, TrainingLoop):
         How a Dataset is loaded, with ``iterator_train__*`` such as `num_workers`.
         Arrays are gathered on the device instead, unless one of these (other than the
         batch size) is set. A sampler must not draw with replacement: each sample is
-        visited once per step at most.
+        visited once per step at most. `iterator_valid` loads what is predicted too:
+        the predictions for a Dataset come in the order in which it yields the samples,
+        so it must not be shuffled.
     warm_start : bool, default=False
         Let `fit` go on from the network of the last call.
     verbose : int, default=0

@@ -25,7 +25,12 @@ from numpy.testing import assert_array_equal
 from scipy import sparse
 from sklearn.exceptions import NotFittedError
 from skorch.callbacks import EarlyStopping
-from torch.utils.data import IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    IterableDataset,
+    SequentialSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from skbsd import BSDClassifier
 
@@ -606,6 +611,27 @@ class TestDataset:
         model = quick(iterator_train__sampler=sampler)
         with pytest.raises(ValueError, match="occurs more than once in the batch"):
             model.fit(*iris)
+
+    @pytest.mark.parametrize("shuffle", [True, 1])
+    def test_shuffled_predictions(self, iris, shuffle):
+        message = rf"iterator_valid__shuffle={shuffle} would shuffle.*Leave it out"
+        dataset = Images(torch.tensor(iris[0], dtype=torch.float32), iris[1])
+        model = quick(iterator_valid__shuffle=shuffle)
+        for given in (iris, (dataset,)):
+            with pytest.raises(ValueError, match=message):
+                model.fit(*given)
+        assert not hasattr(model, "module_")
+        model = quick().fit(dataset)
+        proba = model.predict_proba(dataset)
+        model.set_params(iterator_valid__shuffle=shuffle)
+        for method in (model.predict, model.predict_proba, model.decision_function):
+            with pytest.raises(ValueError, match=message):
+                method(dataset)
+        model.set_params(
+            iterator_valid__shuffle=False,
+            iterator_valid__sampler=SequentialSampler(dataset),
+        )
+        assert_array_equal(model.predict_proba(dataset), proba)
 
     def test_no_batch(self, iris):
         model = quick(iterator_train__drop_last=True, batch_size=1000)
