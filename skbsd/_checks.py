@@ -26,6 +26,7 @@ from sklearn.utils.validation import (
 )
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
+from ._check_callbacks import check_monitors as check_monitors
 from ._check_inputs import check_X as check_X
 from ._rules import resolve_prior_strength
 from .contrastive import Contrastive
@@ -225,6 +226,24 @@ def check_weight(
             f"{y[positive][0]!r}; a classifier needs at least two classes."
         )
     return weight / weight.max()
+
+
+def check_order(options: dict) -> None:
+    """Raise where ``iterator_valid__shuffle`` would shuffle predictions.
+
+    Parameters
+    ----------
+    options : dict
+        Those of `iterator_valid`.
+    """
+    shuffle = options.get("shuffle")
+    if shuffle:
+        raise ValueError(
+            f"iterator_valid__shuffle={shuffle!r} would shuffle predictions, whose "
+            "rows then do not belong to the rows of X; expected False. Leave it out "
+            "or set it to False. Training data are shuffled by default, which "
+            "iterator_train__shuffle decides."
+        )
 
 
 def check_dataset(dataset: Dataset) -> None:

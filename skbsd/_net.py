@@ -22,7 +22,7 @@ from skorch.utils import is_dataset, to_device, to_tensor
 from torch import Tensor, nn
 
 from ._batches import Batch
-from ._checks import check_device, check_X
+from ._checks import check_device, check_order, check_X
 from ._forward import Forward, check_output, infer_prepared
 from ._generators import Generators
 from ._loading import Loader, prediction_batches
@@ -598,6 +598,8 @@ class Net(NeuralNetClassifier):
     def _loader(self, side: str) -> Loader:
         """Return how the user has set one side of loading."""
         options = self.get_params_for(side)
+        if side == "iterator_valid":
+            check_order(options)
         return Loader(side, getattr(self, side), options, self.batch_size)
 
     def _all_logits(self, X) -> Tensor:

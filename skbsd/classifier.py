@@ -124,7 +124,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         How a Dataset is loaded, with ``iterator_train__*`` such as `num_workers`.
         Arrays are gathered on the device instead, unless one of these (other than the
         batch size) is set. A sampler must not draw with replacement: each sample is
-        visited once per step at most.
+        visited once per step at most. `iterator_valid` loads what is predicted too:
+        the predictions for a Dataset come in the order in which it yields the samples,
+        so it must not be shuffled.
     warm_start : bool, default=False
         Let `fit` go on from the network of the last call.
     verbose : int, default=0
@@ -530,6 +532,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             schedules=SCHEDULES,
         )
         self._validate_params()
+        _checks.check_monitors(self, reset=not keep)
+        _checks.check_order(self.get_params_for("iterator_valid"))
         _checks.check_device(self.device)
         data = checked_data(
             X,

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
-
 from skbsd._formulas import rounded
 from skbsd.posterior import (
     DirichletPosterior,
