@@ -425,3 +425,17 @@ class TestState:
         model = quick(module=Squeezed, iterator_train__batch_sampler=sampler)
         with pytest.raises(ValueError, match=r"must have shape \(1, 3\).*\(3,\)"):
             model.fit(Images(X, y), None)
+
+
+def test_backward_is_torchs():
+    from skbsd._forward import backward
+
+    x = torch.randn(5, 4)
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    gradient = torch.randn(5, 2)
+    torch.autograd.backward(network(x), gradient)
+    expected = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    backward(network(x), gradient)
+    for parameter, grad in zip(network.parameters(), expected, strict=True):
+        assert torch.equal(parameter.grad, grad)
