@@ -15,8 +15,8 @@ taken within a round. Methods:
 - B1: skorch tuned: nothing held out, no callbacks, A's batches in place of the
   DataLoader, fused optimizer; on CUDA autocast. Images stay contiguous.
 - C: sklearn.neural_network.MLPClassifier, on tables.
-- plain: the loop that one writes first, on tables: seven lines, SGD that is not fused, no
-  schedule, a gather per batch. skbsd is the default beside it, with AdamW.
+- plain: the loop that one writes first, on tables: seven lines, SGD that is not fused,
+  no schedule, a gather per batch. Beside it, skbsd is the default, with AdamW.
 - two-views: BSDClassifier(..., contrastive=0.2), on images.
 
 --compile compiles the network of skbsd, A and B1 in the cases on CUDA. --check does not

@@ -1,6 +1,7 @@
 """What `fit` and `predict` accept, and what they say about anything else."""
 
 import math
+import os
 import zlib
 from collections.abc import Sized
 from numbers import Integral, Real
@@ -69,6 +70,7 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         "train_split": [callable, None],
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "callbacks": [list, None, StrOptions({"disable"})],
+        "checkpoint": [str, os.PathLike, None],
         "warm_start": ["boolean"],
         "verbose": ["verbose"],
         "random_state": ["random_state"],

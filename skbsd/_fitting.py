@@ -7,6 +7,7 @@ from skorch.utils import is_dataset
 
 from . import _checks
 from ._batches import Batches, ResidentBatches
+from ._checkpoint import CheckpointFile
 from ._forward import Forward, wants_channels_last
 from ._generators import Generators
 from ._loading import Loader, Split, TrainingData, make_batches, on_device
@@ -14,6 +15,8 @@ from ._optimizer import match_strides
 from ._preparation import Preparation, choose_dtype, sample_shape
 from ._rules import resolve_discount, resolve_prior_floor, resolve_prior_strength
 from ._run import DivergenceError, Run, Settings, Trainee
+from ._run_checkpoint import RunCheckpoint, parameters_that_count, start_of
+from ._run_state import check_covered
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
 from .objectives import Objective
@@ -39,6 +42,9 @@ class Estimator(Trainee, Protocol):
     compile: bool
     device: Any
     random_state: Any
+    checkpoint: Any
+    callbacks: Any
+    verbose: int
 
     history_: Any
     classes_inferred_: Any
@@ -99,6 +105,7 @@ class Fitting:
         """Train; return the number of the epoch that the user has interrupted."""
         net = self.net
         data = self._on_device()
+        checkpoint = self._checkpoint()
         before = Snapshot(net, keep=self.keep)
         run = None
         try:
@@ -109,9 +116,16 @@ class Fitting:
                     self._begin_afresh(data)
                 net.posterior_ = self._posterior()
                 batches = self._batches(data)
-                self._announce(data)
+                is_done = checkpoint is not None and checkpoint.is_done
+                if not is_done:
+                    self._announce(data)
                 run = net._run = self._new_run(*batches, tasks)
-                interrupted = self._run_epochs(run, data)
+                net._projection = None  # the run's, until it is finished
+                self._begin(run, checkpoint)
+                interrupted = None
+                if not is_done:
+                    interrupted = self._run_epochs(run, data, checkpoint)
+                self._leave(run)
                 tasks.end()
         except BaseException as error:
             if self._learnt_nothing(run, error):
@@ -292,13 +306,24 @@ class Fitting:
             ),
         )
 
-    def _run_epochs(self, run: Run, data: TrainingData) -> int | None:
-        """Run the epochs, and keep what outlives them."""
+    def _begin(self, run: Run, checkpoint: RunCheckpoint | None) -> None:
+        """Begin a run, where a checkpoint has left it."""
+        if checkpoint is None:
+            run.begin()
+            return
+        check_covered(self.net)
+        checkpoint.attach(run, self.net._generators)
+        run.begin()
+        checkpoint.resume(self.net.verbose)
+
+    def _run_epochs(
+        self, run: Run, data: TrainingData, checkpoint: RunCheckpoint | None
+    ) -> int | None:
+        """Run the epochs; return the number of one that the user has interrupted."""
         net = self.net
-        net._projection = None
         interrupted = None
         try:
-            run.train()
+            run.train(None if checkpoint is None else checkpoint.write)
         except KeyboardInterrupt:
             # A search would go on with its next candidate; without an epoch there is
             # no model to go on with.
@@ -310,7 +335,29 @@ class Fitting:
             raise
         finally:
             net.n_iter_ = count_epochs(net.history)
-            net.compile_time_ += run.forward.compile_time
-        net._projection = getattr(run.objective, "projection", None)
         net.notify("on_train_end", X=data.X, y=data.y)
+        if checkpoint is not None and interrupted is None:
+            checkpoint.write(is_done=True)
         return interrupted
+
+    def _leave(self, run: Run) -> None:
+        """Leave on the estimator what outlives a run."""
+        net = self.net
+        net.n_iter_ = count_epochs(net.history)
+        net.compile_time_ += run.forward.compile_time
+        net._projection = getattr(run.objective, "projection", None)
+
+    def _checkpoint(self) -> RunCheckpoint | None:
+        """Return the file of this call, where the user wants one."""
+        net = self.net
+        if net.checkpoint is None:
+            return None
+        file = CheckpointFile(
+            net.checkpoint,
+            {
+                "parameters": (parameters_that_count(net), self._dtype),
+                "data": (self.data.identity, self.split.identity),
+                "start": start_of(net) if self.keep else None,
+            },
+        )
+        return RunCheckpoint(file)

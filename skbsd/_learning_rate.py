@@ -44,7 +44,8 @@ class LearningRate:
     """
 
     def __init__(self, optimizer: Optimizer, schedule: str, n_steps: int):
-        self._groups = optimizer.param_groups
+        # Not its groups: loading a state replaces them.
+        self._optimizer = optimizer
         self._factor = SCHEDULES[schedule]
         self._n_steps = n_steps
 
@@ -54,12 +55,12 @@ class LearningRate:
         if self._factor is constant:
             yield
             return
-        for group in self._groups:
+        for group in self._optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         try:
             yield
         finally:
-            for group in self._groups:
+            for group in self._optimizer.param_groups:
                 group["lr"] = group.pop("initial_lr")
 
     def set(self, step: int) -> None:
@@ -68,5 +69,5 @@ class LearningRate:
             return
         # The middle of the step: the first and the last count too.
         factor = self._factor((step + 0.5) / self._n_steps)
-        for group in self._groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor

@@ -46,6 +46,11 @@ class TrainingData(NamedTuple):
         """How many samples have weight."""
         return len(self.y if self.weight is None else self.weight.nonzero()[0])
 
+    @property
+    def identity(self) -> tuple:
+        """What tells these data from others."""
+        return self.X, self.codes, self.classes, self.weight
+
     def weighted(self, rows: np.ndarray) -> np.ndarray:
         """Leave out the rows of weight zero."""
         return rows if self.weight is None else rows[self.weight[rows] > 0]
@@ -111,6 +116,12 @@ class Split(NamedTuple):
     valid_rows: np.ndarray | None
     valid_data: TrainingData | None
     datasets: dict[str, Any]
+
+    @property
+    def identity(self) -> tuple:
+        """What tells this split from others of the same data."""
+        other = None if self.valid_data is None else self.valid_data.identity
+        return self.rows, self.valid_rows, other
 
 
 class Loader(NamedTuple):

@@ -167,8 +167,17 @@ class Run:
 
     # Epochs
 
-    def train(self) -> None:
+    def begin(self) -> None:
+        """Get ready for the first epoch, or for the state of a checkpoint."""
+        self.objective.begin(self)
+
+    def train(self, after_epoch: Callable[[], None] | None = None) -> None:
         """Run the epochs.
+
+        Parameters
+        ----------
+        after_epoch : callable, optional
+            Called when an epoch is finished.
 
         Raises
         ------
@@ -179,10 +188,12 @@ class Run:
             Where the user interrupts. skorch's callbacks stop with one too: as an epoch
             ends, it is no interruption.
         """
-        self.objective.begin(self)
         with self._learning_rate.applied(), self.objective.active():
             while self.epoch < self.max_epochs:
-                if self._run_epoch():
+                stops = self._run_epoch()
+                if after_epoch is not None:
+                    after_epoch()
+                if stops:
                     break
 
     def _run_epoch(self) -> bool:

@@ -113,7 +113,7 @@ class Projection:
 
     Parameters
     ----------
-    head : nn.Module
+    head : nn.Sequential
     optimizer : torch.optim.Optimizer
     network : nn.Module
         Whose embeddings they are.
@@ -121,7 +121,7 @@ class Projection:
         With which it was built.
     """
 
-    head: nn.Module
+    head: nn.Sequential
     optimizer: torch.optim.Optimizer
     network: nn.Module
     setting: Contrastive
@@ -259,7 +259,7 @@ class TwoViews(SelfDistillation):
         """Return the contrastive loss, and the projection that it went through."""
         setting = self._setting
         if self.projection is None:
-            self.projection = self._new_projection(embeddings)
+            self.projection = self._new_projection(embeddings.shape[1])
         with self.run.autocast():
             first, second = self.projection.head(embeddings).chunk(2)
         contrast = contrastive_loss(
@@ -272,12 +272,13 @@ class TwoViews(SelfDistillation):
         self._losses.append(contrast.detach())
         return contrast, self.projection
 
-    def _new_projection(self, embeddings: Tensor) -> Projection:
-        """Build it when the first embeddings tell how large they are."""
-        d = embeddings.shape[1]
+    def _new_projection(self, width: int) -> Projection:
+        """Build it when the first embeddings tell how wide they are."""
         head = nn.Sequential(
-            nn.Linear(d, d), nn.ReLU(), nn.Linear(d, self._setting.n_components)
-        ).to(embeddings.device, self.run.dtype)
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, self._setting.n_components),
+        ).to(self.run.posterior.device, self.run.dtype)
         optimizer = self._build_optimizer(head)
         return Projection(head, optimizer, self.run.module, self._setting)
 
@@ -288,3 +289,22 @@ class TwoViews(SelfDistillation):
             mean = torch.stack(self._losses).mean().item()
             self.run.write("contrastive_loss", mean)
             self._losses = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: the projection."""
+        projection = self.projection
+        if projection is None:
+            return {}
+        return {
+            "width": projection.head[0].in_features,
+            "head": dict(projection.head.state_dict()),
+            "optimizer": projection.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        if not state:
+            return
+        self.projection = self._new_projection(state["width"])
+        self.projection.head.load_state_dict(state["head"])
+        self.projection.optimizer.load_state_dict(state["optimizer"])

@@ -127,6 +127,11 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         visited once per step at most. `iterator_valid` loads what is predicted too:
         the predictions for a Dataset come in the order in which it yields the samples,
         so it must not be shuffled.
+    checkpoint : str or path-like, default=None
+        A folder, in which each call of `fit` leaves a file after every epoch, and from
+        which the same call goes on: one that was done returns at once. Files are named
+        by a digest of parameters and data, so the fits of a search share the folder,
+        and a search that was killed is simply started again. See the guide on saving.
     warm_start : bool, default=False
         Let `fit` go on from the network of the last call.
     verbose : int, default=0
@@ -253,6 +258,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         callbacks=None,
         iterator_train=DataLoader,
         iterator_valid=DataLoader,
+        checkpoint=None,
         warm_start=False,
         verbose=0,
         random_state=None,
@@ -282,6 +288,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self.callbacks = callbacks
         self.iterator_train = iterator_train
         self.iterator_valid = iterator_valid
+        self.checkpoint = checkpoint
         self.warm_start = warm_start
         self.verbose = verbose
         self.random_state = random_state

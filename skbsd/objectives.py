@@ -389,6 +389,16 @@ class SelfDistillation(Objective):
         loss.backward()
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: nothing, as the posterior is kept anyway.
+
+        Returns
+        -------
+        dict
+            Empty.
+        """
+        return {}
+
     def target(self, batch: Batch) -> Tensor:
         """Return what a batch is trained towards, after its update.
 

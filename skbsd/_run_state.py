@@ -1,0 +1,145 @@
+"""The state of a run between two epochs: what a checkpoint holds."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._callback_state import CallbackStates, UncoveredStateError
+from ._generators import Generators
+from ._history import from_columns, to_columns
+from ._optimizer import match_strides
+from ._run import Run
+from .objectives import Objective
+
+
+def check_covered(net: Any) -> None:
+    """Raise for what remembers something that a checkpoint does not hold.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+        Initialized.
+
+    Raises
+    ------
+    UncoveredStateError
+        For networks and optimizers of one's own beside `module_` and `optimizer_`, and
+        samplers and generators with a state.
+    """
+    others = [
+        f"{name}_"
+        for name in (*net._modules, *net._optimizers)
+        if name not in ("module", "optimizer")
+    ]
+    if others:
+        raise UncoveredStateError(
+            "a checkpoint holds module_ and optimizer_, and not "
+            f"{', '.join(others)} of {type(net).__name__}; pass checkpoint=None."
+        )
+    options = net.get_params_for("iterator_train")
+    drawing = sorted(options.keys() & {"batch_sampler", "generator", "sampler"})
+    if drawing:
+        raise UncoveredStateError(
+            "a checkpoint does not hold the state of "
+            f"{', '.join(f'iterator_train__{name}' for name in drawing)}; leave it "
+            "out, so that order is drawn from random_state, or pass checkpoint=None."
+        )
+
+
+class RunState:
+    """What a run is between two epochs, as plain data and tensors.
+
+    Parameters
+    ----------
+    run : Run
+        Before it begins.
+    generators : Generators
+        That torch draws from.
+    """
+
+    def __init__(self, run: Run, generators: Generators):
+        self._run = run
+        self._generators = generators
+        self._callbacks = CallbackStates.of(run.net.callbacks_)
+        self._objective_before = dict(vars(run.objective))
+
+    def save(self) -> dict[str, Any]:
+        """Return the state.
+
+        Raises
+        ------
+        UncoveredStateError
+            For a module, an objective or a callback that remembers something else.
+        """
+        run = self._run
+        parameters = run.module.named_parameters()
+        return {
+            "epoch": run.epoch,
+            "step": run.step,
+            "module": _module_state(run.module),
+            "frozen": [name for name, p in parameters if not p.requires_grad],
+            "optimizer": run.optimizer.state_dict(),
+            "posterior": run.posterior.state_dict(),
+            "objective": self._objective_state(),
+            "generators": self._generators.save(run.net.device_),
+            "history": to_columns(run.net.history),
+            "callbacks": self._callbacks.save(),
+            "compile_time": run.forward.compile_time,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Have the run, which has begun, go on from a state."""
+        run = self._run
+        run.epoch, run.step = state["epoch"], state["step"]
+        _load_module(run.module, state["module"])
+        for name, parameter in run.module.named_parameters():
+            parameter.requires_grad_(name not in state["frozen"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        match_strides(run.optimizer)
+        run.posterior.load_state_dict(state["posterior"])
+        run.objective.load_state_dict(state["objective"])
+        self._generators.load(run.net.device_, state["generators"])
+        run.net.history[:] = from_columns(state["history"])
+        self._callbacks.load(state["callbacks"])
+        run.forward.compile_time = state["compile_time"]
+
+    def _objective_state(self) -> dict[str, Any]:
+        """Return what it remembers, or raise where it does not say what that is."""
+        objective, before = self._run.objective, self._objective_before
+        if type(objective).state_dict is not Objective.state_dict:
+            return objective.state_dict()
+        remembers = [
+            name
+            for name, value in vars(objective).items()
+            if name != "run" and (name not in before or before[name] is not value)
+        ]
+        if remembers:
+            raise UncoveredStateError(
+                f"the objective {type(objective).__name__} remembers "
+                f"{', '.join(sorted(remembers))}, of which a checkpoint knows nothing. "
+                "Give it the methods state_dict and load_state_dict, or pass "
+                "checkpoint=None."
+            )
+        return {}
+
+
+def _module_state(module: nn.Module) -> dict[str, Any]:
+    """Return parameters and all buffers, those that are not saved otherwise too."""
+    state = dict(module.state_dict())
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UncoveredStateError(
+                f"the module {type(module).__name__} has the extra state {name!r}, "
+                "which a checkpoint cannot hold; pass checkpoint=None."
+            )
+    others = {n: b for n, b in module.named_buffers() if n not in state}
+    return {"state_dict": state, "other_buffers": others}
+
+
+@torch.no_grad()
+def _load_module(module: nn.Module, state: dict[str, Any]) -> None:
+    module.load_state_dict(state["state_dict"])
+    for name, buffer in module.named_buffers():
+        if name in state["other_buffers"]:
+            buffer.copy_(state["other_buffers"][name])
