@@ -95,8 +95,8 @@ class Fitting:
         self.fresh = not (keep and net._has_classes())
         self.device = net.device_ if keep else _checks.check_device(net.device)
 
-    def train(self) -> bool:
-        """Train; return whether the user has interrupted it after some epochs."""
+    def train(self) -> int | None:
+        """Train; return the number of the epoch that the user has interrupted."""
         net = self.net
         data = self._on_device()
         before = Snapshot(net, keep=self.keep)
@@ -291,11 +291,11 @@ class Fitting:
             ),
         )
 
-    def _run_epochs(self, run: Run, data: TrainingData) -> bool:
+    def _run_epochs(self, run: Run, data: TrainingData) -> int | None:
         """Run the epochs, and keep what outlives them."""
         net = self.net
         net._projection = None
-        interrupted = False
+        interrupted = None
         try:
             run.train()
         except KeyboardInterrupt:
@@ -303,7 +303,7 @@ class Fitting:
             # no model to go on with.
             if run.epoch == 0 or in_parallel():
                 raise
-            interrupted = True
+            interrupted = run.epoch + 1
         except DivergenceError:
             net.notify("on_train_end", X=data.X, y=data.y)
             raise

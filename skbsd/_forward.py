@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn.parameter import is_lazy
 
 from ._preparation import Preparation
@@ -79,11 +80,14 @@ class Forward:
         return self._run(self.module, x, kwargs)
 
     def _run(self, network: Any, x: Any, kwargs: dict) -> Any:
-        with self.autocast():
-            if isinstance(x, Tensor) or not isinstance(x, Mapping):
-                out = network(x, **kwargs)
-            else:
-                out = network(**x, **kwargs)
+        inputs: tuple = (x,)
+        if not isinstance(x, Tensor) and isinstance(x, Mapping):
+            inputs, kwargs = (), {**x, **kwargs}
+        if self._bfloat16:
+            with self.autocast():
+                out = network(*inputs, **kwargs)
+        else:
+            out = network(*inputs, **kwargs)
         if isinstance(out, Tensor):
             return out
         out = getattr(out, "logits", out)
@@ -92,7 +96,7 @@ class Forward:
     def autocast(self) -> Any:
         """Return the context of the precision."""
         if not self._bfloat16:
-            return _NOTHING
+            return nullcontext()
         return torch.autocast(self._device_type, dtype=torch.bfloat16)
 
     @contextmanager
@@ -104,9 +108,6 @@ class Forward:
         if shape not in self._timed:
             self.compile_time += time.perf_counter() - start
             self._timed.add(shape)
-
-
-_NOTHING = nullcontext()
 
 
 def infer_prepared(
@@ -137,6 +138,23 @@ def infer_prepared(
             f"the module {network} cannot take samples of shape {tuple(x.shape[1:])}; "
             f"it was fitted on {fitted}. Resize them."
         ) from error
+
+
+def backward(logits: Tensor, gradient: Tensor) -> None:
+    """Do what ``torch.autograd.backward(logits, gradient)`` does, faster.
+
+    That function checks first, in Python, that the shapes agree, which takes as long as
+    a small layer: 25 of 700 microseconds per step of the default network for tables.
+    """
+    Variable._execution_engine.run_backward(
+        (logits,),
+        (gradient,),
+        False,  # keep_graph
+        False,  # create_graph
+        (),  # inputs: all leaves
+        allow_unreachable=True,
+        accumulate_grad=True,
+    )
 
 
 class OutputCheck:

@@ -203,7 +203,7 @@ class Run:
     def _training_pass(self) -> None:
         counter = self._counter() if self.objective.counts_correct else None
         training = Pass(self.batches, self.net.train_step, True, counter)
-        self.net._set_training(True)
+        self._set_training(True)
         self.record.train = training.run(self._listeners, self.net.history)
         self._check_finite()
         self.objective.end_epoch(self.record.train)
@@ -214,8 +214,12 @@ class Run:
             return
         counter = self._counter() if self._listeners.to_accuracy else None
         validation = Pass(self.valid_batches, self.net.validation_step, False, counter)
-        self.net._set_training(False)
+        self._set_training(False)
         self.record.valid = validation.run(self._listeners, self.net.history)
+
+    def _set_training(self, training: bool) -> None:
+        if self.module.training != training:  # to set it walks all modules
+            self.net._set_training(training)
 
     def _counter(self) -> CorrectCounter:
         # A compiled network may write its next output in the same place.

@@ -558,11 +558,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     @with_callbacks
     def _train(self, data: TrainingData, caller: str, split_params, *, keep: bool):
         split = self._split(data, caller, split_params)
-        if Fitting(self, data, split, keep=keep).train():
+        interrupted = Fitting(self, data, split, keep=keep).train()
+        if interrupted is not None:
             warnings.warn(
-                f"training was interrupted in epoch {len(self.history)}, after "
-                f"{self.n_iter_} finished ones. The model is usable as it is; "
-                "partial_fit trains it further.",
+                f"training was interrupted in epoch {interrupted} of "
+                f"{self.max_epochs}. The model is usable as it is; partial_fit trains "
+                "it further.",
                 ConvergenceWarning,
                 stacklevel=4,  # fit's caller
             )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ._accuracy import Correct
 from ._batches import Batch, Batches
+from ._forward import backward
 from ._rules import UpdateRule, is_weighted
 from .posterior import DirichletPosterior, smooth, soft_cross_entropy
 
@@ -412,7 +413,7 @@ class SelfDistillation(Objective):
         loss, gradient = self.run.posterior.update(
             logits, batch.rows, batch.weight, self._rule, assume_unique=batch.unique
         )
-        torch.autograd.backward(logits, gradient)
+        backward(logits, gradient)
         return {"loss": loss, "y_pred": logits}
 
     def evaluate_again(self, batch: Batch) -> Tensor:

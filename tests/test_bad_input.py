@@ -391,7 +391,7 @@ class TestWeightsWithoutFit:
     def test_statistics_of_images(self, uint8_digits):
         model = quick(module=Convolution).initialize()
         assert model.predict_proba(uint8_digits[0][:5] / 255).shape == (5, 10)
-        with pytest.raises(ValueError, match=r"standardised.*pickle"):
+        with pytest.raises(ValueError, match=r"standardised.*joblib"):
             model.predict_proba(uint8_digits[0][:5])
 
 

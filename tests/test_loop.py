@@ -15,7 +15,7 @@ from skorch.callbacks import Callback, PrintLog
 from skorch.dataset import ValidSplit
 from torch import nn
 
-from skbsd import BSDClassifier, _batches, _inputs, classifier
+from skbsd import BSDClassifier, _batches, _fitting, _net
 from skbsd._batches import IndexedDataset, IndexedTensor, LoaderBatches
 
 SPLIT = ValidSplit(5, stratified=True)
@@ -94,7 +94,7 @@ class Collating(Images):
 
 class OwnStep(BSDClassifier):
     def train_step_single(self, batch, **fit_params):
-        logits = self.infer(self._prepare(batch.x))
+        logits = self.infer(batch.x)
         loss = self.posterior_.step(logits, batch.rows)
         loss.backward()
         return {"loss": loss, "y_pred": logits}
@@ -128,7 +128,7 @@ class TestDataPath:
         kwargs = {"module": Linear, "train_split": SPLIT, **sgd}
         expected = quick(**kwargs).fit(X, y, sample_weight=weight)
 
-        def elsewhere(self, data, device, dtype):
+        def elsewhere(data, device, dtype, *, by_loader):
             return data._replace(X=Elsewhere(torch.from_numpy(data.X)))
 
         class Elsewhere(torch.Tensor):
@@ -141,7 +141,7 @@ class TestDataPath:
             def index_select(self, dim, index):
                 return self.as_subclass(torch.Tensor).index_select(dim, index)
 
-        monkeypatch.setattr(_inputs.InputHandling, "_resident", elsewhere)
+        monkeypatch.setattr(_fitting, "on_device", elsewhere)
         model = quick(**kwargs).fit(X, y, sample_weight=weight)
         assert model.data_loading_ == "loader"
         torch.testing.assert_close(model.posterior_.mean(), expected.posterior_.mean())
@@ -285,7 +285,7 @@ class TestPrediction:
         X = np.tile(iris[0], (120, 1))  # three batches of 8,192
         expected = np.tile(model.decision_function(iris[0]), (120, 1))
         for size in (0, 2**28):
-            monkeypatch.setattr(classifier, "_LARGEST_BUFFER", size)
+            monkeypatch.setattr(_net, "_LARGEST_BUFFER", size)
             assert_allclose(model.decision_function(X), expected, rtol=1e-4, atol=1e-5)
 
     def test_a_loader_that_repeats_samples(self, iris):
@@ -330,8 +330,8 @@ class TestMemoryFormat:
     def test_networks_that_cannot_take_it(self, digits):
         X, y = digits[0][:100], digits[1][:100]
         for module in (Flat, FlatInTraining, Normed):
-            assert not quick(module=module).fit(X, y)._channels_last
-        assert quick(module=Convolution).fit(X, y)._channels_last
+            assert not quick(module=module).fit(X, y)._preparation.channels_last
+        assert quick(module=Convolution).fit(X, y)._preparation.channels_last
         with pytest.raises(RuntimeError, match="view"):
             quick(module=Flat, channels_last=True).fit(X, y)
 
@@ -341,7 +341,7 @@ class TestMemoryFormat:
         assert one.module_.layers[1].num_batches_tracked == 1
 
     def test_tables_have_none(self, iris):
-        assert not quick(channels_last=True).fit(*iris)._channels_last
+        assert not quick(channels_last=True).fit(*iris)._preparation.channels_last
 
 
 class TestCompile:
@@ -407,7 +407,8 @@ class TestPosteriorType:
 class TestState:
     def test_nothing_of_a_batch_is_kept(self, iris):
         model = quick(train_split=SPLIT).fit(*iris)
-        assert model._first_logits is None
+        assert model._run is None
+        assert "_run" not in vars(model)
 
     def test_parameters_survive(self, iris):
         kwargs = {"posterior_dtype": "float16", "channels_last": False}
@@ -424,3 +425,17 @@ class TestState:
         model = quick(module=Squeezed, iterator_train__batch_sampler=sampler)
         with pytest.raises(ValueError, match=r"must have shape \(1, 3\).*\(3,\)"):
             model.fit(Images(X, y), None)
+
+
+def test_backward_is_torchs():
+    from skbsd._forward import backward
+
+    x = torch.randn(5, 4)
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    gradient = torch.randn(5, 2)
+    torch.autograd.backward(network(x), gradient)
+    expected = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    backward(network(x), gradient)
+    for parameter, grad in zip(network.parameters(), expected, strict=True):
+        assert torch.equal(parameter.grad, grad)

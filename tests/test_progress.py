@@ -10,6 +10,7 @@ import pytest
 import sklearn
 from helpers import parsed
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -174,7 +175,9 @@ class TestRepresentation:
                 if len(net.history) == 2:
                     raise KeyboardInterrupt
 
-        model = BSDClassifier(max_epochs=5, callbacks=[Stop()]).fit(*iris)
+        model = BSDClassifier(max_epochs=5, callbacks=[Stop()])
+        with pytest.warns(ConvergenceWarning, match="interrupted in epoch 2 of 5"):
+            model.fit(*iris)
         assert "1 epoch on cpu" in model._repr_html_()
 
 

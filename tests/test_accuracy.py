@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from skbsd._accuracy import CorrectCounter
 from skbsd._batches import Batch
-from skbsd._hits import HitCounter
 
 
 def _batches(weighted):
@@ -19,7 +19,7 @@ def _batches(weighted):
 @pytest.mark.parametrize("waiting", [0, 20, 2**18])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_counts_what_is_predicted(waiting, weighted):
-    counter = HitCounter(waiting)
+    counter = CorrectCounter(waiting)
     right = total = 0.0
     for batch, logits in _batches(weighted):
         counter.add(batch, logits)
@@ -32,7 +32,7 @@ def test_counts_what_is_predicted(waiting, weighted):
 
 def test_does_not_wait_where_outputs_are_overwritten():
     """A compiled network may write its next output in the same place."""
-    counter = HitCounter(waiting=0)
+    counter = CorrectCounter(buffer=0)
     for batch, logits in _batches(weighted=False):
         expected = (logits.argmax(dim=1) == batch.y).sum().item()
         before, _ = counter.result()
@@ -42,4 +42,4 @@ def test_does_not_wait_where_outputs_are_overwritten():
 
 
 def test_nothing_was_counted():
-    assert HitCounter().result() == (0.0, 0.0)
+    assert CorrectCounter().result() == (0.0, 0.0)
