@@ -1,8 +1,13 @@
 """What PyTorch's optimizers need beside their own code."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim import optimizer as hooks
 
 
 def can_fuse(optimizer: type, module: nn.Module, device: torch.device) -> bool:
@@ -31,6 +36,37 @@ def needs_closure(optimizer: Optimizer) -> bool:
     """
     own = type(optimizer).__module__.startswith("torch.optim.")
     return not own or isinstance(optimizer, torch.optim.LBFGS)
+
+
+def step_function(optimizer: Optimizer) -> Callable[[], Any]:
+    """Return what takes a step, without the ear for hooks where there are none.
+
+    torch wraps `step` of each optimizer, to name it to profilers and to call hooks,
+    which takes 5 % of a step of the default network for tables. A scheduler of torch's
+    wraps it on the instance.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+
+    Returns
+    -------
+    callable
+        To be asked for anew in each epoch, as hooks come and go.
+    """
+    step = type(optimizer).step
+    listened_to = (
+        "step" in vars(optimizer)
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or hooks._global_optimizer_pre_hooks
+        or hooks._global_optimizer_post_hooks
+        or torch.autograd._profiler_enabled()
+    )
+    unwrapped = getattr(step, "__wrapped__", None)
+    if listened_to or unwrapped is None or not getattr(step, "hooked", False):
+        return optimizer.step
+    return partial(unwrapped, optimizer)
 
 
 def forget_gradients(optimizer: Optimizer) -> None:

@@ -1,6 +1,7 @@
 """A call of `fit`: its epochs, and everything that is known only while it runs."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from ._epoch import EpochRecord, Pass
 from ._forward import Forward, OutputCheck, infer_prepared
 from ._learning_rate import LearningRate
 from ._listeners import Listeners
-from ._optimizer import forget_gradients, needs_closure
+from ._optimizer import forget_gradients, needs_closure, step_function
 from ._preparation import Preparation
 from ._sklearn_tasks import FitTasks
 from .objectives import Objective
@@ -155,6 +156,7 @@ class Run:
         self._output = OutputCheck(self._network, self.n_classes)
         self._listeners = Listeners(net, callbacks)
         self._needs_closure = needs_closure(net.optimizer_)
+        self._take_step: Callable[[], Any] = net.optimizer_.step
         replaced = any(isinstance(c, LRScheduler) for c in callbacks)
         self._learning_rate = LearningRate(
             net.optimizer_,
@@ -202,6 +204,7 @@ class Run:
 
     def _training_pass(self) -> None:
         counter = self._counter() if self.objective.counts_correct else None
+        self._take_step = step_function(self.optimizer)
         training = Pass(self.batches, self.net.train_step, True, counter)
         self._set_training(True)
         self.record.train = training.run(self._listeners, self.net.history)
@@ -260,7 +263,7 @@ class Run:
             result = self._step_with_closure(batch)
         else:
             result = self._evaluate(batch)
-            self.optimizer.step()
+            self._take_step()
         self.step += 1
         return result
 

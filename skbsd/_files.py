@@ -1,0 +1,327 @@
+"""Files that hold tensors and plain data, written whole or not at all.
+
+They are safetensors files whose metadata have one entry, "skbsd": JSON with the number
+of the format and a header. Reading one builds values of the types below and nothing
+else, so a file cannot make code run.
+"""
+
+import base64
+import json
+import math
+import os
+import re
+import secrets
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+# Counts changes after which older readers cannot read a file.
+FORMAT = 1
+
+_KEY = "skbsd"
+
+# Names of types in the safetensors format.
+_DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+}
+
+# The types of arrays whose bytes are kept: none of objects or of records.
+_PLAIN = re.compile(r"[<>|=][biufcSUMm]\d+(\[\d*[A-Za-zμ]+\])?")
+
+# Marks what JSON has no word for. A dict that has it as a key is written as pairs.
+_TAG = "$"
+
+
+class FileFormatError(ValueError):
+    """A file that was not written by this library, or is damaged."""
+
+
+def write_atomically(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, Any]
+) -> None:
+    """Write a file, or leave the one that is there as it was.
+
+    Parameters
+    ----------
+    path : path-like
+        In a folder that exists.
+    tensors : dict of str to Tensor
+        On any device, of any strides.
+    header : dict
+        Of what :func:`encode` takes.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    TypeError
+        For a header or a tensor of other types.
+    """
+    content = {"format": FORMAT, "header": encode(header)}
+    metadata = {_KEY: json.dumps(content, allow_nan=False)}
+    # Those of the widest types first, so that all are aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    layout: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"a tensor of {tensor.dtype} cannot be saved ({name}).")
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        layout[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    head = json.dumps(layout).encode()
+    head += b" " * (-len(head) % 8)
+    with _replacing(Path(path)) as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for name in names:  # one after the other: beliefs may be large
+            array = tensors[name].detach().cpu().contiguous().reshape(-1)
+            file.write(array.view(torch.uint8).numpy().data)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of another once it is safely on the disk.
+
+    The library's own function, `safetensors.torch.save_file`, does not wait for the
+    disk, and its files can be read by their owner only.
+    """
+    unique = f"{os.getpid()}.{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}.{unique}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name outlive a crash, where the system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what :func:`write_atomically` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+        Of the file.
+
+    Returns
+    -------
+    header : dict
+        Equal to what was written.
+    tensors : dict of str to Tensor
+        On the CPU, contiguous, and independent of the file.
+
+    Raises
+    ------
+    FileFormatError
+        For a file that was written by something else, or is damaged.
+    OSError
+        If it cannot be opened; FileNotFoundError if it does not exist.
+    """
+    path = Path(path)
+    with open(path, "rb"):
+        pass  # whose errors name the file
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            if text is None:
+                raise FileFormatError(
+                    f"{path} is a safetensors file that skbsd did not write: it has no "
+                    f"{_KEY!r} among its metadata."
+                )
+            header = _header(path, text)
+            # Copies, as the file is mapped to memory and may change.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise FileFormatError(
+            f"{path} is no safetensors file, or it is damaged or cut short: {error}."
+        ) from error
+    return header, tensors
+
+
+def _header(path: Path, text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+        number = content["format"]
+        if not isinstance(number, int):
+            raise TypeError(f"its format is {number!r}")
+        header = decode(content["header"]) if number == FORMAT else {}
+        if not isinstance(header, dict):
+            raise TypeError(f"it holds a {type(header).__name__}")
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise FileFormatError(
+            f"{path} has a damaged header: {type(error).__name__}: {error}."
+        ) from error
+    if number != FORMAT:
+        advice = "Update skbsd to read it." if number > FORMAT else "It is damaged."
+        raise FileFormatError(
+            f"{path} has format {number}, and this version of skbsd reads format "
+            f"{FORMAT}. {advice}"
+        )
+    return header
+
+
+def encode(value: Any) -> Any:
+    """Express plain data in what JSON has.
+
+    Parameters
+    ----------
+    value : object
+        None, a bool, int, float, str, bytes, tuple, list or dict, a NumPy scalar or
+        array, a torch.device, torch.dtype or torch.Size, or of these.
+
+    Returns
+    -------
+    object
+        For `json.dumps`; :func:`decode` returns an equal value of the same type.
+
+    Raises
+    ------
+    TypeError
+        For other types, subclasses of these included.
+    """
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else _tagged("float", repr(value))
+    if type(value) is list:
+        return [encode(item) for item in value]
+    if type(value) in (tuple, torch.Size):
+        return _tagged("tuple", [encode(item) for item in value])
+    if type(value) is dict:
+        if all(type(key) is str for key in value) and _TAG not in value:
+            return {key: encode(item) for key, item in value.items()}
+        pairs = [[encode(key), encode(item)] for key, item in value.items()]
+        return _tagged("dict", pairs)
+    if type(value) is bytes:
+        return _tagged("bytes", base64.b64encode(value).decode())
+    if isinstance(value, np.generic) and type(value) is value.dtype.type:
+        return _tagged("scalar", _array(np.asarray(value)))
+    if type(value) is np.ndarray:
+        return _tagged("array", _array(value))
+    if type(value) in (torch.device, torch.dtype):
+        name = str(value).removeprefix("torch.")
+        return _tagged(type(value).__name__, name)
+    raise TypeError(f"{value!r} is no plain data.")
+
+
+def _tagged(name: str, value: Any) -> dict[str, Any]:
+    return {_TAG: name, "value": value}
+
+
+def _array(array: np.ndarray) -> dict[str, Any]:
+    shape = list(array.shape)
+    if array.dtype.kind in "OT":  # objects, and strings of any length
+        items = [encode(item) for item in array.reshape(-1).tolist()]
+        kind = "object" if array.dtype.kind == "O" else "string"
+        return {"dtype": kind, "shape": shape, "items": items}
+    if not _PLAIN.fullmatch(array.dtype.str):
+        raise TypeError(f"an array of {array.dtype} is no plain data.")
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"dtype": array.dtype.str, "shape": shape, "data": data}
+
+
+def decode(value: Any) -> Any:
+    """Return what was encoded.
+
+    Parameters
+    ----------
+    value : object
+        What `json.loads` returned.
+
+    Returns
+    -------
+    object
+        What was given to :func:`encode`.
+
+    Raises
+    ------
+    ValueError, TypeError, LookupError or AttributeError
+        For what :func:`encode` does not return.
+    """
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if _TAG not in value:
+        return {key: decode(item) for key, item in value.items()}
+    kind, inner = value[_TAG], value["value"]
+    if kind == "float" and inner in ("inf", "-inf", "nan"):
+        return float(inner)
+    if kind == "tuple":
+        return tuple(decode(item) for item in inner)
+    if kind == "dict":
+        return {decode(key): decode(item) for key, item in inner}
+    if kind == "bytes":
+        return base64.b64decode(inner, validate=True)
+    if kind == "array":
+        return _decoded_array(inner)
+    if kind == "scalar":
+        return _decoded_array(inner)[()]
+    if kind == "device":
+        try:
+            return torch.device(inner)
+        except RuntimeError as error:
+            raise ValueError(f"{inner!r} is no device") from error
+    if kind == "dtype" and isinstance(getattr(torch, inner, None), torch.dtype):
+        return getattr(torch, inner)
+    raise ValueError(f"{kind!r} is no type of a header")
+
+
+def _decoded_array(value: dict[str, Any]) -> np.ndarray:
+    kind, shape = value["dtype"], value["shape"]
+    if kind in ("object", "string"):
+        items = decode(value["items"])
+        dtype = np.dtype(object) if kind == "object" else np.dtypes.StringDType()
+        array = np.empty(len(items), dtype)
+        for i, item in enumerate(items):  # of which some may be sequences
+            array[i] = item
+        return array.reshape(shape)
+    if not _PLAIN.fullmatch(kind):
+        raise ValueError(f"{kind!r} is no type of a plain array")
+    data = base64.b64decode(value["data"], validate=True)
+    return np.frombuffer(data, kind).reshape(shape).copy()
