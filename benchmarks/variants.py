@@ -29,13 +29,17 @@ large.
 
 import math
 import re
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from baselines import METHODS as RIVALS
 from baselines import Rival
+from losses import PerSample
 from torch import Tensor
 from torch.nn import functional as F
 
+from skbsd.objectives import Batch, TrainingRun
 from skbsd.posterior import prior_concentration, soft_cross_entropy
 
 TRIED = (
@@ -98,8 +102,115 @@ def strength(L: float, discount: float, n_epochs: int) -> float:
     return L / (1 - L) * evidence / left
 
 
-class Variant(Rival):
+@dataclass(eq=False)
+class Beliefs(PerSample):
     """BSD with the options of a name; see the module's docstring."""
+
+    L: float
+    C: float
+    k: float
+    tau: float
+    rel: float
+    soft: float
+    pl: float
+    ent: float
+    pr: float
+    sh: float
+    od: float
+    fl: float
+    sm: float
+    sq: float
+    resc: float
+
+    def begin(self, run: TrainingRun) -> None:
+        """Start at the prior, and with nothing known of the predictions."""
+        super().begin(run)
+        self._gamma = 1 - self.k / run.max_epochs
+        self._c = max(self.C, strength(self.L, self._gamma, run.max_epochs))
+        self._shares: list[float] = []  # agreement of each epoch
+        self._loss = math.log(run.n_classes)  # of the epoch before
+        prior = prior_concentration(
+            run.posterior.labels,
+            run.n_classes,
+            prior_strength=self._c,
+            prior_floor=run.posterior.prior_floor,
+        )
+        self.memory = (1 - self.fl) * prior + self.fl * self._c / run.n_classes
+
+    def begin_epoch(self) -> None:
+        """Count from zero."""
+        self._sums = [0.0, 0.0, 0]  # of agreement, loss and samples
+
+    def end_epoch(self, correct: Any) -> None:
+        """Take note of how reliable the predictions were."""
+        agreed, loss, n = self._sums
+        self._shares.append(agreed / n)
+        self._loss = loss / n
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Update the beliefs by the variant's rule, and learn from their mean."""
+        known = logits.detach()
+        proba = known.softmax(dim=1)
+        belief = self._gamma * self.memory[batch.rows]
+        belief += self._weight(proba) * (known * self._sharpness()).softmax(dim=1)
+        self.memory[batch.rows] = belief
+        total = belief.sum(dim=1, keepdim=True)
+        target = belief / total
+        if self.sm or self.sq:
+            _, mean = self._reliability()
+            uniform = self.sm * (1 - mean) + self.sq * (1 - mean) ** 2
+            target = (1 - uniform) * target + uniform / target.shape[1]
+        loss = soft_cross_entropy(logits, target)
+        self._add(proba, batch, loss)
+        visits = self.run.epoch + 1
+        share = (self._gamma**visits * self._c / total).mean()
+        return loss * share**-self.resc if self.resc else loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the beliefs, and how reliable the predictions were."""
+        return super().state_dict() | {"shares": self._shares, "loss": self._loss}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with both."""
+        super().load_state_dict(state)
+        self._shares, self._loss = list(state["shares"]), state["loss"]
+
+    def _weight(self, proba: Tensor) -> float | Tensor:
+        last, mean = self._reliability()
+        weight = last**self.rel if self.rel else 1.0
+        if self.pl:
+            weight = math.exp(-self.pl * self._loss)
+        if self.pr:
+            weight *= min(1.0, self.pr / max(1 - mean, 1e-9))
+        if self.ent:
+            entropy = F.cross_entropy(proba.log(), proba, reduction="none")
+            sure = 1 - entropy / math.log(proba.shape[1])
+            return weight * sure.clamp(min=0).unsqueeze(1) ** self.ent
+        return weight
+
+    def _sharpness(self) -> float:
+        _, mean = self._reliability()
+        return 1 / self.tau + self.sh * mean**4 + self.od * mean / max(1 - mean, 1e-3)
+
+    def _reliability(self) -> tuple[float, float]:
+        """Return that of the last epoch, and the mean over epochs."""
+        shares = self._shares or [0.0]
+        return shares[-1], sum(shares) / len(shares)
+
+    def _add(self, proba: Tensor, batch: Batch, loss: Tensor) -> None:
+        if self.soft:
+            agreed = proba.gather(1, batch.y.unsqueeze(1)).sum()
+        else:
+            agreed = (proba.argmax(dim=1) == batch.y).sum()
+        n = len(proba)
+        new = (agreed.item(), n * loss.item(), n)
+        self._sums = [a + b for a, b in zip(self._sums, new, strict=True)]
+
+
+class Variant(Rival):
+    """BSD with the options of a name, by default the paper's."""
+
+    objective = Beliefs
 
     def __init__(
         self,
@@ -138,81 +249,6 @@ class Variant(Rival):
         self.sm = sm
         self.sq = sq
         self.resc = resc
-
-    def begin(self, batches):
-        """Start at the prior, and with nothing known of the predictions."""
-        self._gamma = 1 - self.k / self.max_epochs
-        self._c = max(self.C, strength(self.L, self._gamma, self.max_epochs))
-        self._shares: list[float] = []  # agreement of each epoch
-        self._loss = math.log(len(self.classes_))  # of the epoch before
-        self._sums = [0.0, 0.0, 0]  # of agreement, loss and samples in this epoch
-        self._epoch = 0
-        prior = prior_concentration(
-            self.posterior_.labels,
-            len(self.classes_),
-            prior_strength=self._c,
-            prior_floor=self.prior_floor_,
-        )
-        return (1 - self.fl) * prior + self.fl * self._c / len(self.classes_)
-
-    def batch_loss(self, logits: Tensor, batch) -> Tensor:
-        """Update the beliefs by the variant's rule, and learn from their mean."""
-        if self._epochs_run > self._epoch:
-            self._end_epoch()
-        known = logits.detach()
-        proba = known.softmax(dim=1)
-        belief = self._gamma * self._memory[batch.rows]
-        belief += self._weight(proba) * (known * self._sharpness()).softmax(dim=1)
-        self._memory[batch.rows] = belief
-        total = belief.sum(dim=1, keepdim=True)
-        target = belief / total
-        if self.sm or self.sq:
-            _, mean = self._reliability()
-            uniform = self.sm * (1 - mean) + self.sq * (1 - mean) ** 2
-            target = (1 - uniform) * target + uniform / target.shape[1]
-        loss = soft_cross_entropy(logits, target)
-        self._add(proba, batch, loss)
-        visits = self._epochs_run + 1
-        share = (self._gamma**visits * self._c / total).mean()
-        return loss * share**-self.resc if self.resc else loss
-
-    def _weight(self, proba: Tensor) -> float | Tensor:
-        last, mean = self._reliability()
-        weight = last**self.rel if self.rel else 1.0
-        if self.pl:
-            weight = math.exp(-self.pl * self._loss)
-        if self.pr:
-            weight *= min(1.0, self.pr / max(1 - mean, 1e-9))
-        if self.ent:
-            entropy = F.cross_entropy(proba.log(), proba, reduction="none")
-            sure = 1 - entropy / math.log(proba.shape[1])
-            return weight * sure.clamp(min=0).unsqueeze(1) ** self.ent
-        return weight
-
-    def _sharpness(self) -> float:
-        _, mean = self._reliability()
-        return 1 / self.tau + self.sh * mean**4 + self.od * mean / max(1 - mean, 1e-3)
-
-    def _reliability(self) -> tuple[float, float]:
-        """Return that of the last epoch, and the mean over epochs."""
-        shares = self._shares or [0.0]
-        return shares[-1], sum(shares) / len(shares)
-
-    def _add(self, proba: Tensor, batch, loss: Tensor) -> None:
-        if self.soft:
-            agreed = proba.gather(1, batch.y.unsqueeze(1)).sum()
-        else:
-            agreed = (proba.argmax(dim=1) == batch.y).sum()
-        n = len(proba)
-        new = (agreed.item(), n * loss.item(), n)
-        self._sums = [a + b for a, b in zip(self._sums, new, strict=True)]
-
-    def _end_epoch(self) -> None:
-        agreed, loss, n = self._sums
-        self._shares.append(agreed / n)
-        self._loss = loss / n
-        self._sums = [0.0, 0.0, 0]
-        self._epoch = self._epochs_run
 
 
 METHODS = RIVALS | {name: partial(Variant, **parse(name)) for name in TRIED}

@@ -26,6 +26,22 @@ class Batch(NamedTuple):
         Sample weights.
     unique : bool
         Whether `rows` are known to differ.
+
+    Examples
+    --------
+    One made by hand, to try an objective's loss on:
+
+    >>> import torch
+    >>> from skbsd.objectives import Batch
+    >>> batch = Batch(
+    ...     x=torch.zeros(2, 4),
+    ...     y=torch.tensor([0, 1]),
+    ...     rows=torch.tensor([7, 3]),
+    ...     weight=None,
+    ...     unique=True,
+    ... )
+    >>> batch.rows
+    tensor([7, 3])
     """
 
     x: Tensor
@@ -84,6 +100,7 @@ class ResidentBatches:
         of one batch keeps its order.
     """
 
+    is_resident = True
     # Bytes that a second copy of the inputs may take.
     COPY = 2**28
 
@@ -246,6 +263,8 @@ class LoaderBatches:
     unique : bool
         Whether a batch is known to hold no sample twice.
     """
+
+    is_resident = False
 
     def __init__(self, loader, weight, device: torch.device, *, unique: bool):
         self.loader = loader

@@ -6,7 +6,7 @@ import torch
 from skorch.utils import is_dataset
 
 from . import _checks
-from ._batches import Batches, ResidentBatches
+from ._batches import Batches
 from ._checkpoint import CheckpointFile
 from ._forward import Forward, wants_channels_last
 from ._generators import Generators
@@ -252,8 +252,7 @@ class Fitting:
         net, split = self.net, self.split
         where = self.device, net._preparation.float_dtype
         train = make_batches(data, split.rows, net._loader("iterator_train"), *where)
-        resident = isinstance(train, ResidentBatches)
-        net.data_loading_ = "resident" if resident else "loader"
+        net.data_loading_ = "resident" if train.is_resident else "loader"
         if split.valid_rows is None:
             return train, None
         other = split.valid_data

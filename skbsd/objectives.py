@@ -20,7 +20,7 @@ from ._forward import backward
 from ._rules import UpdateRule, is_weighted
 from .posterior import DirichletPosterior, smooth, soft_cross_entropy
 
-__all__ = ["Batch", "Objective", "SelfDistillation", "TrainingRun"]
+__all__ = ["Batch", "Objective", "SelfDistillation", "TrainingRun", "to_float32"]
 
 
 class TrainingRun(Protocol):
@@ -35,9 +35,9 @@ class TrainingRun(Protocol):
     posterior : DirichletPosterior
         The belief about each sample; row i belongs to row i of X.
     batches : iterable of Batch
-        Those of an epoch, with their number as length. Where the data are on the
-        device, `x`, `y` and `rows` are all of X, its classes, and the rows that are
-        trained on.
+        Those of an epoch, with their number as length. Where `batches.is_resident`,
+        all data are on the device: `batches.x` is X, `batches.y` are its class
+        indices, and `batches.rows` are the rows that are trained on.
     epoch : int
         How many epochs of this call are finished.
     max_epochs : int
@@ -50,6 +50,27 @@ class TrainingRun(Protocol):
         The estimator's.
     is_compiled : bool
         Whether the network is trained compiled.
+
+    See Also
+    --------
+    Objective : What uses it, as `self.run`.
+
+    Examples
+    --------
+    Labels that are smoothed less and less:
+
+    >>> from sklearn.datasets import load_iris
+    >>> from torch.nn import functional as F
+    >>> from skbsd import BSDClassifier
+    >>> from skbsd.objectives import Objective
+    >>> class Annealed(Objective):
+    ...     def loss(self, logits, batch):
+    ...         left = 1 - self.run.epoch / self.run.max_epochs
+    ...         return F.cross_entropy(logits, batch.y, label_smoothing=0.2 * left)
+    >>> class AnnealedClassifier(BSDClassifier):
+    ...     def make_objective(self):
+    ...         return Annealed()
+    >>> model = AnnealedClassifier(random_state=0).fit(*load_iris(return_X_y=True))
     """
 
     module: nn.Module
@@ -208,7 +229,13 @@ class Objective:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Surround the epochs, for what must not outlast them."""
+        """Surround the epochs, for what must not outlast them.
+
+        Yields
+        ------
+        None
+            Once; the epochs run then.
+        """
         yield
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -307,6 +334,25 @@ class SelfDistillation(Objective):
     See Also
     --------
     skbsd.posterior.DirichletPosterior.update : The mathematics.
+
+    Examples
+    --------
+    With a penalty on the size of the weights, whose gradients add to the others:
+
+    >>> from sklearn.datasets import load_iris
+    >>> from skbsd import BSDClassifier
+    >>> from skbsd.objectives import SelfDistillation
+    >>> class Sparse(SelfDistillation):
+    ...     def step(self, batch):
+    ...         result = super().step(batch)
+    ...         weights = self.run.module.parameters()
+    ...         penalty = 1e-4 * sum(w.abs().sum() for w in weights)
+    ...         penalty.backward()
+    ...         return {**result, "loss": result["loss"] + penalty.detach()}
+    >>> class SparseClassifier(BSDClassifier):
+    ...     def make_objective(self):
+    ...         return Sparse(self.prior_strength, self.evidence)
+    >>> model = SparseClassifier(random_state=0).fit(*load_iris(return_X_y=True))
     """
 
     accepts_weight = True
@@ -417,5 +463,26 @@ class SelfDistillation(Objective):
 
 
 def to_float32(logits: Tensor) -> Tensor:
-    """Convert what autocast returns to float32; float64 stays."""
+    """Convert logits to float32, unless they are in double precision.
+
+    Under autocast a network returns bfloat16, which is too coarse for a loss.
+    :meth:`Objective.loss` is given what is converted already.
+
+    Parameters
+    ----------
+    logits : Tensor
+        Of any floating type.
+
+    Returns
+    -------
+    Tensor
+        Of the same shape; `logits` themselves where there is nothing to convert.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.objectives import to_float32
+    >>> to_float32(torch.zeros(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

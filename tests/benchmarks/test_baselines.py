@@ -1,15 +1,19 @@
 """The rivals of the benchmarks do what their formulas say."""
 
+import gc
 import inspect
+import io
 import math
 import pickle
+import weakref
 
-import baselines
+import losses
 import numpy as np
 import pytest
 import sklearn
 import torch
 from baselines import METHODS, Rival
+from helpers import same_weights
 from modules import Convolution, Images, Linear
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import minimize_scalar
@@ -28,24 +32,36 @@ NEEDS_1_8 = pytest.mark.skipif(
     parse_version(sklearn.__version__) < parse_version("1.8"),
     reason="scikit-learn has temperature scaling from 1.8 on",
 )
+REMEMBERING = ["temporal ensembling", "ELR", "SELC", "PS-KD", "DLB"]
 ALL = [pytest.param(n, marks=NEEDS_1_8 if n == "temperature" else ()) for n in METHODS]
 SETTINGS = {"max_epochs": 12, "batch_size": 32, "random_state": 0}
+
+
+def with_objective(name, changed):
+    """Return a method with another objective in place of its own."""
+
+    class Changed(METHODS[name]):
+        objective = changed
+
+    return Changed
 
 
 def watched(name, data, **kwargs):
     """Fit, and return (logits, rows, loss) of each step, in a list for each epoch."""
     epochs = []
 
-    class Watched(METHODS[name]):
-        def batch_loss(self, logits, batch):
-            if len(epochs) == self._epochs_run:
-                epochs.append([])
-            loss = super().batch_loss(logits, batch)
+    class Watched(METHODS[name].objective):
+        def begin_epoch(self):
+            super().begin_epoch()
+            epochs.append([])
+
+        def loss(self, logits, batch):
+            loss = super().loss(logits, batch)
             step = logits.detach().clone(), batch.rows, loss.item()
             epochs[-1].append([np.asarray(value) for value in step])
             return loss
 
-    Watched(**{**SETTINGS, "max_epochs": 5, **kwargs}).fit(*data)
+    with_objective(name, Watched)(**{**SETTINGS, "max_epochs": 5, **kwargs}).fit(*data)
     return epochs
 
 
@@ -94,9 +110,9 @@ class TestFormulas:
         target = np.full((7, 4), 0.1 / 3)
         target[np.arange(7), y] = 0.9
         expected = soft(log_softmax(logits.detach().numpy(), axis=1), target)
-        loss = baselines.label_smoothing_loss(logits, y, 0.1)
+        loss = losses.label_smoothing_loss(logits, y, 0.1)
         assert_allclose(loss.item(), expected)
-        none = baselines.label_smoothing_loss(logits, y, 0.0)
+        none = losses.label_smoothing_loss(logits, y, 0.0)
         assert_allclose(none.item(), F.cross_entropy(logits, y).item())
 
     def test_mixup(self, batch):
@@ -104,26 +120,26 @@ class TestFormulas:
         others = y.flip(0)
         target = 0.3 * np.eye(4)[y] + 0.7 * np.eye(4)[others]
         expected = soft(log_softmax(logits.detach().numpy(), axis=1), target)
-        loss = baselines.mixup_loss(logits, y, others, 0.3)
+        loss = losses.mixup_loss(logits, y, others, 0.3)
         assert_allclose(loss.item(), expected)
-        alone = baselines.mixup_loss(logits, y, others, 1.0)
+        alone = losses.mixup_loss(logits, y, others, 1.0)
         assert_allclose(alone.item(), F.cross_entropy(logits, y).item())
 
     def test_ramp_up(self):
-        assert_allclose(baselines.ramp_up(0, 80), math.exp(-5))
-        assert_allclose(baselines.ramp_up(40, 80), math.exp(-1.25))
-        assert baselines.ramp_up(80, 80) == baselines.ramp_up(200, 80) == 1
+        assert_allclose(losses.ramp_up(0, 80), math.exp(-5))
+        assert_allclose(losses.ramp_up(40, 80), math.exp(-1.25))
+        assert losses.ramp_up(80, 80) == losses.ramp_up(200, 80) == 1
         # The same share of the budget, the same weight.
-        assert baselines.ramp_up(4, 8.0) == baselines.ramp_up(40, 80)
+        assert losses.ramp_up(4, 8.0) == losses.ramp_up(40, 80)
 
     def test_an_average_without_bias_is_one_of_what_it_saw(self):
         values = torch.rand(6, 3, 2, dtype=torch.float64)
         average = torch.zeros(3, 2, dtype=torch.float64)
         for t, value in enumerate(values, start=1):
-            average = baselines.moving_average(average, value, 0.6)
+            average = losses.moving_average(average, value, 0.6)
             weight = 0.6 ** np.arange(t)[::-1]
             expected = np.average(values[:t], axis=0, weights=weight)
-            assert_allclose(baselines.unbiased(average, 0.6, t), expected)
+            assert_allclose(losses.unbiased(average, 0.6, t), expected)
 
     def test_elr_gradient_is_the_papers(self, batch):
         # Lemma 2 of arXiv:2007.00151: p - y + lam g, with
@@ -133,18 +149,18 @@ class TestFormulas:
         difference = t[:, None, :] - t[:, :, None]
         g = p * np.einsum("nck,nk->nc", difference, p)
         g /= 1 - (p * t).sum(axis=1, keepdims=True)
-        proba, target = baselines.clamped_softmax(logits), torch.from_numpy(t)
-        loss = F.cross_entropy(logits, y) + 3 * baselines.elr_penalty(proba, target)
+        proba, target = losses.clamped_softmax(logits), torch.from_numpy(t)
+        loss = F.cross_entropy(logits, y) + 3 * losses.elr_penalty(proba, target)
         loss.backward()
         assert ((p > 1e-4) & (p < 1 - 1e-4)).all()  # nothing was clamped
         assert_allclose(logits.grad, (p - np.eye(4)[y] + 3 * g) / 7, atol=1e-12)
 
     def test_elr_clamps_and_rewards_agreement(self):
         logits = torch.tensor([[40.0, 0.0, 0.0]])
-        proba = baselines.clamped_softmax(logits)
+        proba = losses.clamped_softmax(logits)
         assert_allclose(proba, [[1 - 1e-4, 1e-4, 1e-4]])
         penalties = [
-            baselines.elr_penalty(proba, torch.tensor([t])).item()
+            losses.elr_penalty(proba, torch.tensor([t])).item()
             for t in ([0.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.9, 0.1, 0.0])
         ]
         assert penalties[0] == 0 > penalties[1] > penalties[2]
@@ -152,16 +168,16 @@ class TestFormulas:
     def test_progressive_target(self, batch):
         _, y, other = batch
         p = other.softmax(dim=1)
-        assert_allclose(baselines.progressive_target(y, p, 0.0), np.eye(4)[y])
+        assert_allclose(losses.progressive_target(y, p, 0.0), np.eye(4)[y])
         expected = 0.2 * np.eye(4)[y] + 0.8 * p.numpy()
-        assert_allclose(baselines.progressive_target(y, p, 0.8), expected)
+        assert_allclose(losses.progressive_target(y, p, 0.8), expected)
 
     def test_distillation(self, batch):
         logits, _, teacher = batch
         q = softmax(teacher.numpy() / 4, axis=1)
         log_p = log_softmax(logits.detach().numpy() / 4, axis=1)
         expected = 16 * (q * (np.log(q) - log_p)).sum(axis=1).mean()
-        loss = baselines.distillation_loss(logits, teacher, 4.0)
+        loss = losses.distillation_loss(logits, teacher, 4.0)
         assert_allclose(loss.item(), expected)
         # T^2 makes up for the gradient, which is (p - q) / T at temperature T.
         loss.backward()
@@ -169,7 +185,7 @@ class TestFormulas:
 
     def test_distillation_from_oneself_is_nothing(self, batch):
         logits, _, _ = batch
-        loss = baselines.distillation_loss(logits, logits, 4.0)
+        loss = losses.distillation_loss(logits, logits, 4.0)
         loss.backward()
         assert_allclose(loss.item(), 0, atol=1e-12)
         assert_allclose(logits.grad, 0, atol=1e-12)
@@ -179,7 +195,7 @@ class TestFormulas:
         sorted_rows = labels.argsort(stable=True) + 10
         counts = labels.bincount(minlength=4)
         wanted = labels.repeat(200)
-        drawn = baselines.same_class(wanted, sorted_rows, counts) - 10
+        drawn = losses.same_class(wanted, sorted_rows, counts) - 10
         assert_array_equal(labels[drawn], wanted)
         assert_array_equal(drawn.unique(), np.arange(6))
 
@@ -265,13 +281,19 @@ class TestSteps:
                 seen.append((self.training, x.clone()))
                 return super().forward(x)
 
-        class Mixing(baselines.Mixup):
-            def batch_loss(self, logits, batch):
-                mixed.append((*self._memory, batch))
-                return super().batch_loss(logits, batch)
+        class Mixing(losses.Mixup):
+            def step(self, batch):
+                self.batch = batch
+                return super().step(batch)
 
-        settings = {"augmentation": mirrored, "channels_last": False}
-        model = Mixing(Seeing, **{**SETTINGS, **settings, "max_epochs": 1}).fit(X, y)
+            def draw(self, x):
+                drawn = super().draw(x)
+                mixed.append((*drawn, self.batch))
+                return drawn
+
+        settings = {"augmentation": mirrored, "channels_last": False, "max_epochs": 1}
+        model = with_objective("mixup", Mixing)(Seeing, **{**SETTINGS, **settings})
+        model.fit(X, y)
         inputs = [x for training, x in seen if training]
         assert len(inputs) == len(mixed) == 4
         for x, (share, other, batch) in zip(inputs, mixed, strict=True):
@@ -289,14 +311,14 @@ class TestSteps:
         X, y = digits[0][:200], digits[1][:200]
         seen = []
 
-        class Partners(baselines.CSKD):
-            def batch_loss(self, logits, batch):
-                _, rows, classes = self._memory
-                seen.append((rows, classes, batch.rows))
-                return super().batch_loss(logits, batch)
+        class Partners(losses.CSKD):
+            def loss(self, logits, batch):
+                seen.append((self.rows, self.classes, batch.rows))
+                return super().loss(logits, batch)
 
         split = ValidSplit(5, stratified=True)
-        Partners(Convolution, train_split=split, **SETTINGS).fit(X, y)
+        model = with_objective("CS-KD", Partners)
+        model(Convolution, train_split=split, **SETTINGS).fit(X, y)
         rows, classes, _ = seen[0]
         trained = torch.cat([batch for _, _, batch in seen]).unique()
         assert_array_equal(rows.sort().values, trained)
@@ -408,10 +430,45 @@ class TestEstimators:
 
     @pytest.mark.parametrize("name", RIVALS)
     def test_keeps_nothing_but_the_network(self, name, iris):
+        objectives = []
+
+        class Method(METHODS[name]):
+            def make_objective(self):
+                objective = super().make_objective()
+                objectives.append(weakref.ref(objective))
+                return objective
+
+        Method(**SETTINGS).fit(*iris)
+        gc.collect()
+        assert [objective() for objective in objectives] == [None]
         model = METHODS[name](**SETTINGS).fit(*iris)
-        assert model._memory is None
         loaded = pickle.loads(pickle.dumps(model))
         assert_array_equal(loaded.predict_proba(iris[0]), model.predict_proba(iris[0]))
+
+    @pytest.mark.parametrize("name", REMEMBERING)
+    def test_goes_on_from_its_state(self, name, iris):
+        class Restarted(METHODS[name].objective):
+            def begin_epoch(self):
+                super().begin_epoch()
+                if self.run.epoch == 6:
+                    file = io.BytesIO()
+                    torch.save(self.state_dict(), file)
+                    self.begin(self.run)
+                    self.load(file)
+
+            def load(self, file):
+                file.seek(0)
+                self.load_state_dict(torch.load(file, weights_only=True))
+
+        class Forgetful(Restarted):
+            def load(self, file):
+                pass
+
+        expected = METHODS[name](**SETTINGS).fit(*iris)
+        restarted = with_objective(name, Restarted)(**SETTINGS).fit(*iris)
+        assert same_weights(restarted, expected)
+        forgetful = with_objective(name, Forgetful)(**SETTINGS).fit(*iris)
+        assert not same_weights(forgetful, expected)
 
     def test_one_batch_of_double_precision(self, iris):
         for name in RIVALS:
@@ -430,7 +487,7 @@ class TestRefusals:
         assert not hasattr(model, "module_")
 
     def test_optimizers_with_a_closure(self, iris):
-        with pytest.raises(ValueError, match="without a closure"):
+        with pytest.raises(ValueError, match="SELC would update what it remembers"):
             METHODS["SELC"](optimizer=torch.optim.LBFGS, **SETTINGS).fit(*iris)
 
     def test_networks_of_another_width(self, iris):

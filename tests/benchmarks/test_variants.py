@@ -1,10 +1,12 @@
 """What was tried on the way to the defaults: names, and the defaults among them."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import variants
+from helpers import same_weights
 from sklearn.datasets import load_digits
 
 from skbsd import BSDClassifier
@@ -68,3 +70,30 @@ def test_options_do_something(name, data):
         other = variants.Variant(max_epochs=8, random_state=0, **fewer).fit(*data)
         difference = one.predict_proba(data[0]) - other.predict_proba(data[0])
         assert np.abs(difference).max() > 0.01
+
+
+def test_goes_on_from_its_state(data):
+    class Restarted(variants.Beliefs):
+        loads = True
+
+        def begin_epoch(self):
+            if self.run.epoch == 4:
+                state = copy.deepcopy(self.state_dict())
+                self.begin(self.run)
+                if self.loads:
+                    self.load_state_dict(state)
+            super().begin_epoch()
+
+    class Forgetful(Restarted):
+        loads = False
+
+    class Restarting(variants.Variant):
+        objective = Restarted
+
+    class Forgetting(variants.Variant):
+        objective = Forgetful
+
+    options = variants.parse("C12 L0.12 rel1 pr0.2 od0.1 sq0.3")
+    expected = fit(variants.Variant, data, **options)
+    assert same_weights(fit(Restarting, data, **options), expected)
+    assert not same_weights(fit(Forgetting, data, **options), expected)
