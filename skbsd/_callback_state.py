@@ -75,7 +75,7 @@ class CallbackStates(NamedTuple):
     def load(self, states: dict[str, dict[str, Any]]) -> None:
         """Give each callback its state."""
         for name, callback in self.callbacks:
-            state = dict(states[name])
+            state = dict(states.get(name, {}))  # none of one that only shows
             own = state.pop("state_dict", None)
             if own is not None:
                 callback.load_state_dict(own)

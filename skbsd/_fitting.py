@@ -16,7 +16,7 @@ from ._preparation import Preparation, choose_dtype, sample_shape
 from ._rules import resolve_discount, resolve_prior_floor, resolve_prior_strength
 from ._run import DivergenceError, Run, Settings, Trainee
 from ._run_checkpoint import RunCheckpoint, parameters_that_count, start_of
-from ._run_state import check_covered
+from ._run_state import check_components, check_loading
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
 from .objectives import Objective
@@ -310,7 +310,7 @@ class Fitting:
         if checkpoint is None:
             run.begin()
             return
-        check_covered(self.net)
+        check_components(self.net)
         checkpoint.attach(run, self.net._generators)
         run.begin()
         checkpoint.resume(self.net.verbose)
@@ -351,6 +351,7 @@ class Fitting:
         net = self.net
         if net.checkpoint is None:
             return None
+        check_loading(net.get_params_for("iterator_train"))
         file = CheckpointFile(
             net.checkpoint,
             {

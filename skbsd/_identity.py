@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-# Nested deeper than this, a value refers to itself.
-_DEEPEST = 20
+_REPR = (bool, int, float, complex, str, bytes, range, slice, type(None), type(...))
+_STR = (PurePath, torch.dtype, torch.device, np.dtype)
 
 
 class UnknownIdentityError(TypeError):
@@ -40,84 +40,95 @@ def digest(value: Any) -> str:
     UnknownIdentityError
         For an object that shows nothing of its contents.
     """
-    hasher = hashlib.blake2b(digest_size=16)
-    _feed(hasher, value, 0)
-    return hasher.hexdigest()
+    content = _Content()
+    content.feed(value)
+    return content.hasher.hexdigest()
 
 
-def _feed(hasher: Any, value: Any, depth: int) -> None:
-    """Add a value to the hash, what it is and what it holds."""
+class _Content:
+    """A hash that values are fed to, what they are and what they hold."""
 
-    def feed(*parts: Any) -> None:
-        for part in parts:
-            _feed(hasher, part, depth + 1)
+    def __init__(self):
+        self.hasher = hashlib.blake2b(digest_size=16)
+        self._open: list[int] = []  # the values that the current one is part of
 
-    if depth > _DEEPEST:
-        raise UnknownIdentityError(f"{type(value).__name__} refers to itself.")
-    hasher.update(f"{type(value).__module__}.{type(value).__qualname__}(".encode())
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        hasher.update(repr(value).encode())
-    elif isinstance(value, PurePath | torch.dtype | torch.device | np.dtype):
-        hasher.update(str(value).encode())
-    elif isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu().contiguous()
-        feed(str(tensor.dtype), tuple(tensor.shape))
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    elif isinstance(value, np.ndarray | np.generic):
-        _feed_array(hasher, np.asarray(value), depth)
-    elif isinstance(value, Mapping):
-        feed(len(value), *(part for item in value.items() for part in item))
-    elif isinstance(value, set | frozenset):
-        feed(*sorted(digest(item) for item in value))
-    elif isinstance(value, list | tuple):
-        feed(len(value), *value)
-    elif isinstance(value, nn.Module):
-        feed(repr(value), dict(value.state_dict()))
-    elif isinstance(value, np.random.RandomState | torch.Generator):
-        feed(value.get_state())
-    elif isinstance(value, functools.partial):
-        feed(value.func, value.args, value.keywords)
-    elif isinstance(value, types.MethodType):
-        feed(value.__self__, value.__func__)
-    elif isinstance(value, types.FunctionType):
-        _feed_function(feed, value)
-    elif inspect.isclass(value) or inspect.isroutine(value):
-        feed(value.__module__ or "", value.__qualname__)
-    elif isinstance(value, Dataset):
-        _feed_dataset(feed, value)
-    elif dataclasses.is_dataclass(value):
-        feed({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
-    elif hasattr(value, "__dict__"):
-        # What ends in an underscore was fitted, and follows from the rest.
-        feed({k: v for k, v in sorted(vars(value).items()) if not k.endswith("_")})
-    else:
-        raise UnknownIdentityError(
-            f"{value!r} of type {type(value).__name__} shows nothing of its contents."
-        )
-    hasher.update(b")")
+    def feed(self, *values: Any) -> None:
+        for value in values:
+            kind = type(value)
+            self.hasher.update(f"{kind.__module__}.{kind.__qualname__}(".encode())
+            if id(value) in self._open:
+                # Part of itself, as a function that calls itself.
+                depth = len(self._open) - self._open.index(id(value))
+                self.hasher.update(f"up {depth}".encode())
+            else:
+                self._open.append(id(value))
+                self._feed_parts(value)
+                self._open.pop()
+            self.hasher.update(b")")
 
+    def _feed_parts(self, value: Any) -> None:
+        if isinstance(value, _REPR):
+            self.hasher.update(repr(value).encode())
+        elif isinstance(value, _STR):
+            self.hasher.update(str(value).encode())
+        elif isinstance(value, torch.Tensor):
+            tensor = value.detach().cpu().contiguous()
+            self.feed(str(tensor.dtype), tuple(tensor.shape))
+            self.hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(value, np.ndarray | np.generic):
+            self._feed_array(np.asarray(value))
+        elif isinstance(value, Mapping):
+            self.feed(len(value), *(part for item in value.items() for part in item))
+        elif isinstance(value, set | frozenset):
+            self.feed(*sorted(digest(item) for item in value))
+        elif isinstance(value, list | tuple):
+            self.feed(len(value), *value)
+        elif isinstance(value, functools.partial):
+            self.feed(value.func, value.args, value.keywords)
+        elif isinstance(value, types.MethodType):
+            self.feed(value.__self__, value.__func__)
+        elif isinstance(value, types.FunctionType):
+            self._feed_function(value)
+        elif inspect.isclass(value) or inspect.isroutine(value):
+            self.feed(value.__module__ or "", value.__qualname__)
+        else:
+            self._feed_object(value)
 
-def _feed_array(hasher: Any, array: np.ndarray, depth: int) -> None:
-    _feed(hasher, [array.dtype.str, array.shape], depth + 1)
-    if array.dtype.hasobject:
-        _feed(hasher, array.tolist(), depth + 1)
-    else:
-        # Octets, as dates have no buffer.
-        octets = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        hasher.update(octets.data)
+    def _feed_array(self, array: np.ndarray) -> None:
+        self.feed(array.dtype.str, array.shape)
+        if array.dtype.hasobject:
+            self.feed(array.tolist())
+        else:
+            # As bytes: dates have no buffer.
+            flat = np.ascontiguousarray(array).reshape(-1)
+            self.hasher.update(flat.view(np.uint8).data)
 
+    def _feed_function(self, function: types.FunctionType) -> None:
+        """Tell functions apart by their code too: some have no name of their own."""
+        code = function.__code__
+        constants = [c for c in code.co_consts if not inspect.iscode(c)]
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        self.feed(function.__module__ or "", function.__qualname__)
+        self.feed(code.co_code, constants, code.co_names, cells)
+        self.feed(function.__defaults__, function.__kwdefaults__)
 
-def _feed_function(feed: Any, function: types.FunctionType) -> None:
-    """Those without a name of their own are told apart by their code."""
-    code = function.__code__
-    constants = [c for c in code.co_consts if not inspect.iscode(c)]
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    feed(function.__module__ or "", function.__qualname__)
-    feed(code.co_code, constants, code.co_names)
-    feed(cells, function.__defaults__, function.__kwdefaults__)
-
-
-def _feed_dataset(feed: Any, dataset: Dataset) -> None:
-    """Its contents may be random or costly; labels stand for them elsewhere."""
-    tensors = dataset.tensors if type(dataset) is TensorDataset else ()
-    feed(type(dataset).__qualname__, tuple(tensors))
+    def _feed_object(self, value: Any) -> None:
+        if isinstance(value, nn.Module):
+            self.feed(repr(value), dict(value.state_dict()))
+        elif isinstance(value, np.random.RandomState | torch.Generator):
+            self.feed(value.get_state())
+        elif isinstance(value, Dataset):
+            # Its contents may be random or costly; labels stand for them elsewhere.
+            self.feed(*value.tensors if type(value) is TensorDataset else ())
+        elif dataclasses.is_dataclass(value):
+            self.feed(
+                {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            )
+        elif hasattr(value, "__dict__"):
+            # What ends in an underscore was fitted, and follows from the rest.
+            self.feed({k: v for k, v in vars(value).items() if not k.endswith("_")})
+        else:
+            raise UnknownIdentityError(
+                f"{value!r} of type {type(value).__name__} shows nothing of its "
+                "contents."
+            )

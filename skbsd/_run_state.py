@@ -13,19 +13,30 @@ from ._run import Run
 from .objectives import Objective
 
 
-def check_covered(net: Any) -> None:
-    """Raise for what remembers something that a checkpoint does not hold.
+def check_loading(options: dict[str, Any]) -> None:
+    """Raise for samplers and generators, whose state a checkpoint does not hold.
+
+    Parameters
+    ----------
+    options : dict
+        Those of `iterator_train`.
+    """
+    drawing = sorted(options.keys() & {"batch_sampler", "generator", "sampler"})
+    if drawing:
+        raise UncoveredStateError(
+            "a checkpoint does not hold the state of "
+            f"{', '.join(f'iterator_train__{name}' for name in drawing)}; leave it "
+            "out, so that order is drawn from random_state, or pass checkpoint=None."
+        )
+
+
+def check_components(net: Any) -> None:
+    """Raise for networks and optimizers beside `module_` and `optimizer_`.
 
     Parameters
     ----------
     net : BSDClassifier
         Initialized.
-
-    Raises
-    ------
-    UncoveredStateError
-        For networks and optimizers of one's own beside `module_` and `optimizer_`, and
-        samplers and generators with a state.
     """
     others = [
         f"{name}_"
@@ -36,14 +47,6 @@ def check_covered(net: Any) -> None:
         raise UncoveredStateError(
             "a checkpoint holds module_ and optimizer_, and not "
             f"{', '.join(others)} of {type(net).__name__}; pass checkpoint=None."
-        )
-    options = net.get_params_for("iterator_train")
-    drawing = sorted(options.keys() & {"batch_sampler", "generator", "sampler"})
-    if drawing:
-        raise UncoveredStateError(
-            "a checkpoint does not hold the state of "
-            f"{', '.join(f'iterator_train__{name}' for name in drawing)}; leave it "
-            "out, so that order is drawn from random_state, or pass checkpoint=None."
         )
 
 

@@ -75,11 +75,12 @@ class ProgressBar(Callback):
         """
         epoch = net.history[-1]
         shown = {key: f"{value:.3g}" for key, value in figures(epoch).items()}
+        done, total = len(net.history) - self.first_, net.max_epochs
         if self.bar_ is not None:
             self.bar_.set_postfix(shown, refresh=False)
-            self.bar_.update()
+            # Those from a checkpoint count too.
+            self.bar_.update(done - self.bar_.n)
             return
-        done, total = len(net.history) - self.first_, net.max_epochs
         if done * 10 // total > (done - 1) * 10 // total:
             texts = (f"{name} {value}" for name, value in shown.items())
             line = ", ".join((f"epoch {done} of {total}", *texts))

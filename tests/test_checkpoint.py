@@ -110,7 +110,12 @@ SETTINGS = {
     "MLP": {},
     "SGD": {"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9},
     "constant": {"lr_schedule": "constant", "optimizer": torch.optim.Adam},
-    "LBFGS": {"optimizer": torch.optim.LBFGS, "lr": 0.1, "lr_schedule": "constant"},
+    "LBFGS": {
+        "optimizer": torch.optim.LBFGS,
+        "optimizer__max_iter": 3,
+        "lr": 0.1,
+        "lr_schedule": "constant",
+    },
     "dropout": {
         "module": Dropout,
         "module__in_features": 64,
@@ -529,7 +534,7 @@ def test_kill_9(tmp_path):
     command = [sys.executable, "-c", SCRIPT, tmp_path / "run", tmp_path / "out.pt"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     kills = 0
-    for _ in range(20):
+    for _ in range(4):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
         process.stdout.readline()
         time.sleep(rng.uniform(0.05, 0.3))

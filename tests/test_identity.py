@@ -1,0 +1,99 @@
+"""A digest tells what differs apart, and nothing else."""
+
+import functools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from modules import Images, Linear
+from skorch.dataset import ValidSplit
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from skbsd._identity import UnknownIdentityError, digest
+from skbsd.contrastive import Contrastive
+
+
+def factory(n):
+    def add(x):
+        return x + n
+
+    return add
+
+
+def recursive():
+    def f(n):
+        return n and f(n - 1)
+
+    return f
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    return nn.Linear(2, 2)
+
+
+PAIRS = [
+    (1, 1.0),
+    (True, 1),
+    ("a", b"a"),
+    ([1, 2], (1, 2)),
+    ([[1], 2], [[1, 2]]),
+    ({"a": 1}, {"a": 2}),
+    ({1, 2}, {1, 3}),
+    (np.arange(3), np.arange(3).astype(np.int32)),
+    (np.arange(4), np.arange(4).reshape(2, 2)),
+    (np.array(["a", 1], object), np.array(["a", 2], object)),
+    (np.array("2020-01-01", "M8[D]"), np.array("2020-01-02", "M8[D]")),
+    (np.float32(1), np.float64(1)),
+    (torch.zeros(2), torch.ones(2)),
+    (torch.zeros(2), np.zeros(2, np.float32)),
+    (Linear, nn.Linear),
+    (lambda x: x + 1, lambda x: x + 2),
+    (factory(1), factory(2)),
+    (functools.partial(factory, 1), functools.partial(factory, n=1)),
+    (network(0), network(1)),
+    (np.random.RandomState(0), np.random.RandomState(1)),
+    (ValidSplit(5), ValidSplit(4)),
+    (Contrastive(), Contrastive(weight=0.5)),
+    (range(3), range(4)),
+    (TensorDataset(torch.zeros(2)), TensorDataset(torch.ones(2))),
+    (torch.float32, torch.float64),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_other_contents(one, other):
+    assert digest(one) != digest(other)
+    assert digest(one) == digest(one)
+
+
+def test_same_contents():
+    assert digest(factory(1)) == digest(factory(1))
+    assert digest(network(0)) == digest(network(0))
+    assert digest({"a", "b", "c"}) == digest({"c", "b", "a"})
+    assert digest(np.arange(6)[::2]) == digest(np.array([0, 2, 4]))
+    assert digest(recursive()) == digest(recursive())
+    # A Dataset may load at random: its labels are compared elsewhere.
+    assert digest(Images([1], [1])) == digest(Images([2], [2]))
+
+
+def test_the_same_in_another_process():
+    code = (
+        "from skbsd._identity import digest; import torch; "
+        "print(digest([{'a', 'b'}, torch.arange(3), torch.optim.SGD, 'x', None]))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    }
+    assert len(found) == 1
+
+
+def test_what_shows_nothing():
+    with pytest.raises(UnknownIdentityError, match="shows nothing"):
+        digest(object())
