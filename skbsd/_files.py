@@ -68,7 +68,7 @@ def write_atomically(
     tensors : dict of str to Tensor
         On any device, of any strides.
     header : dict
-        Of what :func:`encode` takes.
+        Of what :func:`encode` takes, and of tensors, such as an optimizer's state.
 
     Raises
     ------
@@ -77,7 +77,8 @@ def write_atomically(
     TypeError
         For a header or a tensor of other types.
     """
-    content = {"format": FORMAT, "header": encode(header)}
+    tensors = dict(tensors)
+    content = {"format": FORMAT, "header": encode(header, tensors)}
     metadata = {_KEY: json.dumps(content, allow_nan=False)}
     # Those of the widest types first, so that all are aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -147,7 +148,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     header : dict
         Equal to what was written.
     tensors : dict of str to Tensor
-        On the CPU, contiguous, and independent of the file.
+        Those beside the header. All are on the CPU, contiguous, and independent of
+        the file.
 
     Raises
     ------
@@ -167,23 +169,23 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
                     f"{path} is a safetensors file that skbsd did not write: it has no "
                     f"{_KEY!r} among its metadata."
                 )
-            header = _header(path, text)
             # Copies, as the file is mapped to memory and may change.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise FileFormatError(
             f"{path} is no safetensors file, or it is damaged or cut short: {error}."
         ) from error
-    return header, tensors
+    return _header(path, text, tensors), tensors
 
 
-def _header(path: Path, text: str) -> dict[str, Any]:
+def _header(path: Path, text: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the header; take the tensors that stood in it out of the others."""
     try:
         content = json.loads(text)
         number = content["format"]
         if not isinstance(number, int):
             raise TypeError(f"its format is {number!r}")
-        header = decode(content["header"]) if number == FORMAT else {}
+        header = decode(content["header"], tensors) if number == FORMAT else {}
         if not isinstance(header, dict):
             raise TypeError(f"it holds a {type(header).__name__}")
     except (
@@ -205,7 +207,7 @@ def _header(path: Path, text: str) -> dict[str, Any]:
     return header
 
 
-def encode(value: Any) -> Any:
+def encode(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
     """Express plain data in what JSON has.
 
     Parameters
@@ -213,30 +215,44 @@ def encode(value: Any) -> Any:
     value : object
         None, a bool, int, float, str, bytes, tuple, list or dict, a NumPy scalar or
         array, a torch.device, torch.dtype or torch.Size, or of these.
+    tensors : dict of str to Tensor, optional
+        Where tensors within the value are put. Without it there can be none.
 
     Returns
     -------
     object
-        For `json.dumps`; :func:`decode` returns an equal value of the same type.
+        For `json.dumps`; :func:`decode` returns an equal value of the same type, but
+        a tuple for a torch.Size.
 
     Raises
     ------
     TypeError
         For other types, subclasses of these included.
     """
-    if value is None or type(value) in (bool, int, str):
-        return value
-    if type(value) is float:
-        return value if math.isfinite(value) else _tagged("float", repr(value))
-    if type(value) is list:
-        return [encode(item) for item in value]
-    if type(value) in (tuple, torch.Size):
-        return _tagged("tuple", [encode(item) for item in value])
-    if type(value) is dict:
-        if all(type(key) is str for key in value) and _TAG not in value:
-            return {key: encode(item) for key, item in value.items()}
-        pairs = [[encode(key), encode(item)] for key, item in value.items()]
-        return _tagged("dict", pairs)
+
+    def inner(value: Any) -> Any:
+        if value is None or type(value) in (bool, int, str):
+            return value
+        if type(value) is float:
+            return value if math.isfinite(value) else _tagged("float", repr(value))
+        if type(value) is list:
+            return [inner(item) for item in value]
+        if type(value) in (tuple, torch.Size):
+            return _tagged("tuple", [inner(item) for item in value])
+        if type(value) is dict:
+            if all(type(key) is str for key in value) and _TAG not in value:
+                return {key: inner(item) for key, item in value.items()}
+            return _tagged("dict", [[inner(k), inner(v)] for k, v in value.items()])
+        if tensors is not None and isinstance(value, Tensor):
+            name = f"header.{len(tensors)}"
+            tensors[name] = value
+            return _tagged("tensor", name)
+        return _encoded_leaf(value)
+
+    return inner(value)
+
+
+def _encoded_leaf(value: Any) -> Any:
     if type(value) is bytes:
         return _tagged("bytes", base64.b64encode(value).decode())
     if isinstance(value, np.generic) and type(value) is value.dtype.type:
@@ -265,13 +281,15 @@ def _array(array: np.ndarray) -> dict[str, Any]:
     return {"dtype": array.dtype.str, "shape": shape, "data": data}
 
 
-def decode(value: Any) -> Any:
+def decode(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
     """Return what was encoded.
 
     Parameters
     ----------
     value : object
         What `json.loads` returned.
+    tensors : dict of str to Tensor, optional
+        Of which those within the value are taken out.
 
     Returns
     -------
@@ -283,19 +301,30 @@ def decode(value: Any) -> Any:
     ValueError, TypeError, LookupError or AttributeError
         For what :func:`encode` does not return.
     """
-    if isinstance(value, list):
-        return [decode(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if _TAG not in value:
-        return {key: decode(item) for key, item in value.items()}
-    kind, inner = value[_TAG], value["value"]
+    tensors = {} if tensors is None else tensors
+
+    def outer(value: Any) -> Any:
+        if isinstance(value, list):
+            return [outer(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if _TAG not in value:
+            return {key: outer(item) for key, item in value.items()}
+        kind, inner = value[_TAG], value["value"]
+        if kind == "tuple":
+            return tuple(outer(item) for item in inner)
+        if kind == "dict":
+            return {outer(key): outer(item) for key, item in inner}
+        if kind == "tensor":
+            return tensors.pop(inner)
+        return _decoded_leaf(kind, inner)
+
+    return outer(value)
+
+
+def _decoded_leaf(kind: str, inner: Any) -> Any:
     if kind == "float" and inner in ("inf", "-inf", "nan"):
         return float(inner)
-    if kind == "tuple":
-        return tuple(decode(item) for item in inner)
-    if kind == "dict":
-        return {decode(key): decode(item) for key, item in inner}
     if kind == "bytes":
         return base64.b64decode(inner, validate=True)
     if kind == "array":

@@ -86,6 +86,19 @@ def test_tensors_of_every_type_and_stride_come_back(path):
         assert torch.equal(found[name], tensor), name
 
 
+def test_tensors_within_the_header_come_back_in_their_places(path):
+    header = {
+        "state": {0: {"step": torch.tensor(3.0), "lr": 0.1}},
+        "x": [torch.ones(2)],
+    }
+    _files.write_atomically(path, {"w": torch.zeros(1)}, header)
+    found, tensors = _files.read(path)
+    assert tensors.keys() == {"w"}
+    assert found["state"][0]["step"] == 3
+    assert found["state"][0]["lr"] == 0.1
+    assert torch.equal(found["x"][0], torch.ones(2))
+
+
 def test_what_was_read_does_not_hang_on_the_file(path):
     _files.write_atomically(path, {"x": torch.ones(10_000)}, {})
     _, tensors = _files.read(path)
@@ -186,6 +199,7 @@ def test_headers_that_cannot_be_read(path, header, message):
         {"$": "array", "value": {"dtype": "<U9999999999", "shape": [1], "data": ""}},
         {"$": "array", "value": {"dtype": "<f8", "shape": [-1], "data": "!"}},
         {"$": "tuple"},
+        {"$": "tensor", "value": "none"},
     ],
 )
 def test_values_that_no_header_has(path, value):
