@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from . import _files
 from ._identity import UnknownIdentityError, digest
@@ -80,7 +79,7 @@ class CheckpointFile:
             It is left as it is.
         """
         try:
-            header, tensors = _files.read(self.path)
+            header, _ = _files.read(self.path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -108,7 +107,7 @@ class CheckpointFile:
                     f"{_PARTS[part]}: it was renamed or copied. Delete it, or name "
                     "another folder."
                 )
-        return unpack(header["state"], tensors)
+        return header["state"]
 
     def write(self, state: dict[str, Any], epoch: int) -> None:
         """Write a state in the place of the last one.
@@ -125,15 +124,14 @@ class CheckpointFile:
         CheckpointError
             If it cannot be written; the last file is as it was.
         """
-        tensors: dict[str, Tensor] = {}
         header = {
             "kind": "checkpoint",
             "versions": _versions(),
             "identity": self._identity,
-            "state": pack(state, tensors),
+            "state": state,
         }
         try:
-            _files.write_atomically(self.path, tensors, header)
+            _files.write_atomically(self.path, {}, header)
         except OSError as error:
             raise CheckpointError(
                 f"the checkpoint {self.path} could not be written after epoch {epoch}: "
@@ -148,34 +146,6 @@ def announce(text: str, verbose: int, sink: Callable[[str], None] = print) -> No
     logger.info(text)
     if verbose:
         sink(text)
-
-
-def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Take the tensors out of nested data, and leave their names in their place."""
-    if isinstance(value, Tensor):
-        name = str(len(tensors))
-        tensors[name] = value
-        return {"__tensor__": name}
-    if isinstance(value, dict):
-        return {key: pack(item, tensors) for key, item in value.items()}
-    if isinstance(value, list):
-        return [pack(item, tensors) for item in value]
-    if isinstance(value, tuple):
-        return tuple(pack(item, tensors) for item in value)
-    return value
-
-
-def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Undo :func:`pack`."""
-    if isinstance(value, dict):
-        if "__tensor__" in value:
-            return tensors[value["__tensor__"]]
-        return {key: unpack(item, tensors) for key, item in value.items()}
-    if isinstance(value, list):
-        return [unpack(item, tensors) for item in value]
-    if isinstance(value, tuple):
-        return tuple(unpack(item, tensors) for item in value)
-    return value
 
 
 def _versions() -> dict[str, str]:
