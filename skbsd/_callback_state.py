@@ -98,7 +98,7 @@ class CallbackStates(NamedTuple):
             if from_skorch and not attribute.endswith("_"):
                 continue  # a parameter
             if is_plain(value):
-                state[attribute] = value
+                state[attribute] = _as_dict(value)
             elif (
                 attribute in at_start
                 and at_start[attribute] is value
@@ -126,6 +126,11 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(
         value, bool | int | float | str | bytes | np.generic | np.ndarray | torch.Tensor
     )
+
+
+def _as_dict(value: Any) -> Any:
+    """Turn an ordered one, such as a network's state, into a plain dict."""
+    return dict(value) if isinstance(value, dict) else value
 
 
 def _plain_part(state: dict[str, Any]) -> dict[str, Any]:
