@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skorch import NeuralNetClassifier
 from skorch.dataset import Dataset, unpack_data
 from skorch.history import History
-from skorch.utils import is_dataset, to_device, to_tensor
+from skorch.utils import get_map_location, is_dataset, to_device, to_tensor
 from torch import Tensor, nn
 
 from ._batches import Batch
@@ -90,6 +90,8 @@ class Net(NeuralNetClassifier):
     _generators: Generators
     # The call of fit that runs; at rest there is none.
     _run: Run | None = None
+    # The prior of a file that has no beliefs.
+    _saved_prior: dict[str, float] | None = None
     # The contrastive projection, for the next call of partial_fit.
     _projection: Any = None
     compile_time_ = 0.0  # also of one that was never fitted
@@ -637,13 +639,10 @@ class Net(NeuralNetClassifier):
 
     def __setstate__(self, state):
         requested = state["device"]
-        if requested == "auto":
-            # What is here counts, not what was where the model was fitted; double
-            # precision is the CPU's.
-            double = state.get("_preparation", Preparation()).dtype == "float64"
-            found = torch.device("cpu") if double else check_device("auto")
-            state = {**state, "device": str(found)}
-        super().__setstate__(state)
+        preparation = state.get("_preparation", Preparation())
+        super().__setstate__(
+            {**state, "device": self._device_here(requested, preparation)}
+        )
         if "device_" in state:
             self.device_ = check_device(self.device)
             posterior = getattr(self, "posterior_", None)
@@ -654,3 +653,14 @@ class Net(NeuralNetClassifier):
             self._set_training(False)  # it may have been copied while it was trained
         if requested == "auto":
             self.device = "auto"
+
+    def _device_here(self, requested: Any, preparation: Preparation) -> str:
+        """Return where a network lives that came from elsewhere.
+
+        What is here counts, not what was where it was fitted; double precision is the
+        CPU's.
+        """
+        if requested == "auto":
+            double = preparation.dtype == "float64"
+            return "cpu" if double else str(check_device("auto"))
+        return str(self._check_device(requested, get_map_location(requested)))
