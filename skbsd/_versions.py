@@ -64,7 +64,7 @@ def compare(found: dict[str, Any], estimator: str) -> None:
     """
     here = current()
     for library in _COMPARED:
-        original = str(found.get(library, "(unknown)"))
+        original = str(found.get(library) or "(unknown)")
         if original != here[library]:
             warnings.warn(
                 SavedVersionWarning(
