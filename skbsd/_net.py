@@ -9,7 +9,7 @@ import copy
 import inspect
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,9 +18,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skorch import NeuralNetClassifier
 from skorch.dataset import Dataset, unpack_data
 from skorch.history import History
-from skorch.utils import is_dataset, to_device, to_tensor
+from skorch.setter import optimizer_setter
+from skorch.utils import get_map_location, is_dataset, to_device, to_tensor
 from torch import Tensor, nn
 
+from . import _state, _versions
 from ._batches import Batch
 from ._checks import check_device, check_order, check_X
 from ._forward import Forward, check_output, infer_prepared
@@ -90,6 +92,8 @@ class Net(NeuralNetClassifier):
     _generators: Generators
     # The call of fit that runs; at rest there is none.
     _run: Run | None = None
+    # The prior of a file that has no beliefs.
+    _saved_prior: dict[str, float] | None = None
     # The contrastive projection, for the next call of partial_fit.
     _projection: Any = None
     compile_time_ = 0.0  # also of one that was never fitted
@@ -629,28 +633,75 @@ class Net(NeuralNetClassifier):
     # Copies
 
     def __getstate__(self):
-        state = super().__getstate__()
-        # Made again where they are needed.
-        for name in _TRANSIENT:
-            state.pop(name, None)
+        state = {k: v for k, v in vars(self).items() if k not in _TRANSIENT}
+        prefixes = tuple(self.cuda_dependent_attributes_)
+        found = [k for k in state if k.startswith(prefixes) and "__" not in k]
+        components = {k: state.pop(k) for k in found}
+        if components:
+            state["_components"] = packed = _state.pack(components)
+            if isinstance(packed, dict):
+                # Functions, which a state without a pickle should not name.
+                state.pop("virtual_params_", None)
+                if self.callbacks is None:  # skorch's own remember nothing of use
+                    state.pop("callbacks_", None)
+        versions = _versions.current()
+        state["_sklearn_version"] = versions["scikit-learn"]
+        state["_skbsd_version"] = versions["skbsd"]
         return state
 
     def __setstate__(self, state):
+        state = dict(state)
+        _versions.compare(
+            {
+                "scikit-learn": state.pop("_sklearn_version", None),
+                "skbsd": state.pop("_skbsd_version", None),
+            },
+            type(self).__name__,
+        )
+        components = state.pop("_components", None)
         requested = state["device"]
-        if requested == "auto":
-            # What is here counts, not what was where the model was fitted; double
-            # precision is the CPU's.
-            double = state.get("_preparation", Preparation()).dtype == "float64"
-            found = torch.device("cpu") if double else check_device("auto")
-            state = {**state, "device": str(found)}
-        super().__setstate__(state)
+        preparation = state.get("_preparation", Preparation())
+        state["device"] = self._device_here(requested, preparation)
+        if isinstance(components, _state.PickledComponents):
+            # Its bytes are unpickled. Nothing else in a state is.
+            state["__cuda_dependent_attributes__"] = components.data
+            super().__setstate__(state)
+        else:
+            self.__dict__.update(state)
         if "device_" in state:
             self.device_ = check_device(self.device)
             posterior = getattr(self, "posterior_", None)
             if posterior is not None:
                 posterior.to(self.device_)
-            self._preparation = self._preparation.changed(device=str(self.device_))
+            self._preparation = preparation.changed(device=str(self.device_))
+        if isinstance(components, dict):
+            last = preparation.channels_last
+            found = _state.unpack(components, self.device_, channels_last=last)
+            self.__dict__.update(found)
+            self._initialize_virtual_params()
+            self._register_optimizer_setters()
+            if "callbacks_" not in state:
+                self._initialize_callbacks()
         if hasattr(self, "module_"):
             self._set_training(False)  # it may have been copied while it was trained
         if requested == "auto":
             self.device = "auto"
+
+    def _register_optimizer_setters(self) -> None:
+        """Let `set_params` reach a live optimizer, as skorch does as it builds one."""
+        setter = partial(
+            optimizer_setter, optimizer_attr="optimizer_", optimizer_name="optimizer"
+        )
+        patterns = ["optimizer__param_groups__*__*", "optimizer__*", "lr"]
+        self._register_virtual_param(patterns, setter)
+
+    def _device_here(self, requested: Any, preparation: Preparation) -> str:
+        """Return where a network lives that came from elsewhere.
+
+        What is here counts, not what was where it was fitted; double precision is the
+        CPU's.
+        """
+        if requested == "auto":
+            double = preparation.dtype == "float64"
+            return "cpu" if double else str(check_device("auto"))
+        return str(self._check_device(requested, get_map_location(requested)))

@@ -96,3 +96,40 @@ def match_strides(optimizer: Optimizer) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(
                     value
                 )
+
+
+def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a state that may come from another device, or from a file.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    state : dict
+        As `state_dict` returns it.
+
+    Raises
+    ------
+    ValueError
+        For a state of other parameters. The fused optimizers would read and write
+        beyond a tensor that is too small.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    fused = type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if not (fused and isinstance(value, torch.Tensor)):
+                continue
+            shape = () if name == "step" else parameters[index].shape
+            if value.shape != shape or not value.is_floating_point():
+                raise ValueError(
+                    f"the optimizer's {name} of parameter {index} has shape "
+                    f"{tuple(value.shape)} and {value.dtype}"
+                )
+    groups = []
+    for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        if own.keys() - group.keys():
+            raise ValueError(f"an optimizer's group lacks {own.keys() - group.keys()}")
+        # How it is computed is a matter of the device that is there.
+        how = {key: own[key] for key in ("fused", "foreach") if key in own}
+        groups.append(group | how)
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

@@ -52,11 +52,12 @@ class Preparation:
 
     def __post_init__(self):
         if self.mean is not None:
-            # Once: a copy to the device in each batch would wait for it.
+            # Once: a copy to the device in each batch would wait for it. They are
+            # copied, as they may be those of a file that is mapped to memory.
             scaling = tuple(
-                torch.as_tensor(s, dtype=self.float_dtype, device=self.device).view(
-                    1, -1, 1, 1
-                )
+                torch.tensor(
+                    np.asarray(s), dtype=self.float_dtype, device=self.device
+                ).view(1, -1, 1, 1)
                 for s in (self.mean, self.std)
             )
             object.__setattr__(self, "_scaling", scaling)

@@ -13,6 +13,7 @@ from dataclasses import astuple, replace
 from functools import lru_cache
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -547,6 +548,28 @@ class DirichletPosterior:
         return self._alpha.clone() if index is None else self._alpha[index]
 
     def __getstate__(self):
-        # On the CPU, so that a posterior from a GPU loads anywhere.
-        tensors = {"labels", "visits", "_alpha"}
-        return {k: v.cpu() if k in tensors else v for k, v in self.__dict__.items()}
+        # In NumPy and plain data, which any tool can read, on any machine.
+        brain = self.dtype == torch.bfloat16  # which NumPy has not
+        alpha = self._alpha.view(torch.int16) if brain else self._alpha
+        return {
+            "prior_strength": self.prior_strength,
+            "discount": self.discount,
+            "prior_floor": self.prior_floor,
+            "agreement": astuple(self.agreement),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "alpha": alpha.cpu().numpy(),
+            "labels": self.labels.cpu().numpy(),
+            "visits": self.visits.cpu().numpy(),
+        }
+
+    def __setstate__(self, state):
+        self.prior_strength = state["prior_strength"]
+        self.discount = state["discount"]
+        self.prior_floor = state["prior_floor"]
+        self.agreement = Agreement(*state["agreement"])
+        # Copies, as the arrays may be those of a file that is mapped to memory.
+        self._alpha = torch.tensor(np.asarray(state["alpha"]))
+        if state["dtype"] == "bfloat16":
+            self._alpha = self._alpha.view(torch.bfloat16)
+        self.labels = torch.tensor(np.asarray(state["labels"]))
+        self.visits = torch.tensor(np.asarray(state["visits"]))

@@ -1,0 +1,169 @@
+"""The networks of :mod:`skbsd.networks`, told in plain data and built from it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .networks import MLP, ResNet, SmallResNet
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    network.__name__: network for network in (MLP, SmallResNet, ResNet)
+}
+
+
+def describe(module: Any) -> dict[str, Any] | None:
+    """Return the name and the arguments of a network, or None.
+
+    None is that of a network of another class, and of one that was changed after it
+    was built, such as by another activation or a hook.
+
+    Parameters
+    ----------
+    module : nn.Module
+    """
+    if NETWORKS.get(type(module).__name__) is not type(module):
+        return None
+    try:
+        description = {
+            "name": type(module).__name__,
+            "arguments": _arguments(module),
+        }
+        same = _shape_of(build(description)) == _shape_of(module)
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+        return None  # parts are missing
+    return description if same and not any(map(_is_altered, module.modules())) else None
+
+
+def build(description: dict[str, Any]) -> nn.Module:
+    """Build a network without weights.
+
+    Parameters
+    ----------
+    description : dict
+        What :func:`describe` returned, or claims to be.
+
+    Returns
+    -------
+    nn.Module
+        On the device "meta", where it takes no memory.
+
+    Raises
+    ------
+    ValueError
+        For what describes no network.
+    """
+    try:
+        network = NETWORKS[description["name"]]
+        with torch.device("meta"):
+            return network(**description["arguments"])
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        raise ValueError(f"{description!r} describes no network: {error}") from error
+
+
+def build_with(description: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
+    """Build a network that has the weights given.
+
+    Parameters
+    ----------
+    description : dict
+        As in :func:`build`.
+    weights : dict of str to Tensor
+        Its state, of one floating type. Memory is taken only after its shapes have been
+        found right.
+
+    Returns
+    -------
+    nn.Module
+        On the CPU.
+
+    Raises
+    ------
+    ValueError
+        For what describes no network, or one that other weights belong to.
+    """
+    module = build(description)
+    floats = {w.dtype for w in weights.values() if w.is_floating_point()}
+    if len(floats) == 1:
+        module.to(floats.pop())
+    check_weights(module, weights)
+    module.to_empty(device="cpu")
+    module.load_state_dict(weights)
+    return module
+
+
+def check_weights(module: nn.Module, weights: dict[str, Any]) -> None:
+    """Raise ValueError where weights have other names, shapes or types than a module.
+
+    Parameters
+    ----------
+    module : nn.Module
+    weights : dict of str to Tensor
+    """
+    own = module.state_dict()
+    missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
+    if missing or unknown:
+        raise ValueError(
+            f"it has {sorted(missing)} that they lack, and they have "
+            f"{sorted(unknown)} that it lacks"
+        )
+    for name, tensor in own.items():
+        if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor):
+            continue
+        found = weights[name]
+        expected = (tuple(tensor.shape), tensor.dtype)
+        if not isinstance(found, Tensor) or expected != (
+            tuple(found.shape),
+            found.dtype,
+        ):
+            raise ValueError(
+                f"{name} has shape {tuple(found.shape)} and {found.dtype}, and it "
+                f"expects {expected[0]} and {expected[1]}"
+            )
+
+
+def _arguments(module: Any) -> dict[str, Any]:
+    if isinstance(module, MLP):
+        linear: list[Any] = [m for m in module.layers if isinstance(m, nn.Linear)]
+        return {
+            "in_features": linear[0].in_features,
+            "n_classes": linear[-1].out_features,
+            "hidden": [layer.out_features for layer in linear[:-1]],
+        }
+    if isinstance(module, SmallResNet):
+        blocks: list[Any] = list(module.blocks)
+        return {
+            "in_channels": module.stem[0].in_channels,
+            "n_classes": module.head.out_features,
+            "widths": [block.conv2.out_channels for block in blocks],
+        }
+    body: Any = module.body
+    stages = (body.layer1, body.layer2, body.layer3, body.layer4)
+    convolutions = 3 if hasattr(body.layer1[0], "conv3") else 2
+    return {
+        "in_channels": body.conv1.in_channels,
+        "n_classes": body.fc.out_features,
+        "depth": 2 + convolutions * sum(map(len, stages)),
+    }
+
+
+def _shape_of(module: nn.Module) -> tuple:
+    """Return what tells two networks of the same code apart, weights aside."""
+    return repr(module), [type(m) for m in module.modules()]
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """Whether a module does something that its class does not tell."""
+    return (
+        "forward" in vars(module)
+        or bool(module._forward_hooks)
+        or bool(module._forward_pre_hooks)
+        or bool(module._backward_hooks)
+        or bool(module._backward_pre_hooks)
+    )

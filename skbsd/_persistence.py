@@ -1,0 +1,465 @@
+"""A fitted estimator as a file from which no code runs.
+
+What is plain data is stored as it is, and tensors as tensors. Classes and functions are
+stored by name, where they are in a table that the reader has; a name that is not in it
+means nothing. The rest stays behind, and loading says so.
+"""
+
+import dataclasses
+import itertools
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from skorch.history import History
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from . import _architecture, _files, _versions
+from ._files import FileFormatError
+from ._generators import Generators
+from ._optimizer import load_state
+from ._preparation import Preparation
+from .augmentation import flip_crop, strong
+from .contrastive import Contrastive
+from .posterior import DirichletPosterior
+
+# What files are called by, which fields within them are not.
+_KIND = "estimator"
+
+_NAMED: dict[str, Any] = {
+    **{
+        f"torch.optim.{name}": value
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, Optimizer)
+    },
+    **{f"skbsd.networks.{name}": n for name, n in _architecture.NETWORKS.items()},
+    "torch.utils.data.DataLoader": DataLoader,
+    "skbsd.augmentation.flip_crop": flip_crop,
+    "skbsd.augmentation.strong": strong,
+}
+
+# Fitted attributes of ours. Those of a subclass are kept beside them, where they are
+# plain and end in an underscore.
+_FITTED = (
+    "classes_inferred_",
+    "compile_time_",
+    "data_loading_",
+    "feature_names_in_",
+    "image_mean_",
+    "image_std_",
+    "n_features_in_",
+    "n_iter_",
+)
+
+# And those that are stored in their own way, or made again.
+_COMPONENTS = (
+    "callbacks_",
+    "criterion_",
+    "device_",
+    "history_",
+    "init_context_",
+    "initialized_",
+    "module_",
+    "optimizer_",
+    "posterior_",
+    "virtual_params_",
+)
+
+# Whose arguments mean nothing without it.
+_OWNERS = ("module", "optimizer", "callbacks", "iterator_train", "iterator_valid")
+
+
+def save(net: Any, path: str | os.PathLike[str], *, posterior: bool) -> None:
+    """Write an estimator into a file; see :meth:`BSDClassifier.save`.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+        Fitted.
+    path : path-like
+    posterior : bool
+        Whether to write what `partial_fit` needs to go on exactly.
+    """
+    check_is_fitted(net, ["module_", "classes_"])
+    if len(net.cuda_dependent_attributes_) > 3:
+        raise ValueError(
+            f"save knows one network, and this {type(net).__name__} has "
+            f"{net.cuda_dependent_attributes_}; use joblib."
+        )
+    left_out: dict[str, str] = {}
+    header = {
+        "kind": _KIND,
+        "estimator": type(net).__name__,
+        "versions": _versions.current(),
+        "parameters": _kept(net.get_params(deep=False), left_out),
+        "network": _architecture.describe(net.module_),
+        "network_class": type(net.module_).__name__,
+        "fitted": _kept(_fitted(net), left_out),
+        "preparation": _preparation_fields(net._preparation),
+        "generators": net._generators.states,
+        "history": _history(net.history_ or (), left_out),
+        "prior": {
+            "prior_strength": net.prior_strength_,
+            "discount": net.discount_,
+            "prior_floor": net.prior_floor_,
+        },
+        "training": _training(net) if posterior else None,
+        "left_out": left_out,
+    }
+    state = net.module_.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"the network's state holds a {type(value).__name__} ({name}), and "
+                "save takes tensors; use joblib."
+            )
+    tensors = {f"module.{name}": value for name, value in state.items()}
+    _files.write_atomically(path, tensors, header)
+
+
+def load(cls: Any, path: str | os.PathLike[str], module: Any) -> Any:
+    """Read an estimator from a file; see :meth:`BSDClassifier.load`.
+
+    Parameters
+    ----------
+    cls : type
+        BSDClassifier, or a subclass.
+    path : path-like
+    module : nn.Module (class or instance), callable or None
+        The network, where the file does not tell it.
+    """
+    header, tensors = _files.read(path)
+    if header.get("kind") != _KIND:
+        raise FileFormatError(
+            f"{os.fspath(path)} holds no estimator that `save` wrote, but a "
+            f"{header.get('kind')!r}."
+        )
+    try:
+        saved = _Saved(header, tensors)
+        net = saved.new(cls, module)
+        device = net._device_here(net.device, net._preparation)
+        network = saved.network() if module is None else None
+        with net._generators.copy().borrowed(torch.device(device)):
+            pass  # a state that is none raises
+    except _DAMAGE as error:
+        raise _damaged(path, error, header, cls) from error
+    if network is None and module is None:
+        raise ValueError(
+            f"{os.fspath(path)} holds the weights of a {saved.network_class}, which "
+            "only code can build; pass the class, an instance or a function that "
+            f"returns one: {cls.__name__}.load(path, module={saved.network_class})."
+        )
+    requested, net.device = net.device, device
+    with net._generators.copy().borrowed(torch.device(device)):
+        _assemble(net, network, saved, path)
+    try:
+        saved.fill(net, given=network is None)
+    except _DAMAGE as error:
+        raise _damaged(path, error, header, cls) from error
+    if requested == "auto":
+        net.device = requested
+    net._set_training(False)
+    _warn(saved, cls, net, path)
+    return net
+
+
+# What a header or tensors that are not as they should be come to.
+_DAMAGE = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
+
+
+def _damaged(path: Any, error: Exception, header: dict, cls: Any) -> FileFormatError:
+    saved_by = header.get("estimator")
+    hint = f"; it was saved by a {saved_by}" if saved_by != cls.__name__ else ""
+    return FileFormatError(
+        f"{os.fspath(path)} is damaged, or no file of a {cls.__name__}{hint}: {error}"
+    )
+
+
+class _Saved:
+    """What a file holds, checked as it is used.
+
+    Parameters
+    ----------
+    header : dict
+    tensors : dict of str to Tensor
+    """
+
+    def __init__(self, header: dict[str, Any], tensors: dict[str, Tensor]):
+        self.estimator = str(header["estimator"])
+        self.network_class = str(header["network_class"])
+        self.versions = dict(header["versions"])
+        self.left_out = dict(header["left_out"])
+        self._header = header
+        prefix = "module."
+        if not all(name.startswith(prefix) for name in tensors):
+            raise ValueError(f"it holds tensors named {sorted(tensors)}")
+        self.weights = {n.removeprefix(prefix): t for n, t in tensors.items()}
+
+    def new(self, cls: Any, module: Any) -> Any:
+        """Return an estimator with the parameters and the facts of the data."""
+        parameters = {
+            name: _revived(value) for name, value in self._header["parameters"].items()
+        }
+        if module is not None:
+            parameters["module"] = module
+            self.left_out.pop("module", None)
+        for owner in _OWNERS:
+            if owner in self.left_out:
+                for name in [n for n in parameters if n.startswith(owner + "__")]:
+                    self.left_out[name] = f"an argument of {owner}"
+                    del parameters[name]
+        net = cls(**parameters)
+        net._validate_params()  # raises for names that it does not know
+        for name, value in self._header["fitted"].items():
+            own = name in _FITTED
+            allowed = name.isidentifier() and name.endswith("_") and name[0] != "_"
+            if not own and (not allowed or hasattr(cls, name) or name in _COMPONENTS):
+                raise ValueError(f"{name!r} is no fitted attribute")
+            setattr(net, name, _revived(value))
+        classes = net.classes_inferred_
+        if not (isinstance(classes, np.ndarray) and classes.ndim == 1):
+            raise ValueError("classes_ is no array")
+        net._preparation = _preparation(self._header["preparation"])
+        net._generators = Generators(dict(self._header["generators"]))
+        prior = self._header["prior"]
+        net._saved_prior = {
+            name: float(prior[name])
+            for name in ("prior_strength", "discount", "prior_floor")
+        }
+        return net
+
+    def network(self) -> nn.Module | None:
+        """Return the network with its weights, where the file tells which it is."""
+        description = self._header["network"]
+        if description is None:
+            return None
+        return _architecture.build_with(description, self.weights)
+
+    def fill(self, net: Any, *, given: bool) -> None:
+        """Fill what has been assembled: weights of a given module, history, beliefs."""
+        if given:
+            net.module_.load_state_dict(self.weights)
+        net.history_ = _revived_history(self._header["history"])
+        training = self._header["training"]
+        if training is None:
+            return
+        state = training["posterior"]
+        strength, discount, floor = state["parameters"].tolist()
+        beliefs = DirichletPosterior(
+            state["labels"],
+            state["alpha"].shape[1],
+            prior_strength=strength,
+            discount=discount,
+            prior_floor=floor,
+            dtype=state["alpha"].dtype,
+        )
+        beliefs.load_state_dict(state)
+        if "optimizer" not in self.left_out:
+            load_state(net.optimizer_, training["optimizer"])
+        net.posterior_ = beliefs.to(net.device_)
+        net._fingerprint = training["fingerprint"]
+
+
+def _assemble(net: Any, network: nn.Module | None, saved: _Saved, path: Any) -> None:
+    """Build the components, around a network or with that of the parameters."""
+    net.device_ = torch.device(net.device)
+    net._preparation = net._preparation.changed(device=str(net.device_))
+    net._initialize_virtual_params()
+    net._initialize_callbacks()
+    if network is not None:
+        net.module_ = network.to(net.device_)
+    else:
+        try:
+            net._initialize_module()
+        except (TypeError, ValueError) as error:
+            arguments = net.get_params_for("module")
+            raise ValueError(
+                f"module={net.module!r} cannot be built with the arguments that "
+                f"{os.fspath(path)} holds, {arguments}: {error}"
+            ) from error
+        try:
+            _architecture.check_weights(net.module_, saved.weights)
+        except ValueError as error:
+            raise ValueError(
+                f"{os.fspath(path)} holds the weights of a {saved.network_class}, "
+                f"which do not fit module={net.module!r}: {error}."
+            ) from error
+    if net._preparation.channels_last:
+        net.module_.to(memory_format=torch.channels_last)
+    net._initialize_criterion()
+    net._initialize_optimizer()
+    net.initialized_ = True
+
+
+def _warn(saved: _Saved, cls: Any, net: Any, path: Any) -> None:
+    """Say once what differs from the estimator that was saved."""
+    _versions.compare(saved.versions, cls.__name__)
+    remarks = []
+    if saved.left_out:
+        names = ", ".join(f"{n} ({saved.left_out[n]})" for n in sorted(saved.left_out))
+        remarks.append(
+            "what is not plain data could not be saved, and parameters have their "
+            f"defaults instead: {names}. Set them before you train further"
+        )
+    if saved.estimator != cls.__name__:
+        remarks.append(
+            f"it was saved by a {saved.estimator} and is loaded as a {cls.__name__}, "
+            f"which may predict otherwise; use {saved.estimator}.load"
+        )
+    network = type(net.module_).__name__
+    if network != saved.network_class:
+        remarks.append(
+            f"its weights are those of a {saved.network_class}, and fit the {network} "
+            "given, which may predict otherwise"
+        )
+    if remarks:
+        warnings.warn(f"{os.fspath(path)}: {'; '.join(remarks)}.", stacklevel=4)
+
+
+def _kept(values: dict[str, Any], left_out: dict[str, str]) -> dict[str, Any]:
+    """Return what can be stored, and note what cannot."""
+    kept = {}
+    for name, value in values.items():
+        try:
+            kept[name] = _stored(value)
+        except TypeError:
+            kind = value if isinstance(value, type) else type(value)
+            left_out[name] = getattr(value, "__qualname__", kind.__qualname__)
+    return kept
+
+
+def _stored(value: Any) -> tuple[str, Any]:
+    """Return how a value is stored, and as what."""
+    for name, known in _NAMED.items():
+        if value is known:
+            return "name", name
+    if type(value) is Contrastive:
+        fields = dataclasses.fields(value)
+        return "contrastive", {f.name: _stored(getattr(value, f.name)) for f in fields}
+    description = _architecture.describe(value)
+    if description is not None:
+        return "network", {"description": description, "weights": value.state_dict()}
+    _files.encode(value)  # raises for what is not plain
+    return "plain", value
+
+
+def _revived(stored: Any) -> Any:
+    kind, value = stored
+    if kind == "plain":
+        return value
+    if kind == "name":
+        return _NAMED[value]
+    if kind == "contrastive":
+        return Contrastive(**{name: _revived(field) for name, field in value.items()})
+    if kind == "network":
+        return _architecture.build_with(value["description"], value["weights"])
+    raise ValueError(f"{kind!r} is no way to store a value")
+
+
+def _fitted(net: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(net).items()
+        if name in _FITTED
+        or (name.endswith("_") and name[0] != "_" and name not in _COMPONENTS)
+    }
+
+
+def _preparation_fields(preparation: Preparation) -> dict[str, Any]:
+    fields = [f.name for f in dataclasses.fields(Preparation) if f.init]
+    return {
+        name: getattr(preparation, name)
+        for name in fields
+        if name != "device"  # that of the reader counts
+    }
+
+
+def _preparation(fields: dict[str, Any]) -> Preparation:
+    if fields["dtype"] not in ("float32", "float64"):
+        raise ValueError(f"{fields['dtype']!r} is no type of inputs")
+    return Preparation(**fields)
+
+
+def _training(net: Any) -> dict[str, Any]:
+    """Return what `partial_fit` goes on from."""
+    if not hasattr(net, "posterior_"):
+        raise ValueError(
+            "posterior=True saves beliefs, and this estimator has none: it was loaded "
+            "from a file without them. Save it without, or fit it."
+        )
+    state = net.optimizer_.state_dict()
+    try:
+        _files.encode(state, {})
+    except TypeError as error:
+        raise ValueError(
+            f"the state of optimizer={type(net.optimizer_).__name__} is no plain data "
+            f"({error}); use joblib, or save without the posterior."
+        ) from error
+    return {
+        "posterior": net.posterior_.state_dict(),
+        "optimizer": state,
+        "fingerprint": net._fingerprint,
+    }
+
+
+def _history(history: Any, left_out: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the epochs, their batches in columns: there may be many."""
+    epochs = []
+    for epoch in history:
+        figures = {name: value for name, value in epoch.items() if name != "batches"}
+        epochs.append(
+            {
+                "figures": _kept(figures, left_out),
+                "batches": _runs(epoch.get("batches", []), left_out),
+            }
+        )
+    return epochs
+
+
+def _runs(batches: list[dict[str, Any]], left_out: dict) -> list[dict[str, Any]]:
+    """Return batches in a row that have the same figures as one dict of columns."""
+    runs = []
+    for kinds, run in itertools.groupby(batches, key=_kinds):
+        alike = list(run)
+        columns = {
+            name: np.array(column) if kind is float else column
+            for name, kind in kinds
+            for column in [[batch[name] for batch in alike]]
+        }
+        # Without columns nothing else would tell how many there are.
+        runs += [_kept(columns, left_out)] if columns else alike
+    return runs
+
+
+def _kinds(batch: dict[str, Any]) -> list[tuple[str, type]]:
+    return [(name, type(value)) for name, value in batch.items()]
+
+
+def _revived_history(epochs: list[dict[str, Any]]) -> History:
+    history = History()
+    for epoch in epochs:
+        batches: list[dict[str, Any]] = []
+        for run in epoch["batches"]:
+            columns = {name: _listed(_revived(column)) for name, column in run.items()}
+            rows = zip(*columns.values(), strict=True)
+            batches += [dict(zip(columns, row, strict=True)) for row in rows]
+            batches += [] if columns else [{}]
+        figures = {name: _revived(value) for name, value in epoch["figures"].items()}
+        history.append({"batches": batches, **figures})
+    return history
+
+
+def _listed(column: Any) -> list[Any]:
+    return column.tolist() if isinstance(column, np.ndarray) else list(column)
