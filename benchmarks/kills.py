@@ -2,11 +2,12 @@
 
 Each setting trains with `BSDClassifier(checkpoint=...)` in a process of its own, which
 is killed at random moments: every other time as soon as a file is being written. Then
-the same call is made again; after four kills it is left alone until it is done. Reported
-are the kills, the files that could not be read after one (expected: 0), the most epochs
-that were finished and lost (expected: 1, the one whose file was being written), and
-whether network, posterior and history are those of the fit that was left alone, bit for
-bit.
+the same call is made again; after four kills it is left alone until it is done.
+
+Reported are the kills, the files that could not be read after one (expected: 0), the
+most epochs that were finished and lost (expected: 1, the one whose file was being
+written), and whether network, posterior and history are those of the fit that was left
+alone, bit for bit.
 
     python benchmarks/kills.py
     python benchmarks/kills.py --kills 100 --seed 1 --settings mlp

@@ -7,12 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from . import _files
+from . import _files, _versions
 from ._identity import UnknownIdentityError, digest
-from ._version import __version__
 
 logger = logging.getLogger("skbsd")
 
@@ -93,7 +89,7 @@ class CheckpointFile:
                 f"{header.get('kind', 'file of another kind')}. Move it elsewhere, or "
                 "name another folder."
             )
-        versions, here = header["versions"], _versions()
+        versions, here = header["versions"], _relevant_versions()
         if versions != here:
             raise CheckpointError(
                 f"the checkpoint {self.path} was written with {_listed(versions)}; "
@@ -126,7 +122,7 @@ class CheckpointFile:
         """
         header = {
             "kind": "checkpoint",
-            "versions": _versions(),
+            "versions": _relevant_versions(),
             "identity": self._identity,
             "state": state,
         }
@@ -148,12 +144,10 @@ def announce(text: str, verbose: int, sink: Callable[[str], None] = print) -> No
         sink(text)
 
 
-def _versions() -> dict[str, str]:
-    return {
-        "skbsd": __version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-    }
+def _relevant_versions() -> dict[str, str]:
+    """Return the versions that the numbers depend on."""
+    versions = _versions.current()
+    return {name: versions[name] for name in ("skbsd", "torch", "numpy")}
 
 
 def _listed(versions: dict[str, str]) -> str:

@@ -10,6 +10,8 @@ import skorch
 import torch
 from sklearn.exceptions import InconsistentVersionWarning
 
+from ._version import __version__
+
 # Where a difference may change what a model does. A saved file depends on the others
 # as little as weights do.
 _COMPARED = ("skbsd", "scikit-learn")
@@ -40,8 +42,6 @@ class SavedVersionWarning(InconsistentVersionWarning):
 
 def current() -> dict[str, str]:
     """Return the versions of what an estimator depends on."""
-    from . import __version__  # which this module is imported for
-
     return {
         "python": platform.python_version(),
         "skbsd": __version__,
