@@ -34,7 +34,10 @@ from .contrastive import Contrastive
 
 
 def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> None:
-    """Raise for the first of the estimator's own parameters that is out of range."""
+    """Raise for the first of the estimator's own parameters that is out of range.
+
+    A table of what each may be, which is as long as there are parameters.
+    """
     constraints = {
         "prior_strength": [
             Interval(Real, 0, math.inf, closed="right"),

@@ -69,8 +69,8 @@ def posterior_step(
     n, n_classes = logits.shape
     if n == 0:  # the mean of nothing
         return logits.new_full((), np.nan), logits
-    exact = logits.dtype in (torch.float32, torch.float64)
-    x = (logits if exact else logits.float()).numpy()
+    is_wide = logits.dtype in (torch.float32, torch.float64)
+    x = (logits if is_wide else logits.float()).numpy()
     gradient = np.empty(x.shape, x.dtype)
     by_sample = [x, index.numpy(), gradient]
     if weight is not None:
@@ -89,7 +89,7 @@ def posterior_step(
         )
     slope = torch.from_numpy(gradient)
     mean = torch.scalar_tensor(loss, dtype=slope.dtype)
-    return mean, slope if exact else slope.to(logits.dtype)
+    return mean, slope if is_wide else slope.to(logits.dtype)
 
 
 def _step_rows(

@@ -69,6 +69,8 @@ if triton is not None:
     ):
         """Step ROWS samples, BLOCK classes at a time.
 
+        In one piece, as a kernel reads and writes each row once.
+
         The evidence is evidence_sum * softmax(sharpness * logits) where SHARPEN, else
         evidence_sum times the prediction itself. Where HALF, the store is in float16,
         and beliefs are rounded to it as by :func:`skbsd._formulas.rounded`.

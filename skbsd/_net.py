@@ -170,10 +170,10 @@ class Net(NeuralNetClassifier):
         ValueError
             For an unknown name. Nothing is set then.
         """
-        known = set(self._get_param_names())
-        self._check_prefixed(params.keys() - known)
+        names = set(self._get_param_names())
+        self._check_prefixed(params.keys() - names)
         for key, value in params.items():
-            if key not in known:
+            if key not in names:
                 self._params_to_validate = self._params_to_validate | {key}
             setattr(self, key, value)
             if self.initialized_ and self._is_virtual_param(key):
@@ -195,13 +195,13 @@ class Net(NeuralNetClassifier):
         for name in sorted(names):
             prefix, _, rest = name.partition("__")
             if not rest or prefix not in _PREFIXES:
-                known = sorted(self._constructor_names())
+                valid = sorted(self._constructor_names())
                 meant = [f"{p}__*" for p in _PREFIXES if name.startswith(p + "_")]
-                meant += get_close_matches(name, known, n=1)
+                meant += get_close_matches(name, valid, n=1)
                 hint = f" Did you mean {meant[0]}?" if meant else ""
                 raise ValueError(
                     f"Invalid parameter {name!r} for estimator {type(self).__name__}."
-                    f"{hint} Valid parameters are {known}, and those with a prefix: "
+                    f"{hint} Valid parameters are {valid}, and those with a prefix: "
                     f"{', '.join(p + '__*' for p in _PREFIXES)}."
                 )
 

@@ -86,11 +86,11 @@ class Preparation:
         shape = sample_shape(data.X, image_shape)
         if is_dataset(data.X):
             return cls(shape, dtype, device=str(device))
-        known = cls(shape, dtype, is_dataset=False, device=str(device))
+        of_arrays = cls(shape, dtype, is_dataset=False, device=str(device))
         if data.X.dtype != torch.uint8:
-            return known
+            return of_arrays
         mean, std = channel_statistics(data.X, rows, data.weight)
-        return known.changed(is_uint8=True, mean=mean, std=std)
+        return of_arrays.changed(is_uint8=True, mean=mean, std=std)
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -221,8 +221,8 @@ def choose_dtype(
     `chosen` here.
     """
     one_batch = batch_size == -1 or n_samples <= batch_size
-    exact = chosen and one_batch and len(shape) == 1 and device.type == "cpu"
-    return "float64" if exact else "float32"
+    is_exact = chosen and one_batch and len(shape) == 1 and device.type == "cpu"
+    return "float64" if is_exact else "float32"
 
 
 def augment(x: Tensor, augmentation: Any) -> Tensor:

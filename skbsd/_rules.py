@@ -142,8 +142,8 @@ def resolve_prior_strength(prior_strength: float | str, max_epochs: int) -> floa
     """
     if not isinstance(prior_strength, str):
         return float(prior_strength)
-    known = BUDGETS[prior_strength]
-    return max(known.least, known.per_epoch * max_epochs)
+    rule = BUDGETS[prior_strength]
+    return max(rule.least, rule.per_epoch * max_epochs)
 
 
 def budget(prior_strength: float | str) -> Budget:
@@ -305,10 +305,10 @@ class Agreement:
         UpdateRule
             Its weight and sharpness are those of :meth:`weight` and :meth:`sharpness`.
         """
-        known = budget(prior_strength)
+        chosen = budget(prior_strength)
         return UpdateRule(
             weight=self.weight(),
-            sharpness=self.sharpness(known.sharpness),
-            smoothing=known.smoothing * (1 - self.mean) ** 2,
+            sharpness=self.sharpness(chosen.sharpness),
+            smoothing=chosen.smoothing * (1 - self.mean) ** 2,
             discount=discount,
         )

@@ -91,10 +91,10 @@ class Contrastive:
                 "n_components must be a whole number of at least 1, got "
                 f"{self.n_components!r}."
             )
-        known = isinstance(self.augmentation, str) and (
+        is_name = isinstance(self.augmentation, str) and (
             self.augmentation in AUGMENTATIONS
         )
-        if not (known or callable(self.augmentation)):
+        if not (is_name or callable(self.augmentation)):
             raise ValueError(
                 f"augmentation must be one of {sorted(AUGMENTATIONS)} or a callable, "
                 f"got {self.augmentation!r}."
@@ -155,8 +155,8 @@ def contrastive_loss(
     tensor(0.5514)
     """
     n = len(first)
-    exact = torch.promote_types(first.dtype, torch.float32)
-    embeddings = F.normalize(torch.cat([first, second]).to(exact), dim=1)
+    wide = torch.promote_types(first.dtype, torch.float32)
+    embeddings = F.normalize(torch.cat([first, second]).to(wide), dim=1)
     similarity = embeddings @ embeddings.T / temperature
     itself = torch.eye(2 * n, dtype=torch.bool, device=first.device)
     log_proba = similarity.masked_fill(itself, -torch.inf).log_softmax(dim=1)
@@ -165,7 +165,7 @@ def contrastive_loss(
         partner = torch.arange(2 * n, device=first.device).roll(n)
         losses = -log_proba.gather(1, partner.unsqueeze(1)).squeeze(1)
     else:
-        positive = agreement.to(exact).repeat(2, 2).masked_fill(itself, 0)
+        positive = agreement.to(wide).repeat(2, 2).masked_fill(itself, 0)
         positive = positive / positive.sum(dim=1, keepdim=True)
         # -inf on the diagonal, which has no share.
         losses = -(positive * log_proba.masked_fill(itself, 0)).sum(dim=1)

@@ -44,7 +44,7 @@ __all__ = [
 
 
 class _KnownGradient(torch.autograd.Function):
-    """Enter a loss, whose gradient is known already, into the autograd graph."""
+    """Enter a loss and its gradient, computed before, into the autograd graph."""
 
     @staticmethod
     def forward(ctx, logits, loss, gradient):
@@ -385,8 +385,8 @@ class DirichletPosterior:
         Tensor of shape (n, n_classes)
             Each row sums to one. In float32 at least.
         """
-        exact = torch.promote_types(self.dtype, torch.float32)
-        return posterior_mean(self._rows(index).to(exact))
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return posterior_mean(self._rows(index).to(wide))
 
     def evidence(self) -> Tensor:
         """Return what the beliefs have taken in, without what is left of the prior.
@@ -401,8 +401,8 @@ class DirichletPosterior:
         """
         if math.isinf(self.prior_strength):
             return torch.zeros_like(self._alpha)
-        exact = torch.promote_types(self.dtype, torch.float32)
-        left = self.discount ** self.visits.to(exact).unsqueeze(1)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        left = self.discount ** self.visits.to(wide).unsqueeze(1)
         prior = prior_concentration(
             self.labels,
             self.n_classes,
@@ -410,7 +410,7 @@ class DirichletPosterior:
             prior_floor=self.prior_floor,
             dtype=self.dtype,  # rounded as the store is
         )
-        return (self._alpha.to(exact) - left * prior.to(exact)).clamp(min=0)
+        return (self._alpha.to(wide) - left * prior.to(wide)).clamp(min=0)
 
     def label_mass(self) -> Tensor:
         """Return the share of each target that still comes directly from the label.

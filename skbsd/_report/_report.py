@@ -1,4 +1,4 @@
-"""What is reported, once it is known that it can be."""
+"""Check the arguments of `report` and assemble its sections."""
 
 import math
 from copy import deepcopy

@@ -104,8 +104,8 @@ def _unusual_features(X, rows: NDArray) -> list[str] | None:
     values = to_numpy(X) if isinstance(X, Tensor) else np.asarray(numbers)
     if values.ndim != 2 or values.dtype.kind not in "biuf" or not values.size:
         return None
-    known = np.ma.masked_invalid(values)
-    distance = ((known[rows] - known.mean(axis=0)) / known.std(axis=0)).filled(0)
+    masked = np.ma.masked_invalid(values)
+    distance = ((masked[rows] - masked.mean(axis=0)) / masked.std(axis=0)).filled(0)
     names = getattr(numbers, "columns", [f"x{i}" for i in range(values.shape[1])])
     farthest = np.argsort(-np.abs(distance), axis=1, kind="stable")[:, :_N_FEATURES]
     return [

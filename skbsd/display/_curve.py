@@ -30,10 +30,10 @@ def _curve_intervals(confidence, hit, weight, n_bins, strategy, **resampling):
 
     def statistics(weight):
         count = group_sums(index, weight, len(bins))
-        hits = group_sums(index, weight * hit, len(bins))
-        gaps = np.abs(hits - group_sums(index, weight * confidence, len(bins)))
+        correct = group_sums(index, weight * hit, len(bins))
+        gaps = np.abs(correct - group_sums(index, weight * confidence, len(bins)))
         accuracy = np.divide(
-            hits, count, out=np.full(len(bins), np.nan), where=count > 0
+            correct, count, out=np.full(len(bins), np.nan), where=count > 0
         )
         return np.append(accuracy, gaps.sum() / count.sum())
 

@@ -358,12 +358,12 @@ def _scores(cv_results, metric: str) -> tuple[NDArray, NDArray | None]:
 
 def _as_errors(mean: NDArray, metric: str) -> NDArray:
     """Return errors where the scores were negated."""
-    known = mean[np.isfinite(mean)]
-    if known.min() < 0 < known.max():
+    finite = mean[np.isfinite(mean)]
+    if finite.min() < 0 < finite.max():
         raise ValueError(
-            f"the means of {metric!r} lie between {known.min():g} and {known.max():g}: "
-            "neither errors nor negated errors. Name a metric of calibration as "
-            "calibration."
+            f"the means of {metric!r} lie between {finite.min():g} and "
+            f"{finite.max():g}: neither errors nor negated errors. Name a metric of "
+            "calibration as calibration."
         )
     return np.abs(mean)
 

@@ -254,10 +254,10 @@ class TrainingDisplay:
         require_matplotlib(f"{cls.__name__}.from_history")
         epochs = finished(history)
         if not epochs:
-            known = sorted({name for epoch in history or () for name in epoch})
+            names = sorted({name for epoch in history or () for name in epoch})
             raise ValueError(
                 f"none of the history's {len(history or ())} epochs has a train_loss, "
-                f"they hold {known}; train for an epoch, and with skorch's default "
+                f"they hold {names}; train for an epoch, and with skorch's default "
                 "callbacks (callbacks='disable' turns them off)."
             )
         columns = {
