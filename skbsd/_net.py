@@ -657,6 +657,7 @@ class Net(NeuralNetClassifier):
                 "skbsd": state.pop("_skbsd_version", None),
             },
             type(self).__name__,
+            stacklevel=3,
         )
         components = state.pop("_components", None)
         requested = state["device"]

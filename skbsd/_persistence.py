@@ -305,7 +305,7 @@ def _assemble(net: Any, network: nn.Module | None, saved: _Saved, path: Any) -> 
 
 def _warn(saved: _Saved, cls: Any, net: Any, path: Any) -> None:
     """Say once what differs from the estimator that was saved."""
-    _versions.compare(saved.versions, cls.__name__)
+    _versions.compare(saved.versions, cls.__name__, stacklevel=5)
     remarks = []
     if saved.left_out:
         names = ", ".join(f"{n} ({saved.left_out[n]})" for n in sorted(saved.left_out))
@@ -350,7 +350,10 @@ def _stored(value: Any) -> tuple[str, Any]:
         return "contrastive", {f.name: _stored(getattr(value, f.name)) for f in fields}
     description = _architecture.describe(value)
     if description is not None:
-        return "network", {"description": description, "weights": value.state_dict()}
+        return "network", {
+            "description": description,
+            "weights": dict(value.state_dict()),
+        }
     _files.encode(value)  # raises for what is not plain
     return "plain", value
 

@@ -52,7 +52,7 @@ def current() -> dict[str, str]:
     }
 
 
-def compare(found: dict[str, Any], estimator: str) -> None:
+def compare(found: dict[str, Any], estimator: str, stacklevel: int) -> None:
     """Warn where versions differ from those that are here.
 
     Parameters
@@ -61,6 +61,8 @@ def compare(found: dict[str, Any], estimator: str) -> None:
         As from :func:`current`; of what lacks, the version is not known.
     estimator : str
         Name of its class.
+    stacklevel : int
+        Of the warning, as counted from here.
     """
     here = current()
     for library in _COMPARED:
@@ -73,5 +75,5 @@ def compare(found: dict[str, Any], estimator: str) -> None:
                     current_sklearn_version=here[library],
                     original_sklearn_version=original,
                 ),
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
