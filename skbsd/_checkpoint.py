@@ -59,6 +59,7 @@ class CheckpointFile:
             folder.mkdir(parents=True, exist_ok=True)
             trial.write_bytes(b"")
             trial.unlink()
+            _files.remove_leftovers(self.path)
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint={str(folder)!r} is no folder that can be written to: "

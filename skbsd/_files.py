@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -123,6 +124,21 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def remove_leftovers(path: Path, age: float = 600.0) -> None:
+    """Remove what processes that were killed have left of a file, half written.
+
+    Parameters
+    ----------
+    path : Path
+    age : float, default=600
+        Seconds since something was written. Younger ones may be being written.
+    """
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if time.time() - temporary.stat().st_mtime > age:
+                temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

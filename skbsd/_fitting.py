@@ -1,5 +1,6 @@
 """A call of `fit`, from checked data to what it leaves on the estimator."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -107,6 +108,9 @@ class Fitting:
         data = self._on_device()
         checkpoint = self._checkpoint()
         before = Snapshot(net, keep=self.keep)
+        after_epoch = [before.release]
+        if checkpoint is not None:
+            after_epoch.append(checkpoint.write)
         run = None
         try:
             tasks = FitTasks(net, self.data)
@@ -124,7 +128,9 @@ class Fitting:
                 self._begin(run, checkpoint)
                 interrupted = None
                 if not is_done:
-                    interrupted = self._run_epochs(run, data, checkpoint)
+                    interrupted = self._run_epochs(run, data, after_epoch)
+                    if checkpoint is not None and interrupted is None:
+                        checkpoint.write(is_done=True)
                 self._leave(run)
                 tasks.end()
         except BaseException as error:
@@ -316,13 +322,13 @@ class Fitting:
         checkpoint.resume(self.net.verbose)
 
     def _run_epochs(
-        self, run: Run, data: TrainingData, checkpoint: RunCheckpoint | None
+        self, run: Run, data: TrainingData, after_epoch: list[Callable[[], None]]
     ) -> int | None:
         """Run the epochs; return the number of one that the user has interrupted."""
         net = self.net
         interrupted = None
         try:
-            run.train(None if checkpoint is None else checkpoint.write)
+            run.train(after_epoch)
         except KeyboardInterrupt:
             # A search would go on with its next candidate; without an epoch there is
             # no model to go on with.
@@ -335,8 +341,6 @@ class Fitting:
         finally:
             net.n_iter_ = count_epochs(net.history)
         net.notify("on_train_end", X=data.X, y=data.y)
-        if checkpoint is not None and interrupted is None:
-            checkpoint.write(is_done=True)
         return interrupted
 
     def _leave(self, run: Run) -> None:

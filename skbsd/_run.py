@@ -1,7 +1,7 @@
 """A call of `fit`: its epochs, and everything that is known only while it runs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -171,13 +171,13 @@ class Run:
         """Get ready for the first epoch, or for the state of a checkpoint."""
         self.objective.begin(self)
 
-    def train(self, after_epoch: Callable[[], None] | None = None) -> None:
+    def train(self, after_epoch: Iterable[Callable[[], None]] = ()) -> None:
         """Run the epochs.
 
         Parameters
         ----------
-        after_epoch : callable, optional
-            Called when an epoch is finished.
+        after_epoch : iterable of callable, default=()
+            Called when an epoch is finished, one after the other.
 
         Raises
         ------
@@ -191,8 +191,8 @@ class Run:
         with self._learning_rate.applied(), self.objective.active():
             while self.epoch < self.max_epochs:
                 stops = self._run_epoch()
-                if after_epoch is not None:
-                    after_epoch()
+                for call in after_epoch:
+                    call()
                 if stops:
                     break
 

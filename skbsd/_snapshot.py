@@ -29,6 +29,10 @@ class Snapshot:
                 if hasattr(net, name)
             }
 
+    def release(self) -> None:
+        """Free the copies, where there is no way back: beliefs may be large."""
+        self._states = {}
+
     def restore(self) -> None:
         """Make the estimator what it was."""
         attributes = vars(self._net)

@@ -458,6 +458,16 @@ class TestErrors:
             quick(checkpoint=tmp_path, warm_start=True).fit(*iris)
         assert pickle.dumps(model.module_.state_dict()) == before
 
+    def test_what_a_kill_has_left_is_removed(self, iris, tmp_path):
+        quick(checkpoint=tmp_path).fit(*iris)
+        (path,) = files(tmp_path)
+        old, young = (tmp_path / f".{path.name}.{i}.tmp" for i in (1, 2))
+        for temporary in (old, young):
+            temporary.write_bytes(b"half")
+        os.utime(old, (0, 0))
+        quick(checkpoint=tmp_path).fit(*iris)
+        assert {p.name for p in tmp_path.iterdir()} == {path.name, young.name}
+
     @pytest.mark.parametrize("value", [1, True, b"folder"])
     def test_parameter(self, iris, value):
         with pytest.raises(ValueError, match="checkpoint"):
