@@ -26,6 +26,7 @@ from . import _state, _versions
 from ._batches import Batch
 from ._checks import check_device, check_order, check_X
 from ._forward import Forward, check_output, infer_prepared
+from ._gathering import gather
 from ._generators import Generators
 from ._loading import Loader, prediction_batches
 from ._optimizer import can_fuse
@@ -44,9 +45,6 @@ _PREFIXES = (
 
 # Options of an optimizer that speak against fusing it, or decide it.
 _NOT_FUSED = {"capturable", "differentiable", "foreach", "fused"}
-
-# Bytes of logits that are gathered on the device before they are fetched.
-_LARGEST_BUFFER = 2**28
 
 # What no copy of an estimator has: a call of fit that runs, what only a further one
 # can use, and contexts of scikit-learn's callbacks.
@@ -609,26 +607,9 @@ class Net(NeuralNetClassifier):
     def _all_logits(self, X) -> Tensor:
         # forward_iter is looked up on the instance: skorch's scoring callbacks put
         # cached predictions in its place.
-        out, n = None, 0
         device = getattr(self, "device_", "cpu")
-        for logits in self.forward_iter(X, training=False, device=device):
-            if out is None:
-                # One buffer, as parts would leave memory in pieces; on the device, as
-                # each transfer waits for it, where that is not too much.
-                length = len(X) if hasattr(X, "__len__") else len(logits)
-                fits = length * logits[:1].nbytes <= _LARGEST_BUFFER
-                where = logits.device if fits else "cpu"
-                out = logits.new_empty(length, logits.shape[1], device=where)
-            while n + len(logits) > len(out):  # such as of a loader that repeats
-                more = max(len(out), len(logits))
-                out = torch.cat([out, out.new_empty(more, out.shape[1])])
-            out[n : n + len(logits)] = logits
-            n += len(logits)
-        if out is None:
-            raise ValueError("X has no samples; expected at least one to predict for.")
-        logits = out[:n].cpu()
-        # A bfloat16 has too few digits for probabilities that sum to one.
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        batches = self.forward_iter(X, training=False, device=device)
+        return gather(batches, len(X) if hasattr(X, "__len__") else None)
 
     # Copies
 

@@ -15,7 +15,7 @@ from skorch.callbacks import Callback, PrintLog
 from skorch.dataset import ValidSplit
 from torch import nn
 
-from skbsd import BSDClassifier, _batches, _fitting, _net
+from skbsd import BSDClassifier, _batches, _fitting, _gathering
 from skbsd._batches import IndexedDataset, IndexedTensor, LoaderBatches
 
 SPLIT = ValidSplit(5, stratified=True)
@@ -285,7 +285,7 @@ class TestPrediction:
         X = np.tile(iris[0], (120, 1))  # three batches of 8,192
         expected = np.tile(model.decision_function(iris[0]), (120, 1))
         for size in (0, 2**28):
-            monkeypatch.setattr(_net, "_LARGEST_BUFFER", size)
+            monkeypatch.setattr(_gathering, "_LARGEST_BUFFER", size)
             assert_allclose(model.decision_function(X), expected, rtol=1e-4, atol=1e-5)
 
     def test_a_loader_that_repeats_samples(self, iris):
