@@ -522,7 +522,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             raise NotFittedError(
                 f"this {type(self).__name__} has weights, but was never fitted and so "
                 "knows no classes. Use predict_proba, or save whole estimators with "
-                "pickle or joblib."
+                "`save` or joblib."
             )
         return self.classes_[codes]
 
