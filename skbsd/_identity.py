@@ -17,6 +17,9 @@ from torch.utils.data import Dataset, TensorDataset
 _REPR = (bool, int, float, complex, str, bytes, range, slice, type(None), type(...))
 _STR = (PurePath, torch.dtype, torch.device, np.dtype)
 
+# Whose classes are what their names say, in the versions that a checkpoint compares.
+_LIBRARIES = {"builtins", "numpy", "skbsd", "sklearn", "skorch", "torch", "torchvision"}
+
 
 class UnknownIdentityError(TypeError):
     """A value that cannot be told from others of its kind."""
@@ -89,7 +92,9 @@ class _Content:
             self.feed(value.__self__, value.__func__)
         elif isinstance(value, types.FunctionType):
             self._feed_function(value)
-        elif inspect.isclass(value) or inspect.isroutine(value):
+        elif inspect.isclass(value):
+            self._feed_class(value)
+        elif inspect.isroutine(value):
             self.feed(value.__module__ or "", value.__qualname__)
         else:
             self._feed_object(value)
@@ -112,7 +117,20 @@ class _Content:
         self.feed(code.co_code, constants, code.co_names, cells)
         self.feed(function.__defaults__, function.__kwdefaults__)
 
+    def _feed_class(self, value: type) -> None:
+        """Tell a class of the user's apart by its code: it may have been edited."""
+        for kind in value.__mro__:
+            self.feed(kind.__module__, kind.__qualname__)
+            if kind.__module__.partition(".")[0] not in _LIBRARIES:
+                functions = [
+                    part
+                    for part in vars(kind).values()
+                    if isinstance(part, types.FunctionType)
+                ]
+                self.feed(*functions)
+
     def _feed_object(self, value: Any) -> None:
+        self.feed(type(value))
         if isinstance(value, nn.Module):
             self.feed(repr(value), dict(value.state_dict()))
         elif isinstance(value, np.random.RandomState | torch.Generator):

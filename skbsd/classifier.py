@@ -131,7 +131,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         A folder, in which each call of `fit` leaves a file after every epoch, and from
         which the same call goes on: one that was done returns at once. Files are named
         by a digest of parameters and data, so the fits of a search share the folder,
-        and a search that was killed is simply started again. See the guide on saving.
+        and a search that was killed is simply started again. Without a `random_state`
+        too, the same call is the one that was begun. See the guide on saving.
     warm_start : bool, default=False
         Let `fit` go on from the network of the last call.
     verbose : int, default=0
