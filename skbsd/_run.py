@@ -1,5 +1,6 @@
 """A call of `fit`: its epochs, and everything that is known only while it runs."""
 
+import dis
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -208,7 +209,10 @@ class Run:
         stops = False
         try:
             self.net.notify("on_epoch_end", **self._datasets)
-        except KeyboardInterrupt:  # how skorch's callbacks stop, such as EarlyStopping
+        except KeyboardInterrupt as error:
+            # How skorch's callbacks stop, such as EarlyStopping.
+            if not _raised_by_statement(error):
+                raise
             stops = True
         self.epoch += 1
         return self._tasks.end_epoch() or stops
@@ -342,6 +346,20 @@ class Run:
     def write(self, name: str, value: float) -> None:
         """Write a number into the history of the epoch."""
         self.net.history.record(name, value)
+
+
+def _raised_by_statement(error: BaseException) -> bool:
+    """Whether a `raise` statement raised an exception, and not a signal (Ctrl-C).
+
+    A signal interrupts whatever instruction is being executed.
+    """
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if innermost is None:
+        return False
+    instruction = innermost.tb_frame.f_code.co_code[innermost.tb_lasti]
+    return instruction == dis.opmap["RAISE_VARARGS"]
 
 
 class WeightsBackup:

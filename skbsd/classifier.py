@@ -684,10 +684,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         split = self._split(data, caller, split_params)
         interrupted = Fitting(self, data, split, keep=keep).train()
         if interrupted is not None:
+            further = "partial_fit trains it further"
+            if self.checkpoint is not None:
+                further = "the same call again trains the remaining epochs"
             warnings.warn(
                 f"training was interrupted in epoch {interrupted} of "
-                f"{self.max_epochs}. The model is usable as it is; partial_fit trains "
-                "it further.",
+                f"{self.max_epochs}. The model of that moment can be used; {further}.",
                 ConvergenceWarning,
                 stacklevel=4,  # fit's caller
             )

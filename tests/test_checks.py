@@ -4,6 +4,7 @@ And nothing is lost: an estimator that was fitted before is as it was.
 """
 
 import copy
+import signal
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from modules import (
 from numpy.testing import assert_array_equal
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
-from skorch.callbacks import EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping
 from torch.utils.data import (
     IterableDataset,
     SequentialSampler,
@@ -306,6 +307,23 @@ class TestInterrupt:
             for i, values in optimizer["state"].items():
                 for name, value in values.items():
                     assert torch.equal(state[i][name], value)
+
+    def test_while_callbacks_hear_of_the_end_of_an_epoch(self, iris):
+        """It is no early stopping, which is a KeyboardInterrupt there too."""
+
+        class Slow(Callback):
+            def on_epoch_end(self, net, **kwargs):
+                if len(net.history) == 2:
+                    signal.raise_signal(signal.SIGINT)
+
+        class Stops(Callback):
+            def on_epoch_end(self, net, **kwargs):
+                if len(net.history) == 2:
+                    raise KeyboardInterrupt
+
+        with pytest.warns(ConvergenceWarning, match=r"interrupted in epoch 2 of 5"):
+            quick(max_epochs=5, callbacks=[Slow]).fit(*iris)
+        assert quick(max_epochs=5, callbacks=[Stops]).fit(*iris).n_iter_ == 2
 
     def test_stops_a_search(self, iris):
         search = GridSearchCV(
