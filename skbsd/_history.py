@@ -1,20 +1,16 @@
 """What a history of epochs comes to, in a few figures."""
 
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-# The types of numbers that a history holds, by their names in a file.
-_NUMBERS = {"bool": bool, "float": float, "float64": np.float64, "int": int}
-_DTYPES = {
-    "bool": torch.bool,
-    "float": torch.float64,
-    "float64": torch.float64,
-    "int": torch.int64,
-}
+# The types of numbers that a history holds: how arrays store them, and their names.
+_CODES = {bool: "b", float: "d", np.float64: "d", int: "q"}
+_NUMBERS = {kind.__name__: kind for kind in _CODES}
 
 # The figures of an epoch as skorch names them, and as people do.
 NAMES = {
@@ -61,58 +57,94 @@ def outcome(history: Iterable[Mapping[str, Any]] | None) -> Outcome | None:
     return Outcome(len(epochs), seconds, figures(epochs[-1]))
 
 
-def to_columns(history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a history as columns of numbers.
+class HistoryColumns:
+    """A history that grows, as columns of numbers for a file.
 
     It has two numbers or more for every batch: as objects of their own they would take
-    longer to write than a network.
+    longer to write than a network. Each row is looked at once, when its epoch is over,
+    so that the time for an epoch does not grow with their number.
     """
-    rows = [dict(epoch) for epoch in history]
-    batches = [row.pop("batches", []) for row in rows]
-    return {
-        "epochs": _pack(rows),
-        "batches": _pack([batch for part in batches for batch in part]),
-        "n_batches": [len(part) for part in batches],
-    }
+
+    def __init__(self):
+        self._epochs, self._batches = _Rows(), _Rows()
+        self._n_batches: list[int] = []
+
+    def update(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Add the epochs that are new."""
+        for epoch in history[len(self._n_batches) :]:
+            row = dict(epoch)
+            batches = row.pop("batches", [])
+            self._epochs.add(row)
+            for batch in batches:
+                self._batches.add(batch)
+            self._n_batches.append(len(batches))
+
+    def packed(self) -> dict[str, Any]:
+        """Return plain data and tensors."""
+        return {
+            "epochs": self._epochs.packed(),
+            "batches": self._batches.packed(),
+            "n_batches": torch.tensor(self._n_batches, dtype=torch.int64),
+        }
 
 
 def from_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Undo :func:`to_columns`."""
+    """Return the rows of a history that was packed."""
     batches = iter(_unpack(columns["batches"]))
     return [
         {"batches": list(islice(batches, n)), **row}
-        for row, n in zip(_unpack(columns["epochs"]), columns["n_batches"], strict=True)
+        for row, n in zip(
+            _unpack(columns["epochs"]), columns["n_batches"].tolist(), strict=True
+        )
     ]
 
 
-def _pack(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put rows with the same keys and types together, a column for each key."""
-    groups: dict[tuple, list[tuple]] = {}
-    order = []
-    for row in rows:
+class _Rows:
+    """Rows with the same keys and types put together, a column for each key."""
+
+    def __init__(self):
+        self._groups: dict[tuple, _Group] = {}
+        self._order = array("q")
+
+    def add(self, row: Mapping[str, Any]) -> None:
         form = tuple((key, type(value)) for key, value in row.items())
-        groups.setdefault(form, []).append(tuple(row.values()))
-        order.append(form)
-    number = {form: i for i, form in enumerate(groups)}
-    packed = []
-    for form, group in groups.items():
-        columns = zip(form, zip(*group, strict=True), strict=True)
-        packed.append(
-            {
-                "n_rows": len(group),
-                "columns": {
-                    key: _column(kind, values) for (key, kind), values in columns
-                },
-            }
-        )
-    return {"groups": packed, "order": torch.tensor([number[form] for form in order])}
+        if form not in self._groups:
+            self._groups[form] = _Group(form, len(self._groups))
+        group = self._groups[form]
+        group.add(row)
+        self._order.append(group.number)
+
+    def packed(self) -> dict[str, Any]:
+        groups = [group.packed() for group in self._groups.values()]
+        return {"groups": groups, "order": _as_tensor(self._order)}
 
 
-def _column(kind: type, values: tuple) -> Any:
-    if kind not in _NUMBERS.values():
-        return list(values)
-    name = next(name for name, other in _NUMBERS.items() if other is kind)
-    return {"type": name, "values": torch.tensor(values, dtype=_DTYPES[name])}
+class _Group:
+    def __init__(self, form: tuple, number: int):
+        self.number = number
+        self._n_rows = 0
+        self._columns = {
+            key: array(_CODES[kind]) if kind in _CODES else [] for key, kind in form
+        }
+        self._kinds = {key: kind.__name__ for key, kind in form if kind in _CODES}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self._n_rows += 1
+        for key, column in self._columns.items():
+            column.append(row[key])
+
+    def packed(self) -> dict[str, Any]:
+        columns = {
+            key: {"type": self._kinds[key], "values": _as_tensor(column)}
+            if isinstance(column, array)
+            else column
+            for key, column in self._columns.items()
+        }
+        return {"n_rows": self._n_rows, "columns": columns}
+
+
+def _as_tensor(column: array) -> torch.Tensor:
+    return torch.from_numpy(np.array(column))
 
 
 def _unpack(packed: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ._callback_state import CallbackStates, UncoveredStateError
 from ._generators import Generators
-from ._history import from_columns, to_columns
+from ._history import HistoryColumns, from_columns
 from ._optimizer import match_strides
 from ._run import Run
 from .objectives import Objective
@@ -64,6 +64,7 @@ class RunState:
     def __init__(self, run: Run, generators: Generators):
         self._run = run
         self._generators = generators
+        self._history = HistoryColumns()
         self._callbacks = CallbackStates.of(run.net.callbacks_)
         self._objective_before = dict(vars(run.objective))
 
@@ -77,6 +78,7 @@ class RunState:
         """
         run = self._run
         parameters = run.module.named_parameters()
+        self._history.update(run.net.history)
         return {
             "epoch": run.epoch,
             "step": run.step,
@@ -86,7 +88,7 @@ class RunState:
             "posterior": run.posterior.state_dict(),
             "objective": self._objective_state(),
             "generators": self._generators.save(run.net.device_),
-            "history": to_columns(run.net.history),
+            "history": self._history.packed(),
             "callbacks": self._callbacks.save(),
             "compile_time": run.forward.compile_time,
         }
