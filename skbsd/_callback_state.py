@@ -7,6 +7,7 @@ import torch
 from skorch.callbacks import Callback, EpochTimer, PrintLog
 from skorch.callbacks import ProgressBar as BatchProgressBar
 
+from ._identity import UnknownIdentityError, digest
 from .callbacks import ProgressBar
 
 # What skorch's own callbacks make anew, within each epoch or as training begins.
@@ -50,16 +51,16 @@ class CallbackStates(NamedTuple):
     callbacks : list of (name, callback)
         After `on_train_begin`.
     at_start : dict
-        What their attributes were then.
+        Digests of their attributes then.
     """
 
     callbacks: list[tuple[str, Callback]]
-    at_start: dict[str, dict[str, Any]]
+    at_start: dict[str, dict[str, str]]
 
     @classmethod
     def of(cls, callbacks: list[tuple[str, Callback]]) -> "CallbackStates":
         """Take note of callbacks as training begins."""
-        return cls(callbacks, {name: dict(vars(c)) for name, c in callbacks})
+        return cls(callbacks, {name: contents_of(c) for name, c in callbacks})
 
     def save(self) -> dict[str, dict[str, Any]]:
         """Return the state of each callback.
@@ -99,14 +100,10 @@ class CallbackStates(NamedTuple):
                 continue  # a parameter
             if is_plain(value):
                 state[attribute] = _as_dict(value)
-            elif (
-                attribute in at_start
-                and at_start[attribute] is value
-                and (not hasattr(value, "state_dict"))
-            ):
-                continue  # configuration
             elif hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
                 nested[attribute] = _plain_part(value.state_dict())
+            elif at_start.get(attribute) == content_of(value):
+                continue  # configuration
             else:
                 raise UncoveredStateError(
                     f"the callback {name!r} keeps a {type(value).__name__} in its "
@@ -115,6 +112,19 @@ class CallbackStates(NamedTuple):
                     "checkpoint=None."
                 )
         return state | ({"nested": nested} if nested else {})
+
+
+def contents_of(holder: Any) -> dict[str, str]:
+    """Return what tells whether the attributes of an object change, also in place."""
+    return {name: content_of(value) for name, value in vars(holder).items()}
+
+
+def content_of(value: Any) -> str:
+    """Return a digest or, of what shows nothing of its contents, its identity."""
+    try:
+        return digest(value)
+    except UnknownIdentityError:
+        return f"object {id(value)}"
 
 
 def is_plain(value: Any) -> bool:

@@ -4,21 +4,21 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
 _REPR = (bool, int, float, complex, str, bytes, range, slice, type(None), type(...))
+_IN_CLASSES = (*_REPR, list, tuple, dict, set, frozenset, types.FunctionType)
 _STR = (PurePath, torch.dtype, torch.device, np.dtype)
-
-# Whose classes are what their names say, in the versions that a checkpoint compares.
-_LIBRARIES = {"builtins", "numpy", "skbsd", "sklearn", "skorch", "torch", "torchvision"}
 
 
 class UnknownIdentityError(TypeError):
@@ -110,24 +110,32 @@ class _Content:
 
     def _feed_function(self, function: types.FunctionType) -> None:
         """Tell functions apart by their code too: some have no name of their own."""
-        code = function.__code__
-        constants = [c for c in code.co_consts if not inspect.iscode(c)]
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
         self.feed(function.__module__ or "", function.__qualname__)
-        self.feed(code.co_code, constants, code.co_names, cells)
+        self._feed_code(function.__code__, function.__globals__)
+        self.feed(*map(_contents, function.__closure__ or ()))
         self.feed(function.__defaults__, function.__kwdefaults__)
+
+    def _feed_code(self, code: types.CodeType, namespace: dict[str, Any]) -> None:
+        """Feed instructions, with the plain values that they read from elsewhere."""
+        plain = [c for c in code.co_consts if not inspect.iscode(c)]
+        self.feed(code.co_code, plain, code.co_names)
+        read = [namespace[name] for name in code.co_names if name in namespace]
+        self.feed(*(value for value in read if isinstance(value, _REPR)))
+        for inner in code.co_consts:
+            if inspect.iscode(inner):
+                self._feed_code(inner, namespace)
 
     def _feed_class(self, value: type) -> None:
         """Tell a class of the user's apart by its code: it may have been edited."""
         for kind in value.__mro__:
             self.feed(kind.__module__, kind.__qualname__)
-            if kind.__module__.partition(".")[0] not in _LIBRARIES:
-                functions = [
-                    part
-                    for part in vars(kind).values()
-                    if isinstance(part, types.FunctionType)
-                ]
-                self.feed(*functions)
+            if not _is_of_user(kind.__module__):
+                continue
+            for name, part in vars(kind).items():
+                part = getattr(part, "__func__", part)  # of static and class methods
+                part = getattr(part, "fget", part)  # of properties
+                if not _is_made(name) and isinstance(part, _IN_CLASSES):
+                    self.feed(name, part)
 
     def _feed_object(self, value: Any) -> None:
         self.feed(type(value))
@@ -136,12 +144,18 @@ class _Content:
         elif isinstance(value, np.random.RandomState | torch.Generator):
             self.feed(value.get_state())
         elif isinstance(value, Dataset):
-            # Its contents may be random or costly; labels stand for them elsewhere.
-            self.feed(*value.tensors if type(value) is TensorDataset else ())
+            # What it loads may be random or costly: what it holds stands for that.
+            for name, part in sorted(vars(value).items()):
+                with suppress(UnknownIdentityError):
+                    self.feed(name, digest(part))
         elif dataclasses.is_dataclass(value):
             self.feed(
                 {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
             )
+        elif hasattr(value, "__array__"):  # such as a DataFrame
+            self.feed(np.asarray(value))
+        elif isinstance(value, Collection) and not hasattr(value, "__dict__"):
+            self.feed(len(value), *value)
         elif hasattr(value, "__dict__"):
             # What ends in an underscore was fitted, and follows from the rest.
             self.feed({k: v for k, v in vars(value).items() if not k.endswith("_")})
@@ -150,3 +164,24 @@ class _Content:
                 f"{value!r} of type {type(value).__name__} shows nothing of its "
                 "contents."
             )
+
+
+def _is_of_user(module: str) -> bool:
+    """Whether a module may be edited between two calls; installed ones are not."""
+    root = module.partition(".")[0]
+    if root in sys.stdlib_module_names or root == "skbsd":
+        return root == "__main__"
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is None or "site-packages" not in PurePath(file).parts
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _is_made(name: str) -> bool:
+    """Whether Python itself makes an attribute of a class; methods are not made."""
+    return name in ("__module__", "__qualname__", "__doc__", "__firstlineno__")

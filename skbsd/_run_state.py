@@ -5,7 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._callback_state import CallbackStates, UncoveredStateError
+from ._callback_state import (
+    CallbackStates,
+    UncoveredStateError,
+    content_of,
+    contents_of,
+)
 from ._generators import Generators
 from ._history import HistoryColumns, from_columns
 from ._optimizer import match_strides
@@ -66,7 +71,7 @@ class RunState:
         self._generators = generators
         self._history = HistoryColumns()
         self._callbacks = CallbackStates.of(run.net.callbacks_)
-        self._objective_before = dict(vars(run.objective))
+        self._objective_before = contents_of(run.objective)
 
     def save(self) -> dict[str, Any]:
         """Return the state.
@@ -117,7 +122,7 @@ class RunState:
         remembers = [
             name
             for name, value in vars(objective).items()
-            if name != "run" and (name not in before or before[name] is not value)
+            if name != "run" and before.get(name) != content_of(value)
         ]
         if remembers:
             raise UncoveredStateError(

@@ -1,5 +1,6 @@
 """A fit that was stopped at any moment goes on as if it had never been."""
 
+import collections
 import copy
 import errno
 import logging
@@ -31,7 +32,7 @@ from skorch.dataset import ValidSplit
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from skbsd import BSDClassifier, _files
+from skbsd import BSDClassifier, _files, _run
 from skbsd._callback_state import UncoveredStateError
 from skbsd._checkpoint import CheckpointError
 from skbsd.callbacks import ProgressBar
@@ -292,19 +293,16 @@ class Forgetful(BSDClassifier):
 
 
 class TestDone:
-    def test_returns_at_once(self, iris, tmp_path):
-        class Counts(Linear):
-            calls = 0
+    def test_returns_at_once(self, iris, tmp_path, monkeypatch):
+        quick(checkpoint=tmp_path).fit(*iris)
 
-            def forward(self, x):
-                type(self).calls += 1
-                return super().forward(x)
+        def fail(*args):
+            raise AssertionError("an epoch is run")
 
-        quick(module=Counts, checkpoint=tmp_path).fit(*iris)
-        before = Counts.calls
-        model = quick(module=Counts, checkpoint=tmp_path).fit(*iris)
-        assert Counts.calls == before
-        assert model.n_iter_ == 3
+        monkeypatch.setattr(_run.Run, "_run_epoch", fail)
+        assert quick(checkpoint=tmp_path).fit(*iris).n_iter_ == 3
+        with pytest.raises(AssertionError, match="an epoch"):
+            quick(checkpoint=tmp_path, lr=0.1).fit(*iris)
 
     @pytest.mark.parametrize(
         "change",
@@ -488,6 +486,36 @@ class TestNotCovered:
 
         with pytest.raises(UncoveredStateError, match=r"'Keeps'.*'kept_'.*state_dict"):
             quick(checkpoint=tmp_path, callbacks=[Keeps]).fit(*iris)
+
+    @pytest.mark.parametrize("make", [set, lambda: [set()], collections.deque])
+    def test_a_callback_whose_containers_change(self, iris, tmp_path, make):
+        class Keeps(Callback):
+            def on_train_begin(self, net, **kwargs):
+                self.kept_ = make()
+
+            def on_epoch_end(self, net, **kwargs):
+                kept = self.kept_[0] if isinstance(self.kept_, list) else self.kept_
+                add = kept.append if hasattr(kept, "append") else kept.add
+                add(len(net.history))
+
+        with pytest.raises(UncoveredStateError, match=r"'Keeps'.*'kept_'.*state_dict"):
+            quick(checkpoint=tmp_path, callbacks=[Keeps]).fit(*iris)
+
+    def test_an_objective_that_remembers_in_place(self, iris, tmp_path):
+        class Counts(Objective):
+            def __init__(self):
+                self.total = {"n": 0}
+
+            def loss(self, logits, batch):
+                self.total["n"] += 1
+                return F.cross_entropy(logits, batch.y) / self.total["n"]
+
+        class Counting(BSDClassifier):
+            def make_objective(self):
+                return Counts()
+
+        with pytest.raises(UncoveredStateError, match="Counts remembers total"):
+            Counting(checkpoint=tmp_path, max_epochs=2).fit(*iris)
 
     def test_a_callback_with_methods_for_it(self, iris, tmp_path, killed_after):
         class Keeps(Callback):

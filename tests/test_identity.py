@@ -91,8 +91,64 @@ def test_same_contents():
     assert digest({"a", "b", "c"}) == digest({"c", "b", "a"})
     assert digest(np.arange(6)[::2]) == digest(np.array([0, 2, 4]))
     assert digest(recursive()) == digest(recursive())
-    # A Dataset may load at random: its labels are compared elsewhere.
-    assert digest(Images([1], [1])) == digest(Images([2], [2]))
+
+
+class Counting:
+    offset = 1
+
+    @staticmethod
+    def shift(x):
+        return x + 1
+
+    @property
+    def size(self):
+        return 3
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("offset", 2),
+        ("shift", staticmethod(lambda x: x + 2)),
+        ("size", property(lambda self: 4)),
+    ],
+)
+def test_parts_of_a_class(monkeypatch, name, other):
+    before = digest(Counting)
+    monkeypatch.setattr(Counting, name, other)
+    assert digest(Counting) != before
+
+
+SHIFT = 1
+
+
+def shifted(x):
+    return x + SHIFT
+
+
+def test_values_from_elsewhere(monkeypatch):
+    before = digest(shifted)
+    monkeypatch.setitem(globals(), "SHIFT", 2)
+    assert digest(shifted) != before
+
+
+def test_functions_within_functions():
+    def one(x):
+        return sorted(x, key=lambda v: v)
+
+    first = digest(one)
+
+    def one(x):
+        return sorted(x, key=lambda v: -v)
+
+    assert digest(one) != first
+
+
+def test_datasets():
+    assert digest(Images([1], [1])) == digest(Images([1], [1]))
+    assert digest(Images([1], [1])) != digest(Images([2], [1]))
+    # A part that shows nothing is left out.
+    assert digest(Images(iter([]), [1])) == digest(Images(iter([]), [1]))
 
 
 def test_the_same_in_another_process():
