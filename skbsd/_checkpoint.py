@@ -48,12 +48,18 @@ class CheckpointFile:
                 f"checkpoint={str(folder)!r} names files by a digest of parameters and "
                 f"data, but {error} Leave it out, or pass checkpoint=None."
             ) from error
-        self.path = Path(folder) / f"{digest(self._identity)}.safetensors"
+        name = f"{digest(self._identity)}.safetensors"
+        self.path = Path(folder).expanduser() / name
         self._try()
 
     def _try(self) -> None:
         """Find out now, and not after an epoch, whether the folder can be used."""
         folder = self.path.parent
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(
+                f"checkpoint={str(folder)!r} is a file; expected a folder. Nothing was "
+                "trained."
+            )
         trial = folder / f".{self.path.stem}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -132,9 +138,9 @@ class CheckpointFile:
         except OSError as error:
             raise CheckpointError(
                 f"the checkpoint {self.path} could not be written after epoch {epoch}: "
-                f"{error}. The model in memory is that of this epoch, and usable; the "
-                "file is that of the last one that could be written. Make room, and "
-                "call fit again to go on from there."
+                f"{error}. The model in memory is that of this epoch and can be used. "
+                "A file that was written before is intact: once the folder can be "
+                "written to, call fit again to continue from it."
             ) from error
 
 

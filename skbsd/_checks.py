@@ -105,6 +105,10 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
             f"and prior_floor at least {half.smallest_normal:.1g}, got "
             f"{floor!r}. Use 'float32'."
         )
+    if params["checkpoint"] == "":
+        raise ValueError(
+            "checkpoint must name a folder, got ''; pass '.' for the current one."
+        )
     shape = params["image_shape"]
     if shape is not None and not (
         len(shape) == 3 and all(isinstance(s, Integral) and int(s) > 0 for s in shape)

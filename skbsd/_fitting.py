@@ -287,6 +287,11 @@ class Fitting:
     ) -> Run:
         net = self.net
         objective = net.make_objective()
+        if not isinstance(objective, Objective):
+            raise TypeError(
+                f"make_objective returned {objective!r}; expected an instance of "
+                "skbsd.objectives.Objective."
+            )
         if batches.weight is not None and not objective.accepts_weight:
             raise ValueError(
                 f"{type(objective).__name__} takes no sample or class weights."

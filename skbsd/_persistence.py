@@ -96,7 +96,7 @@ def save(net: Any, path: str | os.PathLike[str], *, posterior: bool) -> None:
         "kind": _KIND,
         "estimator": type(net).__name__,
         "versions": _versions.current(),
-        "parameters": _kept(net.get_params(deep=False), left_out),
+        "parameters": _kept(_parameters(net), left_out),
         "network": _architecture.describe(net.module_),
         "network_class": type(net.module_).__name__,
         "fitted": _kept(_fitted(net), left_out),
@@ -181,10 +181,12 @@ _DAMAGE = (
 
 def _damaged(path: Any, error: Exception, header: dict, cls: Any) -> FileFormatError:
     saved_by = header.get("estimator")
-    hint = f"; it was saved by a {saved_by}" if saved_by != cls.__name__ else ""
-    return FileFormatError(
-        f"{os.fspath(path)} is damaged, or no file of a {cls.__name__}{hint}: {error}"
-    )
+    if saved_by != cls.__name__:
+        return FileFormatError(
+            f"{os.fspath(path)} was saved by a {saved_by}; use {saved_by}.load. As a "
+            f"{cls.__name__} it cannot be read: {error}"
+        )
+    return FileFormatError(f"{os.fspath(path)} is damaged: {error}")
 
 
 class _Saved:
@@ -369,6 +371,11 @@ def _revived(stored: Any) -> Any:
     if kind == "network":
         return _architecture.build_with(value["description"], value["weights"])
     raise ValueError(f"{kind!r} is no way to store a value")
+
+
+def _parameters(net: Any) -> dict[str, Any]:
+    """Return the parameters; a folder of checkpoints is one of this machine."""
+    return net.get_params(deep=False) | {"checkpoint": None}
 
 
 def _fitted(net: Any) -> dict[str, Any]:

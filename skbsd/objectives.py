@@ -272,6 +272,12 @@ class Objective:
         """
         logits = self.run.logits(batch.x)
         loss = self.loss(to_float32(logits), batch)
+        if not (isinstance(loss, Tensor) and loss.ndim == 0):
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
+            raise TypeError(
+                f"{type(self).__name__}.loss returned {found}; expected a Tensor of "
+                "shape (), the mean over the batch."
+            )
         loss.backward()
         return {"loss": loss.detach(), "y_pred": logits}
 

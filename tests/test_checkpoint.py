@@ -391,7 +391,16 @@ class TestErrors:
         model = quick(checkpoint=file / "folder")
         with pytest.raises(CheckpointError, match=r"no folder that can be written"):
             model.fit(*iris)
+        with pytest.raises(CheckpointError, match=r"is a file; expected a folder"):
+            model.set_params(checkpoint=file).fit(*iris)
+        with pytest.raises(ValueError, match="name a folder, got ''"):
+            model.set_params(checkpoint="").fit(*iris)
         assert not hasattr(model, "module_")
+
+    def test_the_home_folder(self, iris, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        quick(checkpoint="~/runs").fit(*iris)
+        assert len(files(tmp_path / "runs")) == 1
 
     def test_a_full_disk(self, iris, tmp_path, monkeypatch):
         fsync, calls = os.fsync, []
