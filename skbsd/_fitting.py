@@ -101,6 +101,18 @@ class Fitting:
         # A network whose weights were loaded has not seen data yet.
         self.fresh = not (keep and net._has_classes())
         self.device = net.device_ if keep else _checks.check_device(net.device)
+        self._had_model = hasattr(net, "module_")
+        self._dtype = net._preparation.dtype if keep else self._choose_dtype()
+
+    def _choose_dtype(self) -> str:
+        net = self.net
+        return choose_dtype(
+            sample_shape(self.data.X, net.image_shape),
+            self.data.n_used,
+            net.batch_size,
+            self.device,
+            chosen=net.module is None and net.precision == "auto",
+        )
 
     def train(self) -> int | None:
         """Train; return the number of the epoch that the user has interrupted."""
@@ -158,24 +170,12 @@ class Fitting:
         return run.epoch == 0
 
     def _on_device(self) -> TrainingData:
-        net = self.net
-        self._had_model = hasattr(net, "module_")
-        # Checks of the data are over; whatever fails from here on is undone.
-        self._dtype = net._preparation.dtype
-        if not self.keep:
-            self._dtype = choose_dtype(
-                sample_shape(self.data.X, net.image_shape),
-                self.data.n_used,
-                net.batch_size,
-                self.device,
-                chosen=net.module is None and net.precision == "auto",
-            )
         sides = ("iterator_train", "iterator_valid")
         return on_device(
             self.data,
             self.device,
             getattr(torch, self._dtype),
-            by_loader=any(net._loader(side).is_set for side in sides),
+            by_loader=any(self.net._loader(side).is_set for side in sides),
         )
 
     def _new_generators(self) -> Generators:
