@@ -131,10 +131,12 @@ class _Content:
             self.feed(kind.__module__, kind.__qualname__)
             if not _is_of_user(kind.__module__):
                 continue
-            for name, part in vars(kind).items():
+            # In the order of their names: that of a copy in another process differs.
+            for name, part in sorted(vars(kind).items()):
                 part = getattr(part, "__func__", part)  # of static and class methods
                 part = getattr(part, "fget", part)  # of properties
-                if not _is_made(name) and isinstance(part, _IN_CLASSES):
+                made_by_python = name.startswith("__") and not callable(part)
+                if isinstance(part, _IN_CLASSES) and not made_by_python:
                     self.feed(name, part)
 
     def _feed_object(self, value: Any) -> None:
@@ -169,8 +171,10 @@ class _Content:
 def _is_of_user(module: str) -> bool:
     """Whether a module may be edited between two calls; installed ones are not."""
     root = module.partition(".")[0]
+    if root == "__main__":
+        return True
     if root in sys.stdlib_module_names or root == "skbsd":
-        return root == "__main__"
+        return False
     file = getattr(sys.modules.get(module), "__file__", None)
     return file is None or "site-packages" not in PurePath(file).parts
 
@@ -180,8 +184,3 @@ def _contents(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # not filled yet
         return None
-
-
-def _is_made(name: str) -> bool:
-    """Whether Python itself makes an attribute of a class; methods are not made."""
-    return name in ("__module__", "__qualname__", "__doc__", "__firstlineno__")

@@ -168,3 +168,32 @@ def test_the_same_in_another_process():
 def test_what_shows_nothing():
     with pytest.raises(UnknownIdentityError, match="shows nothing"):
         digest(object())
+
+
+SCRIPT = """
+import joblib
+from torch import nn
+from skbsd._identity import digest
+
+class Network(nn.Module):
+    width = 3
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, self.width)
+
+    def forward(self, x):
+        return self.layer(x)
+
+if __name__ == "__main__":
+    jobs = [joblib.delayed(digest)(Network) for _ in range(2)]
+    found = joblib.Parallel(n_jobs=2)(jobs)
+    assert set(found) == {digest(Network)}, found
+"""
+
+
+def test_the_same_in_a_worker(tmp_path):
+    """A search with n_jobs=2 goes on where one with n_jobs=1 was killed."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    subprocess.run([sys.executable, script], check=True, capture_output=True)
