@@ -358,7 +358,10 @@ def markdown(data: Comparison, panel: str) -> str:
 
 
 def picture(data: Comparison, file: Path) -> None:
-    """Draw accuracy over ECE, one small axes for each cell."""
+    """Draw accuracy over ECE, one small axes for each cell.
+
+    In one piece: most of it are settings of matplotlib, in the order of drawing.
+    """
     from matplotlib.figure import Figure
 
     columns = min(4, len(data.cells))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import is_classifier
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils._param_validation import (
@@ -344,7 +345,12 @@ def fitted_classifier(estimator: Any, attribute: str) -> Any:
             f"expected a fitted BSDClassifier or a Pipeline that ends in one, got "
             f"{type(last).__name__}{where}; pass a search's best_estimator_."
         )
-    check_is_fitted(last, attribute)
+    check_is_fitted(last)
+    if not hasattr(last, attribute):
+        raise NotFittedError(
+            f"this {type(last).__name__} has no {attribute}: it was loaded from a file "
+            "without it. Save it with save(path, posterior=True), or fit it."
+        )
     return last
 
 

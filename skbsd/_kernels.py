@@ -202,7 +202,8 @@ def operator(
     """Take in the predictions of a batch; return its losses and their gradient.
 
     The rows `index` of `alpha` and `visits` change in place, save where the loss is
-    not finite. A row outside `alpha` has NaN for a loss.
+    not finite. A row outside `alpha` has NaN for a loss. The function is as long as the
+    list of the kernel's arguments.
 
     Parameters
     ----------

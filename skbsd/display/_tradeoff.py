@@ -124,7 +124,6 @@ class CalibrationTradeoffDisplay:
         from matplotlib.cbook import normalize_kwargs
         from matplotlib.colors import to_rgba
         from matplotlib.lines import Line2D
-        from matplotlib.patheffects import withStroke
 
         kwargs = normalize_kwargs(kwargs, Line2D)
         Line2D([], [], **kwargs)  # raises before anything is drawn
@@ -151,32 +150,8 @@ class CalibrationTradeoffDisplay:
             elinewidth=0.8,
             capsize=2,
         )
-        self.texts_ = [
-            ax.annotate(
-                _format(value),
-                point,
-                (6, 6),
-                textcoords="offset points",
-                fontsize="large" if _format(value) == "∞" else "small",
-                path_effects=[withStroke(linewidth=2, foreground=ax.get_facecolor())],
-            )
-            for value, *point in zip(self.values, x, y, strict=True)
-        ]
-        self.best_ = None
-        if self.best_index is not None:
-            best = "Best" if self.best_name is None else f"Best by {self.best_name}"
-            if best in ax.get_legend_handles_labels()[1]:  # of another display
-                best = f"_{best}"  # which the legend leaves out
-            (self.best_,) = ax.plot(
-                x[self.best_index],
-                y[self.best_index],
-                label=best,
-                linestyle="none",
-                marker="o",
-                markersize=14,
-                markerfacecolor="none",
-                markeredgecolor="0.2",
-            )
+        self.texts_ = self._write_values(ax, x, y)
+        self.best_ = self._ring_best(ax, x, y)
         # Other errors may be shown too: the log loss is none of calibration.
         error = self.calibration_name
         of_calibration = error is None or "ece" in error or "calib" in error
@@ -190,6 +165,41 @@ class CalibrationTradeoffDisplay:
             handles, labels = [handles[i] for i in order], [labels[i] for i in order]
             ax.legend(handles, labels, fontsize="small")
         return self
+
+    def _write_values(self, ax, x, y) -> list:
+        """Write each candidate's value beside its point."""
+        from matplotlib.patheffects import withStroke
+
+        return [
+            ax.annotate(
+                _format(value),
+                point,
+                (6, 6),
+                textcoords="offset points",
+                fontsize="large" if _format(value) == "∞" else "small",
+                path_effects=[withStroke(linewidth=2, foreground=ax.get_facecolor())],
+            )
+            for value, *point in zip(self.values, x, y, strict=True)
+        ]
+
+    def _ring_best(self, ax, x, y):
+        """Draw a ring around the best candidate, where it is known which it is."""
+        if self.best_index is None:
+            return None
+        best = "Best" if self.best_name is None else f"Best by {self.best_name}"
+        if best in ax.get_legend_handles_labels()[1]:  # of another display
+            best = f"_{best}"  # which the legend leaves out
+        (ring,) = ax.plot(
+            x[self.best_index],
+            y[self.best_index],
+            label=best,
+            linestyle="none",
+            marker="o",
+            markersize=14,
+            markerfacecolor="none",
+            markeredgecolor="0.2",
+        )
+        return ring
 
     @classmethod
     def from_cv_results(
