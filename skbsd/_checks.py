@@ -46,6 +46,8 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         ],
         "discount": [Interval(Real, 0, 1, closed="right"), StrOptions({"auto"})],
         "evidence": [StrOptions({"auto", "plain", "weighted"})],
+        "calibration": [StrOptions({"auto", "cross-fit", "hold-out"}), None],
+        "label_noise": [StrOptions({"auto", "errors", "inherent"})],
         "prior_floor": [
             Interval(Real, 0, None, closed="neither"),
             StrOptions({"auto"}),
@@ -55,7 +57,7 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
             Interval(Integral, 1, None, closed="left"),
             Options(Integral, {-1}),
         ],
-        "lr": [Interval(Real, 0, None, closed="neither")],
+        "lr": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "optimizer": [callable],
         "lr_schedule": [StrOptions(set(schedules))],
         "weight_decay": [Interval(Real, 0, None, closed="left")],

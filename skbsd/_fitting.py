@@ -1,6 +1,6 @@
 """A call of `fit`, from checked data to what it leaves on the estimator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from ._generators import Generators
 from ._loading import Loader, Split, TrainingData, make_batches, on_device
 from ._optimizer import match_strides
 from ._preparation import Preparation, choose_dtype, sample_shape
-from ._rules import resolve_discount, resolve_prior_floor, resolve_prior_strength
+from ._rules import Choice, resolve_prior_floor, resolve_prior_strength
 from ._run import DivergenceError, Run, Settings, Trainee
 from ._run_checkpoint import RunCheckpoint, parameters_that_count, start_of
 from ._run_state import check_components, check_loading
@@ -48,6 +48,7 @@ class Estimator(Trainee, Protocol):
     verbose: int
 
     history_: Any
+    choice_: Choice
     classes_inferred_: Any
     compile_time_: float
     data_loading_: str
@@ -91,13 +92,31 @@ class Fitting:
         What of the data is trained and validated on.
     keep : bool
         Whether the call goes on with the network that is there.
+    choice : Choice, default=None
+        Learning rate and rule, where the parameters leave them open. A network that is
+        kept goes on with its own.
+    after_epoch : iterable of callable, default=()
+        Called when an epoch is finished.
     """
 
-    def __init__(self, net: Estimator, data: TrainingData, split: Split, *, keep: bool):
+    def __init__(
+        self,
+        net: Estimator,
+        data: TrainingData,
+        split: Split,
+        *,
+        keep: bool,
+        choice: Choice | None = None,
+        after_epoch: Iterable[Callable[[], None]] = (),
+    ):
         self.net = net
         self.data = data
         self.split = split
         self.keep = keep
+        if keep:
+            choice = getattr(net, "choice_", None)
+        self.choice = Choice.plain(net) if choice is None else choice
+        self._after_epoch = after_epoch
         # A network whose weights were loaded has not seen data yet.
         self.fresh = not (keep and net._has_classes())
         self.device = net.device_ if keep else _checks.check_device(net.device)
@@ -120,7 +139,7 @@ class Fitting:
         data = self._on_device()
         checkpoint = self._checkpoint()
         before = Snapshot(net, keep=self.keep)
-        after_epoch = [before.release]
+        after_epoch = [before.release, *self._after_epoch]
         if checkpoint is not None:
             after_epoch.append(checkpoint.write)
         run = None
@@ -193,6 +212,8 @@ class Fitting:
             "image_mean_",
             "image_std_",
             "posterior_",
+            "calibration_",
+            "out_of_fold_proba_",
         ):
             vars(net).pop(attribute, None)
         net.classes_inferred_ = data.classes
@@ -206,6 +227,7 @@ class Fitting:
             net.image_std_ = net._preparation.std
         if not self.keep:
             net.compile_time_ = 0.0
+            net.choice_ = self.choice
             net.initialize()
         self._choose_memory_format()
 
@@ -226,7 +248,8 @@ class Fitting:
     def _posterior(self) -> DirichletPosterior:
         """Return the last call's where the samples are the same, or a new one."""
         net, codes = self.net, torch.from_numpy(self.data.codes)
-        prior = (net.prior_strength, net.discount, net.prior_floor)
+        strength, discount = self._prior()
+        prior = (strength, discount, net.prior_floor)
         fingerprint = (prior, *_checks.fingerprint(self.data.X, self.data.codes))
         if hasattr(net, "posterior_") and fingerprint == net._fingerprint:
             labels = net.posterior_.labels
@@ -244,13 +267,22 @@ class Fitting:
         return DirichletPosterior(
             codes,
             n_classes,
-            prior_strength=resolve_prior_strength(net.prior_strength, net.max_epochs),
-            discount=resolve_discount(net.discount),
+            prior_strength=resolve_prior_strength(strength, net.max_epochs),
+            discount=discount,
             prior_floor=resolve_prior_floor(
                 net.prior_floor, n_classes, torch.finfo(dtype).smallest_normal
             ),
             dtype=dtype,
             device=self.device,
+        )
+
+    def _prior(self) -> tuple[float | str, float]:
+        """Return prior strength and discount: the user's, or those chosen."""
+        net = self.net
+        strength, discount = net.prior_strength, net.discount
+        return (
+            self.choice.prior_strength if strength == "auto" else strength,
+            self.choice.discount if isinstance(discount, str) else float(discount),
         )
 
     def _batches(self, data: TrainingData) -> tuple[Batches, Batches | None]:
@@ -309,7 +341,7 @@ class Fitting:
             tasks=tasks,
             settings=Settings(
                 net.max_epochs,
-                net.lr,
+                self.choice.lr if net.lr == "auto" else net.lr,
                 net.lr_schedule,
                 net.augmentation,
                 net.image_shape,
@@ -364,7 +396,7 @@ class Fitting:
         file = CheckpointFile(
             net.checkpoint,
             {
-                "parameters": (parameters_that_count(net), self._dtype),
+                "parameters": (parameters_that_count(net), self._dtype, self.choice),
                 "data": (self.data.identity, self.split.identity),
                 "start": start_of(net) if self.keep else None,
             },

@@ -51,6 +51,29 @@ class TrainingData(NamedTuple):
         """What tells these data from others."""
         return self.X, self.codes, self.classes, self.weight
 
+    def size(self, rows: np.ndarray) -> float:
+        """Return how many samples some rows stand for.
+
+        A weight of 2 is as good as a row given twice; weights that are smaller than 1
+        on average are taken to be relative.
+        """
+        if self.sample_weight is None:
+            return float(len(rows))
+        return max(float(np.asarray(self.sample_weight)[rows].sum()), float(len(rows)))
+
+    def relative_weight(self, rows: np.ndarray, size: float) -> Tensor:
+        """Return the weights of some rows, scaled to a sum."""
+        weight = np.ones(len(self.y)) if self.weight is None else self.weight
+        part = torch.from_numpy(weight[rows].astype(np.float64))
+        return part * (size / part.sum())
+
+    def is_image(self, image_shape: Any) -> bool:
+        """Whether the samples are images."""
+        if image_shape is not None:
+            return True
+        X = self.X[0][0] if is_dataset(self.X) else self.X[0]
+        return getattr(X, "ndim", 0) == 3
+
     def weighted(self, rows: np.ndarray) -> np.ndarray:
         """Leave out the rows of weight zero."""
         return rows if self.weight is None else rows[self.weight[rows] > 0]

@@ -31,6 +31,7 @@ from ._generators import Generators
 from ._loading import Loader, prediction_batches
 from ._optimizer import can_fuse
 from ._preparation import Preparation
+from ._rules import DEFAULT_LR
 from ._run import Run
 from .networks import default_network
 
@@ -174,7 +175,7 @@ class Net(NeuralNetClassifier):
             if key not in names:
                 self._params_to_validate = self._params_to_validate | {key}
             setattr(self, key, value)
-            if self.initialized_ and self._is_virtual_param(key):
+            if self.initialized_ and self._is_virtual_param(key) and value != "auto":
                 self._apply_virtual_params({key: value})
                 self._forget_schedule()
             elif self.initialized_ and key.startswith("callbacks__"):
@@ -331,6 +332,8 @@ class Net(NeuralNetClassifier):
         args, kwargs = self.get_params_for_optimizer("optimizer", named_parameters)
         if not grouped:
             args = ([parameter for _, parameter in named_parameters],)
+        if kwargs.get("lr") == "auto":
+            kwargs["lr"] = self._resolved_lr()
         accepted = inspect.signature(self.optimizer).parameters
         if "weight_decay" in accepted:
             kwargs.setdefault("weight_decay", self.weight_decay)
@@ -338,6 +341,13 @@ class Net(NeuralNetClassifier):
         if fusible and not kwargs.keys() & _NOT_FUSED:
             kwargs["fused"] = True
         return self.optimizer(*args, **kwargs)
+
+    def _resolved_lr(self) -> float:
+        """Return the learning rate, or what stands for "auto"."""
+        if self.lr != "auto":
+            return self.lr
+        choice = getattr(self, "choice_", None)
+        return DEFAULT_LR if choice is None else choice.lr
 
     def initialize_history(self):
         """Start a new history; that of the last fit stays as it is.

@@ -8,7 +8,7 @@ number and each prediction counts 1.
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +183,71 @@ def resolve_prior_floor(
     if not isinstance(prior_floor, str):
         return prior_floor
     return max(least, min(_LARGEST_FLOOR, _SUM_OF_FLOORS / n_classes))
+
+
+# What is left of a label's own evidence at the end of a training on wrong labels.
+_LABEL_LEFT = 0.015
+DEFAULT_LR = 1e-2
+
+
+class Choice(NamedTuple):
+    """What a training uses where the user leaves it open.
+
+    Parameters
+    ----------
+    lr : float
+        The highest learning rate.
+    prior_strength : float or str
+        A number, or the name of a rule.
+    discount : float
+        gamma.
+    evidence : {"plain", "weighted", "auto"}
+    """
+
+    lr: float
+    prior_strength: float | str
+    discount: float
+    evidence: str
+
+    @classmethod
+    def plain(cls, net: Any) -> "Choice":
+        """Return what is used without looking at held-out predictions."""
+        return cls(
+            DEFAULT_LR if net.lr == "auto" else net.lr,
+            net.prior_strength,
+            resolve_discount(net.discount),
+            net.evidence,
+        )
+
+    @classmethod
+    def default(cls, net: Any) -> "Choice":
+        """Return what is tried first where the scale of the logits is set apart.
+
+        That is the paper's method: weighted evidence makes up for logits of the wrong
+        scale.
+        """
+        choice = cls.plain(net)
+        if net.prior_strength == "auto" and net.evidence == "auto":
+            strength = resolve_prior_strength("auto", net.max_epochs)
+            choice = choice._replace(prior_strength=strength, evidence="plain")
+        if net.prior_strength == "noisy" and net.discount == "auto":
+            choice = choice._replace(discount=cls.noisy(net).discount)
+        return choice
+
+    @classmethod
+    def noisy(cls, net: Any) -> "Choice":
+        """Return what is used where many labels are wrong.
+
+        Predictions are weighted by how reliable they are, and the label's own evidence
+        fades exponentially.
+        """
+        discount = _LABEL_LEFT ** (1 / net.max_epochs)
+        return cls(cls.plain(net).lr, "noisy", discount, "weighted")
+
+
+def rule_is_open(net: Any) -> bool:
+    """Whether how long labels hold is left to the data."""
+    return (net.prior_strength, net.evidence, net.discount) == ("auto",) * 3
 
 
 def resolve_discount(discount: float | str) -> float:

@@ -15,6 +15,7 @@ from skorch.utils import is_dataset
 from torch.utils.data import DataLoader
 
 from . import _checks, _persistence
+from ._cross_fit import CrossFit, HoldOut, method_for
 from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
 from ._fitting import Fitting
 from ._html import HTMLRepresentation
@@ -24,6 +25,7 @@ from ._net import Net
 from ._sklearn_tasks import CallbackSupportMixin, with_callbacks
 from ._two_views import TwoViews
 from .augmentation import AUGMENTATIONS
+from .calibration import Calibration
 from .contrastive import Contrastive
 from .objectives import Objective, SelfDistillation
 
@@ -240,9 +242,11 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         discount="auto",
         prior_floor="auto",
         evidence="auto",
+        calibration="auto",
+        label_noise="auto",
         max_epochs=40,
         batch_size=128,
-        lr=1e-2,
+        lr="auto",
         optimizer=torch.optim.AdamW,
         lr_schedule="one-cycle",
         weight_decay=1e-2,
@@ -270,6 +274,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self.discount = discount
         self.prior_floor = prior_floor
         self.evidence = evidence
+        self.calibration = calibration
+        self.label_noise = label_noise
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.lr = lr
@@ -411,7 +417,10 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             A new one: :class:`skbsd.objectives.SelfDistillation`, unless `contrastive`
             asks for two views.
         """
-        method = {"prior_strength": self.prior_strength, "evidence": self.evidence}
+        method = {
+            "prior_strength": self._chosen("prior_strength"),
+            "evidence": self._chosen("evidence"),
+        }
         if self.contrastive is None:
             return SelfDistillation(**method)
         setting = self.contrastive
@@ -446,7 +455,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         ValueError
             If X is empty, or not of the kind that was fitted.
         """
-        return self._all_logits(X).softmax(dim=1).numpy()
+        return self._calibrated_logits(X).softmax(dim=1).numpy()
 
     def predict_log_proba(self, X):
         """Predict the logarithm of the probability of each class.
@@ -469,7 +478,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         ValueError
             If X is empty, or not of the kind that was fitted.
         """
-        return self._all_logits(X).log_softmax(dim=1).numpy()
+        return self._calibrated_logits(X).log_softmax(dim=1).numpy()
 
     def decision_function(self, X):
         """Compute the logits.
@@ -492,7 +501,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         ValueError
             If X is empty, or not of the kind that was fitted.
         """
-        logits = self._all_logits(X)
+        logits = self._calibrated_logits(X)
         if logits.shape[1] == 2:
             return (logits[:, 1] - logits[:, 0]).numpy()
         return logits.numpy()
@@ -518,7 +527,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         ValueError
             If X is empty, or not of the kind that was fitted.
         """
-        codes = self._all_logits(X).argmax(dim=1).numpy()
+        codes = self._calibrated_logits(X).argmax(dim=1).numpy()
         if not self._has_classes():
             raise NotFittedError(
                 f"this {type(self).__name__} has weights, but was never fitted and so "
@@ -681,8 +690,22 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
     @with_callbacks
     def _train(self, data: TrainingData, caller: str, split_params, *, keep: bool):
+        method = method_for(self, data, keep=keep or caller == "partial_fit")
+        groups = split_params.pop("groups", None) if method == "cross-fit" else None
         split = self._split(data, caller, split_params)
-        interrupted = Fitting(self, data, split, keep=keep).train()
+        choice = held_out = outcome = None
+        if method == "cross-fit":
+            outcome = CrossFit(self, data, split.rows, groups).run()
+            choice = outcome.choice
+        elif method == "hold-out":
+            held_out = HoldOut(self, data, split)
+            split, choice = held_out.split, held_out.choice
+        interrupted = Fitting(self, data, split, keep=keep, choice=choice).train()
+        if held_out is not None:
+            outcome = held_out.outcome()
+        if outcome is not None:
+            self.calibration_ = outcome.calibration
+            self.out_of_fold_proba_ = outcome.proba
         if interrupted is not None:
             further = "partial_fit trains it further"
             if self.checkpoint is not None:
@@ -710,9 +733,40 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         whole = self.get_dataset(data.X, data.y)  # itself, where X is a Dataset
         return split_rows(data, whole, self.train_split, split_params)
 
+    def _chosen(self, name: str):
+        """Return a parameter, or what stands for its "auto"."""
+        value = getattr(self, name)
+        choice = getattr(self, "choice_", None)
+        return value if value != "auto" or choice is None else getattr(choice, name)
+
+    def _calibrated_logits(self, X) -> torch.Tensor:
+        calibration = getattr(self, "calibration_", None)
+        logits = self._all_logits(X)
+        return logits if calibration is None else calibration(logits)
+
     def _build_projection_optimizer(self, head: torch.nn.Module):
         """Build the optimizer of a projection, without the user's patterns."""
         return self._build_optimizer(head.named_parameters(), grouped=False)
+
+    @property
+    def temperature_(self) -> float:
+        """Temperature that logits are divided by; 1 where they are not calibrated."""
+        return self._calibration().temperature
+
+    @property
+    def noise_rate_(self) -> float:
+        """Share of the training labels that are estimated to be wrong."""
+        return self._calibration().noise_rate
+
+    def _calibration(self) -> Calibration:
+        if not self.__sklearn_is_fitted__():
+            raise AttributeError(f"this {type(self).__name__} is not fitted yet.")
+        return getattr(self, "calibration_", None) or Calibration()
+
+    @property
+    def lr_(self) -> float:
+        """Highest learning rate, as used."""
+        return self._resolved_lr()
 
     @property
     def prior_strength_(self) -> float:

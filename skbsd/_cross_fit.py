@@ -1,0 +1,491 @@
+"""Predictions of samples that a network has not seen, and what follows from them.
+
+Networks are trained on parts of the data before the final one is, and predict the rest.
+From these predictions come the learning rate, how long labels hold, and the calibration.
+"""
+
+import copy
+import math
+import time
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.utils import check_random_state
+from skorch.callbacks import (
+    EarlyStopping,
+    GradientNormClipping,
+    InputShapeSetter,
+    LRScheduler,
+    ParamMapper,
+)
+from skorch.utils import is_dataset
+from torch import Tensor
+from torch.utils.data import Subset
+
+from ._fitting import Fitting
+from ._folds import deal, row_keys
+from ._learning_rate import SCHEDULES
+from ._loading import Split, TrainingData
+from ._rules import Choice, rule_is_open
+from .calibration import (
+    Calibration,
+    LabelErrors,
+    fit_label_errors,
+    fit_temperature,
+    log_losses,
+)
+
+# From so many samples on, two folds trained for half of the epochs tell as much as
+# more and longer ones.
+_ENOUGH = 450
+_FEW_FOLDS = 4
+# Above this, a part of the data is held out instead, and nothing trained twice.
+LARGE = 20_000
+HELD_OUT = 2_000
+_SHORT = 0.5  # of the epochs
+_LEAST = 20  # samples
+_LOOKS = 8  # at the held-out loss of a training
+_WITHIN = 0.5  # standard errors
+# Share of wrong labels from which on they are forgotten.
+_MUCH_NOISE = 0.12
+
+# Callbacks of skorch's that change how a network is trained, and not only watch.
+_ACTING = (
+    EarlyStopping,
+    GradientNormClipping,
+    InputShapeSetter,
+    LRScheduler,
+    ParamMapper,
+)
+
+
+class Outcome(NamedTuple):
+    """What predictions of unseen samples have told.
+
+    Parameters
+    ----------
+    choice : Choice
+        What the final network is trained with.
+    calibration : Calibration
+    proba : ndarray of shape (n_samples, n_classes) or None
+        Calibrated predictions of each sample by a network that has not seen it, of its
+        true label; NaN in the rows of samples that none has predicted.
+    """
+
+    choice: Choice
+    calibration: Calibration
+    proba: np.ndarray | None
+
+
+class _Look(NamedTuple):
+    """Held-out logits in the middle of a training."""
+
+    epoch: int
+    logits: Tensor
+
+
+def method_for(net: Any, data: TrainingData, *, keep: bool) -> str | None:
+    """Return where predictions of unseen samples are to come from.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+    data : TrainingData
+    keep : bool
+        Whether the network goes on from another call: its calibration stays as it is.
+    """
+    if net.calibration is None or keep or data.n_used < _LEAST:
+        return None
+    if net.calibration != "auto":
+        return net.calibration
+    has_validation = net.train_split is not None
+    return "hold-out" if has_validation or data.n_used > LARGE else "cross-fit"
+
+
+class HoldOut:
+    """A calibration from samples that the final network is not trained on.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+    data : TrainingData
+    split : Split
+        Its validation data serve, where there are any.
+
+    Attributes
+    ----------
+    split : Split
+        Without the samples held out.
+    choice : Choice
+        What the network is trained with.
+    """
+
+    def __init__(self, net: Any, data: TrainingData, split: Split):
+        self.net = net
+        self.choice = Choice.default(net)
+        if split.valid_rows is not None:
+            self._rows = split.valid_rows
+            self._data = data if split.valid_data is None else split.valid_data
+        else:
+            rows, self._data = split.rows, data
+            n_parts = max(5, math.ceil(len(rows) / HELD_OUT))
+            keys = row_keys(data.X, len(data.y))[rows]
+            part = deal(keys, data.codes[rows], n_parts)
+            self._rows = rows[part == 0]
+            split = split._replace(rows=rows[part != 0])
+        self.split = split
+
+    def outcome(self) -> Outcome:
+        """Calibrate, once the network is trained."""
+        began = time.perf_counter()
+        net, data, rows = self.net, self._data, self._rows
+        size = data.size(rows)
+        logits = net._all_logits(_part(data.X, rows)).double()
+        labels, weight = (
+            torch.from_numpy(data.codes[rows]),
+            data.relative_weight(rows, size),
+        )
+        calibration = calibrate(
+            fit_label_errors(logits, labels, weight),
+            logits,
+            labels,
+            weight,
+            net.label_noise,
+            is_image=data.is_image(net.image_shape),
+        )
+        seconds = time.perf_counter() - began
+        made = replace(calibration, method="hold-out", seconds=seconds)
+        return Outcome(self.choice, made, None)
+
+
+class CrossFit:
+    """Cross-fitting for one call of `fit`.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+        What is fitted. It is cloned, and left as it is.
+    data : TrainingData
+        Checked.
+    rows : ndarray of int
+        Which of them are trained on.
+    groups : ndarray or None
+        Rows with the same group stay in one fold.
+    """
+
+    def __init__(
+        self, net: Any, data: TrainingData, rows: np.ndarray, groups: np.ndarray | None
+    ):
+        self.net = net
+        self.data = data
+        self.rows = rows
+        codes = data.codes[rows]
+        self.codes = torch.from_numpy(codes)
+        self.size = data.size(rows)
+        self.weight = data.relative_weight(rows, self.size)
+        if groups is None:
+            keys = row_keys(data.X, len(data.y))[rows]
+        else:
+            keys = np.unique(groups, return_inverse=True)[1][rows]
+        # Networks for images are slow, even on few of them.
+        few = self.size < _ENOUGH and not data.is_image(net.image_shape)
+        self.fold = deal(keys, codes, _FEW_FOLDS if few else 2)
+        self.n_folds = int(self.fold.max()) + 1
+        self.few = few
+        share = 1.0 if few else _SHORT
+        self.n_epochs = math.ceil(share * net.max_epochs)
+        self.n_trained = 0
+        self._seeds = _seeds(net.random_state, 3 * self.n_folds)
+        self._estimates: dict[int, LabelErrors] = {}
+
+    def run(self) -> Outcome:
+        """Train on the folds, choose, and calibrate."""
+        began = time.perf_counter()
+        choice = Choice.default(self.net)
+        every = list(range(self.n_folds))
+        open_rule, open_lr = rule_is_open(self.net), self.net.lr == "auto"
+        # Where folds cost, the second one is for another rule or another rate.
+        first = every if self.few or not (open_rule or open_lr) else every[:1]
+        other = every if self.few else every[1:]
+        seen = self._predictions(first, choice, look=open_lr)
+        final, others = seen.last, []
+        if open_rule:
+            noisy = Choice.noisy(self.net)
+            robust = self._predictions(other, noisy).last
+            others.append(robust)
+            if self._errors(robust).rate > _MUCH_NOISE:
+                others.append(final)
+                choice, final, open_lr = noisy, robust, False
+        amount = self._amount(seen) if open_lr else 1.0
+        if amount < 1:
+            others.append(final)
+            choice = choice._replace(lr=choice.lr * amount)
+            final = self._predictions(other, choice).last
+        elif not self.few and not open_rule and open_lr:
+            final = _joined(final, self._predictions(other, choice).last)
+        seconds = time.perf_counter() - began
+        return self._outcome(choice, final, others, seconds)
+
+    # Training
+
+    def _train(self, fold: int, choice: Choice, *, look: bool) -> list[_Look]:
+        """Train without a fold; return its logits, as training went on and at the end.
+
+        The final network takes more steps. What it learns at a low rate, this one
+        learns at a higher one, so that the sum of the rates over the steps is the same,
+        as far as that is not above the rate that is tried first.
+        """
+        held = self.rows[self.fold == fold]
+        rows = self.rows[self.fold != fold]
+        share = len(rows) / len(self.rows) * self.n_epochs / self.net.max_epochs
+        lr = min(choice.lr / share, Choice.default(self.net).lr)
+        net = _fold_net(
+            self.net, self._shortened(choice)._replace(lr=lr), self.n_epochs
+        )
+        net.random_state = self._seeds[self.n_trained % len(self._seeds)]
+        self.n_trained += 1
+        every = max(1, self.n_epochs // _LOOKS)
+        X = _part(self.data.X, held)
+        looks: list[_Look] = []
+
+        def after_epoch() -> None:
+            epoch = net._run.epoch
+            if look and epoch % every == 0 and epoch < self.n_epochs:
+                looks.append(_Look(epoch, net._all_logits(X)))
+
+        datasets = {"dataset_train": net.get_dataset(self.data.X, self.data.y)}
+        split = Split(rows, None, None, {**datasets, "dataset_valid": None})
+        fitting = Fitting(net, self.data, split, keep=False, after_epoch=[after_epoch])
+        if fitting.train() is not None:
+            raise KeyboardInterrupt
+        return [*looks, _Look(self.n_epochs, net._all_logits(X))]
+
+    # Choosing
+
+    def _shortened(self, choice: Choice) -> Choice:
+        """Return the rule that ends a short training with the targets of a whole one.
+
+        The label's share of a target is c / (c + T), and the discount's T-th power.
+        """
+        share = self.n_epochs / self.net.max_epochs
+        strength = choice.prior_strength
+        if not isinstance(strength, str) and self.net.prior_strength == "auto":
+            strength = strength * share
+        return choice._replace(
+            prior_strength=strength, discount=choice.discount ** (1 / share)
+        )
+
+    def _predictions(
+        self, folds: list[int], choice: Choice, *, look: bool = False
+    ) -> "_Seen":
+        """Train without each of some folds, and put the predictions together."""
+        looks = [self._train(fold, choice, look=look) for fold in folds]
+        where = [np.flatnonzero(self.fold == fold) for fold in folds]
+        logits = [
+            torch.cat([look.logits for look in at]).double()
+            for at in zip(*looks, strict=True)
+        ]
+        epochs = [look.epoch for look in looks[0]]
+        return _Seen(epochs, torch.stack(logits), np.concatenate(where))
+
+    def _errors(self, predicted: "_Predicted") -> LabelErrors:
+        """Return what predictions say of their labels; it is asked for twice."""
+        key = id(predicted)
+        if key not in self._estimates:
+            labels, weight = self.codes[predicted.where], self.weight[predicted.where]
+            self._estimates[key] = fit_label_errors(predicted.logits, labels, weight)
+        return self._estimates[key]
+
+    def _amount(self, seen: "_Seen") -> float:
+        """Return by how much less the final network is to learn, in (0, 1].
+
+        The latest epoch whose held-out loss is as good as the best one, within half a
+        standard error, says how much training the data bear: the sum of the learning
+        rates up to it.
+        """
+        epochs, where = seen.epochs, seen.where
+        labels, weight = self.codes[where], self.weight[where]
+        temperature = fit_temperature(seen.logits, labels, weight)
+        losses = log_losses(seen.logits / temperature[:, None, None], labels)
+        best = int((losses @ weight).argmin())
+        excess = losses - losses[best]
+        mean = excess @ weight / weight.sum()
+        spread = ((excess - mean[:, None]).square() @ weight / weight.sum()).sqrt()
+        within = mean <= _WITHIN * spread / math.sqrt(float(weight.sum()))
+        latest = int(torch.nonzero(within).max())
+        if latest == len(epochs) - 1:
+            return 1.0
+        factor = SCHEDULES[self.net.lr_schedule]
+        grid = (np.arange(1000) + 0.5) / 1000
+        factors = np.array([factor(progress) for progress in grid])
+        part = factors[grid < epochs[latest] / self.n_epochs].sum() / factors.sum()
+        share = len(self.rows) * (1 - 1 / self.n_folds) / len(self.rows)
+        share *= self.n_epochs / self.net.max_epochs
+        return max(_LEAST_RATE, min(1.0, part * share))
+
+    # Calibration
+
+    def _outcome(
+        self,
+        choice: Choice,
+        final: "_Predicted",
+        others: list["_Predicted"],
+        seconds: float,
+    ) -> Outcome:
+        labels, weight = self.codes[final.where], self.weight[final.where]
+        calibration = calibrate(
+            self._errors(final),
+            final.logits,
+            labels,
+            weight,
+            self.net.label_noise,
+            is_image=self.data.is_image(self.net.image_shape),
+        )
+        described = replace(
+            calibration,
+            method="cross-fit",
+            n_folds=self.n_trained,
+            n_epochs=self.n_epochs,
+            seconds=seconds,
+        )
+        proba = np.full((len(self.data.y), final.logits.shape[1]), np.nan, np.float32)
+        for other in others:  # of samples that the last networks have learnt from
+            found = self._errors(other)
+            scaled = Calibration(found.temperature, found.bias)(other.logits)
+            proba[self.rows[other.where]] = scaled.softmax(dim=1)
+        scaled = described.scaled(final.logits)
+        proba[self.rows[final.where]] = scaled.softmax(dim=1)
+        return Outcome(choice, described, proba)
+
+
+_LEAST_RATE = 0.01
+
+
+class _Predicted(NamedTuple):
+    """Logits of samples that the network had not seen."""
+
+    logits: Tensor
+    where: np.ndarray  # among the rows that are trained on
+
+
+class _Seen(NamedTuple):
+    """Held-out logits of several epochs."""
+
+    epochs: list[int]
+    logits: Tensor  # (n_epochs, n, n_classes)
+    where: np.ndarray
+
+    @property
+    def last(self) -> _Predicted:
+        return _Predicted(self.logits[-1], self.where)
+
+
+def _joined(a: _Predicted, b: _Predicted) -> _Predicted:
+    return _Predicted(
+        torch.cat([a.logits, b.logits]), np.concatenate([a.where, b.where])
+    )
+
+
+def calibrate(
+    found: LabelErrors,
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    label_noise: str,
+    *,
+    is_image: bool,
+) -> Calibration:
+    """Estimate a calibration from predictions of unseen samples.
+
+    Parameters
+    ----------
+    found : LabelErrors
+    logits : Tensor of shape (n, n_classes)
+    labels : Tensor of shape (n,)
+    weight : Tensor of shape (n,)
+        Whose sum is the number of samples.
+    label_noise : {"auto", "errors", "inherent", "ignore"}
+    is_image : bool
+    """
+    logits = logits.double()
+    is_error = label_noise == "errors"
+    if label_noise == "auto":
+        share = torch.zeros(logits.shape[1]).to(weight).index_add(0, labels, weight)
+        base = float(share.max() / share.sum())
+        is_error = is_image or found.certainty - base > _SEPARABLE * (1 - base)
+    made = Calibration(
+        found.temperature,
+        found.bias,
+        found.transition,
+        applies_transition=not is_error,
+        noise_rate=found.rate,
+        noise_rate_interval=_interval(found.rate, float(weight.sum())),
+        n_samples=len(labels),
+    )
+    before, after = (
+        float(log_losses(z, labels) @ weight / weight.sum())
+        for z in (logits, replace(made, applies_transition=True)(logits))
+    )
+    return replace(made, log_loss_before=before, log_loss_after=after)
+
+
+_SEPARABLE = 0.77
+
+
+def _interval(rate: float, n: float) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share."""
+    z = 1.96
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _fold_net(net: Any, choice: Choice, n_epochs: int) -> Any:
+    """Return an estimator for a fold: the same, trained silently and once."""
+    copied = clone(net)
+    vars(copied).pop("_skl_callbacks", None)
+    copied.set_params(
+        lr=choice.lr,
+        prior_strength=choice.prior_strength,
+        discount=choice.discount,
+        evidence=choice.evidence,
+        max_epochs=n_epochs,
+        calibration=None,
+        checkpoint=None,
+        train_split=None,
+        warm_start=False,
+        verbose=0,
+        callbacks=_acting(net.callbacks),
+    )
+    return copied
+
+
+def _acting(callbacks: Any) -> Any:
+    """Return copies of the callbacks that change how a network is trained."""
+    if not isinstance(callbacks, list):
+        return callbacks
+    chosen = []
+    for entry in callbacks:
+        callback = entry[1] if isinstance(entry, tuple | list) else entry
+        kind = callback if isinstance(callback, type) else type(callback)
+        if issubclass(kind, _ACTING):
+            chosen.append(copy.deepcopy(entry))
+    return chosen
+
+
+def _part(X: Any, rows: np.ndarray) -> Any:
+    if is_dataset(X):
+        return Subset(X, rows.tolist())
+    return X[torch.from_numpy(rows).to(X.device)] if isinstance(X, Tensor) else X[rows]
+
+
+def _seeds(random_state: Any, n: int) -> list[int | None]:
+    """Return seeds for the folds, without a draw from the user's own generator."""
+    if random_state is None:
+        return [None] * n
+    rng = copy.deepcopy(check_random_state(random_state))
+    rng.randint(2**31 - 1)  # the final network's
+    return rng.randint(2**31 - 1, size=n).tolist()
