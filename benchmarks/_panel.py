@@ -113,6 +113,7 @@ class Cell:
     def arguments(self, seed: int) -> dict:
         """Return the arguments of the classifier, the same for every method."""
         common = {"batch_size": 128, "device": "cpu", "random_state": seed}
+        common["calibration"] = None  # one training; calibration.py compares the rest
         return {**common, "max_epochs": self.epochs, **self.parameters}
 
 

@@ -56,8 +56,12 @@ class Rival(BSDClassifier):
 
     objective: type[Objective] = losses.CrossEntropy
 
-    def __init__(self, module=None, *, prior_strength=math.inf, **kwargs):
-        super().__init__(module, prior_strength=prior_strength, **kwargs)
+    def __init__(
+        self, module=None, *, prior_strength=math.inf, calibration=None, **kwargs
+    ):
+        super().__init__(
+            module, prior_strength=prior_strength, calibration=calibration, **kwargs
+        )
 
     def make_objective(self) -> Objective:
         """Pass those of the parameters on that the objective has too."""
@@ -197,7 +201,9 @@ def temperature_scaling(
     held_out = StratifiedShuffleSplit(
         1, test_size=0.1, random_state=kwargs.get("random_state")
     )
-    network = BSDClassifier(module, prior_strength=prior_strength, **kwargs)
+    network = BSDClassifier(
+        module, prior_strength=prior_strength, **({"calibration": None} | kwargs)
+    )
     return CalibratedClassifierCV(
         network, method="temperature", cv=held_out, ensemble=True
     )

@@ -88,6 +88,7 @@ def build(args, seed: int, epochs: int) -> BSDClassifier:
         parameters["prior_strength"] = args.prior_strength
     return BSDClassifier(
         ResNet9,
+        calibration=None,
         max_epochs=epochs,
         batch_size=args.batch_size,
         # 0.4 for 512 samples is Page's; larger batches take larger steps.

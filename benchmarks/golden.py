@@ -74,7 +74,7 @@ def weights_of(y: np.ndarray) -> np.ndarray:
 
 def model(**parameters) -> BSDClassifier:
     defaults = {"max_epochs": 3, "random_state": 0, "device": "cpu"}
-    return BSDClassifier(**(defaults | parameters))
+    return BSDClassifier(**(defaults | parameters), calibration=None)
 
 
 def fitted(data: Callable, *, weighted: bool = False, **parameters) -> BSDClassifier:

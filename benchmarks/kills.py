@@ -88,7 +88,9 @@ def child(name: str, folder: str | None, counter, answer) -> None:
     torch.set_num_threads(1)
     load, parameters = SETTINGS[name]
     defaults = {"max_epochs": 40, "random_state": 0, "device": "cpu"}
-    model = BSDClassifier(**(defaults | parameters), checkpoint=folder)
+    model = BSDClassifier(
+        **(defaults | parameters), calibration=None, checkpoint=folder
+    )
     if counter is not None:
         model.set_params(callbacks=[Tells(counter)])
     answer.put(fingerprints(model.fit(*load())))

@@ -308,6 +308,7 @@ def fit_plain(case: Case, data: Data, epochs: int) -> nn.Module:
 def fit_skbsd(case: Case, data: Data, epochs: int, **parameters) -> BSDClassifier:
     model = BSDClassifier(
         case.module,
+        calibration=None,
         max_epochs=epochs,
         batch_size=case.batch_size,
         lr=LR,

@@ -1,7 +1,7 @@
 """Predictions of samples that a network has not seen, and what follows from them.
 
-Networks are trained on parts of the data before the final one is, and predict the rest.
-From these predictions come the learning rate, how long labels hold, and the calibration.
+Before the final network, others are trained on parts of the data and predict the rest.
+From these predictions come learning rate, rule and calibration.
 """
 
 import copy
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils import check_random_state
+from sklearn.utils import check_consistent_length, check_random_state
 from skorch.callbacks import (
     EarlyStopping,
     GradientNormClipping,
@@ -25,11 +25,13 @@ from skorch.utils import is_dataset
 from torch import Tensor
 from torch.utils.data import Subset
 
+from ._checkpoint import CheckpointFile
 from ._fitting import Fitting
 from ._folds import deal, row_keys
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData
 from ._rules import Choice, rule_is_open
+from ._run_checkpoint import parameters_that_count
 from .calibration import (
     Calibration,
     LabelErrors,
@@ -105,6 +107,46 @@ def method_for(net: Any, data: TrainingData, *, keep: bool) -> str | None:
     return "hold-out" if has_validation or data.n_used > LARGE else "cross-fit"
 
 
+def cross_fit(
+    net: Any, data: TrainingData, split: Split, groups: np.ndarray | None
+) -> Outcome:
+    """Cross-fit, or return what a checkpoint holds of it.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+    data : TrainingData
+    split : Split
+    groups : array-like of shape (n_samples,) or None
+    """
+    if groups is not None:
+        check_consistent_length(data.y, groups)
+        groups = np.asarray(groups)
+    file = None
+    if net.checkpoint is not None:
+        identity = {
+            "parameters": ("calibration", parameters_that_count(net)),
+            "data": (data.identity, split.identity, groups),
+            "start": None,
+        }
+        file = CheckpointFile(net.checkpoint, identity)
+        saved = file.read()
+        if saved is not None:
+            choice, calibration = saved["choice"], saved["calibration"]
+            proba = saved["proba"]
+            return Outcome(Choice(**choice), Calibration(**calibration), proba)
+    outcome = CrossFit(net, data, split.rows, groups).run()
+    if file is not None:
+        choice, calibration, proba = outcome
+        state = {
+            "choice": vars(choice),
+            "calibration": vars(calibration),
+            "proba": proba,
+        }
+        file.write(state, 0)
+    return outcome
+
+
 class HoldOut:
     """A calibration from samples that the final network is not trained on.
 
@@ -129,8 +171,9 @@ class HoldOut:
         if split.valid_rows is not None:
             self._rows = split.valid_rows
             self._data = data if split.valid_data is None else split.valid_data
+            self._of_training = split.valid_data is None
         else:
-            rows, self._data = split.rows, data
+            rows, self._data, self._of_training = split.rows, data, True
             n_parts = max(5, math.ceil(len(rows) / HELD_OUT))
             keys = row_keys(data.X, len(data.y))[rows]
             part = deal(keys, data.codes[rows], n_parts)
@@ -158,7 +201,10 @@ class HoldOut:
         )
         seconds = time.perf_counter() - began
         made = replace(calibration, method="hold-out", seconds=seconds)
-        return Outcome(self.choice, made, None)
+        proba = np.full((len(data.y), logits.shape[1]), np.nan, np.float32)
+        proba[rows] = made.scaled(logits).softmax(dim=1)
+        own = self._of_training
+        return Outcome(self.choice, made, proba if own else None)
 
 
 class CrossFit:
@@ -204,30 +250,29 @@ class CrossFit:
     def run(self) -> Outcome:
         """Train on the folds, choose, and calibrate."""
         began = time.perf_counter()
-        choice = Choice.default(self.net)
+        net, choice = self.net, Choice.default(self.net)
         every = list(range(self.n_folds))
-        open_rule, open_lr = rule_is_open(self.net), self.net.lr == "auto"
+        opens_lr, opens_rule = net.lr == "auto", rule_is_open(net)
         # Where folds cost, the second one is for another rule or another rate.
-        first = every if self.few or not (open_rule or open_lr) else every[:1]
-        other = every if self.few else every[1:]
-        seen = self._predictions(first, choice, look=open_lr)
-        final, others = seen.last, []
-        if open_rule:
-            noisy = Choice.noisy(self.net)
-            robust = self._predictions(other, noisy).last
-            others.append(robust)
+        thrifty = not self.few and (opens_lr or opens_rule)
+        first, other = (every[:1], every[1:]) if thrifty else (every, every)
+        seen = self._predictions(first, choice, look=opens_lr)
+        final, others, is_whole = seen.last, [], not thrifty
+        # More labels cannot be wrong than are predicted otherwise.
+        if opens_rule and self._error_rate(final) > _MUCH_NOISE:
+            robust = self._predictions(other, Choice.noisy(net)).last
+            others, is_whole = [robust], True
             if self._errors(robust).rate > _MUCH_NOISE:
-                others.append(final)
-                choice, final, open_lr = noisy, robust, False
-        amount = self._amount(seen) if open_lr else 1.0
+                choice, opens_lr = Choice.noisy(net), False
+                final, others = robust, [final]
+        amount = self._amount(seen) if opens_lr else 1.0
         if amount < 1:
             others.append(final)
-            choice = choice._replace(lr=choice.lr * amount)
+            choice = replace(choice, lr=choice.lr * amount)
             final = self._predictions(other, choice).last
-        elif not self.few and not open_rule and open_lr:
+        elif not is_whole:
             final = _joined(final, self._predictions(other, choice).last)
-        seconds = time.perf_counter() - began
-        return self._outcome(choice, final, others, seconds)
+        return self._outcome(choice, final, others, time.perf_counter() - began)
 
     # Training
 
@@ -243,7 +288,7 @@ class CrossFit:
         share = len(rows) / len(self.rows) * self.n_epochs / self.net.max_epochs
         lr = min(choice.lr / share, Choice.default(self.net).lr)
         net = _fold_net(
-            self.net, self._shortened(choice)._replace(lr=lr), self.n_epochs
+            self.net, replace(self._shortened(choice), lr=lr), self.n_epochs
         )
         net.random_state = self._seeds[self.n_trained % len(self._seeds)]
         self.n_trained += 1
@@ -274,9 +319,8 @@ class CrossFit:
         strength = choice.prior_strength
         if not isinstance(strength, str) and self.net.prior_strength == "auto":
             strength = strength * share
-        return choice._replace(
-            prior_strength=strength, discount=choice.discount ** (1 / share)
-        )
+        discount = choice.discount ** (1 / share)
+        return replace(choice, prior_strength=strength, discount=discount)
 
     def _predictions(
         self, folds: list[int], choice: Choice, *, look: bool = False
@@ -290,6 +334,11 @@ class CrossFit:
         ]
         epochs = [look.epoch for look in looks[0]]
         return _Seen(epochs, torch.stack(logits), np.concatenate(where))
+
+    def _error_rate(self, predicted: "_Predicted") -> float:
+        labels, weight = self.codes[predicted.where], self.weight[predicted.where]
+        wrong = predicted.logits.argmax(dim=1) != labels
+        return float((weight * wrong).sum() / weight.sum())
 
     def _errors(self, predicted: "_Predicted") -> LabelErrors:
         """Return what predictions say of their labels; it is asked for twice."""

@@ -33,7 +33,7 @@ class Estimator(Trainee, Protocol):
     prior_floor: Any
     max_epochs: int
     batch_size: int
-    lr: float
+    lr: Any
     lr_schedule: str
     augmentation: Any
     image_shape: Any

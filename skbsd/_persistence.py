@@ -24,7 +24,9 @@ from ._files import FileFormatError
 from ._generators import Generators
 from ._optimizer import load_state
 from ._preparation import Preparation
+from ._rules import Choice
 from .augmentation import flip_crop, strong
+from .calibration import Calibration
 from .contrastive import Contrastive
 from .posterior import DirichletPosterior
 
@@ -66,9 +68,17 @@ _COMPONENTS = (
     "initialized_",
     "module_",
     "optimizer_",
+    "out_of_fold_proba_",
     "posterior_",
     "virtual_params_",
 )
+
+# Plain records of ours, which may be parameters or fitted attributes.
+_RECORDS: dict[str, Any] = {
+    "contrastive": Contrastive,
+    "calibration": Calibration,
+    "choice": Choice,
+}
 
 # Whose arguments mean nothing without it.
 _OWNERS = ("module", "optimizer", "callbacks", "iterator_train", "iterator_valid")
@@ -272,6 +282,8 @@ class _Saved:
             load_state(net.optimizer_, training["optimizer"])
         net.posterior_ = beliefs.to(net.device_)
         net._fingerprint = training["fingerprint"]
+        if training.get("out_of_fold") is not None:
+            net.out_of_fold_proba_ = training["out_of_fold"]
 
 
 def _assemble(net: Any, network: nn.Module | None, saved: _Saved, path: Any) -> None:
@@ -347,9 +359,10 @@ def _stored(value: Any) -> tuple[str, Any]:
     for name, known in _NAMED.items():
         if value is known:
             return "name", name
-    if type(value) is Contrastive:
-        fields = dataclasses.fields(value)
-        return "contrastive", {f.name: _stored(getattr(value, f.name)) for f in fields}
+    for name, kind in _RECORDS.items():
+        if type(value) is kind:
+            fields = dataclasses.fields(value)
+            return name, {f.name: _stored(getattr(value, f.name)) for f in fields}
     description = _architecture.describe(value)
     if description is not None:
         return "network", {
@@ -366,8 +379,9 @@ def _revived(stored: Any) -> Any:
         return value
     if kind == "name":
         return _NAMED[value]
-    if kind == "contrastive":
-        return Contrastive(**{name: _revived(field) for name, field in value.items()})
+    if kind in _RECORDS:
+        fields = {name: _revived(field) for name, field in value.items()}
+        return _RECORDS[kind](**fields)
     if kind == "network":
         return _architecture.build_with(value["description"], value["weights"])
     raise ValueError(f"{kind!r} is no way to store a value")
@@ -421,6 +435,7 @@ def _training(net: Any) -> dict[str, Any]:
         "posterior": net.posterior_.state_dict(),
         "optimizer": state,
         "fingerprint": net._fingerprint,
+        "out_of_fold": getattr(net, "out_of_fold_proba_", None),
     }
 
 

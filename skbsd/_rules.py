@@ -6,7 +6,7 @@ number and each prediction counts 1.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -190,7 +190,8 @@ _LABEL_LEFT = 0.015
 DEFAULT_LR = 1e-2
 
 
-class Choice(NamedTuple):
+@dataclass(frozen=True)
+class Choice:
     """What a training uses where the user leaves it open.
 
     Parameters
@@ -229,9 +230,9 @@ class Choice(NamedTuple):
         choice = cls.plain(net)
         if net.prior_strength == "auto" and net.evidence == "auto":
             strength = resolve_prior_strength("auto", net.max_epochs)
-            choice = choice._replace(prior_strength=strength, evidence="plain")
+            choice = replace(choice, prior_strength=strength, evidence="plain")
         if net.prior_strength == "noisy" and net.discount == "auto":
-            choice = choice._replace(discount=cls.noisy(net).discount)
+            choice = replace(choice, discount=cls.noisy(net).discount)
         return choice
 
     @classmethod

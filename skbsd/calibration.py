@@ -397,7 +397,7 @@ class _Likelihood:
             fitted = self._maximise(clean, with_bias=with_bias, errors=errors)
             n_parameters = 1
             if errors == "matrix":
-                big = fitted.transition > _NEGLIGIBLE  # type: ignore[operator]
+                big = np.asarray(fitted.transition) > _NEGLIGIBLE
                 n_parameters = int(big.sum()) - self.n_classes
             score = fitted.likelihood - price * n_parameters
             if score > best_score + price:
@@ -463,7 +463,9 @@ class _Likelihood:
         weighted = self.weight[:, None] * (posterior - proba)
         loss = -self.weight @ np.log(np.maximum(given, 1e-300))
         loss += (log_t / _SD_LOG_TEMPERATURE) ** 2 / 2
-        slopes = [[(weighted * scaled).sum() + log_t / _SD_LOG_TEMPERATURE**2]]
+        slopes = [
+            np.array([(weighted * scaled).sum() + log_t / _SD_LOG_TEMPERATURE**2])
+        ]
         if model.with_bias:
             loss += ((bias / _SD_BIAS) ** 2).sum() / 2
             slopes.append(bias / _SD_BIAS**2 - weighted.sum(axis=0))
@@ -505,12 +507,10 @@ class _Model(NamedTuple):
             values.append(np.where(np.eye(k, dtype=bool), 0.0, off).ravel())
         return np.concatenate(values)
 
-    def parts(
-        self, values: np.ndarray
-    ) -> tuple[float, np.ndarray | float, np.ndarray | None]:
+    def parts(self, values: np.ndarray) -> tuple[float, np.ndarray, np.ndarray | None]:
         """Return log T, b and C."""
         k = self.n_classes
-        bias: np.ndarray | float = 0.0
+        bias = np.zeros(k)
         rest = values[1:]
         if self.with_bias:
             bias, rest = rest[:k], rest[k:]

@@ -15,7 +15,7 @@ from skorch.utils import is_dataset
 from torch.utils.data import DataLoader
 
 from . import _checks, _persistence
-from ._cross_fit import CrossFit, HoldOut, method_for
+from ._cross_fit import HoldOut, cross_fit, method_for
 from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
 from ._fitting import Fitting
 from ._html import HTMLRepresentation
@@ -695,7 +695,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         split = self._split(data, caller, split_params)
         choice = held_out = outcome = None
         if method == "cross-fit":
-            outcome = CrossFit(self, data, split.rows, groups).run()
+            outcome = cross_fit(self, data, split, groups)
             choice = outcome.choice
         elif method == "hold-out":
             held_out = HoldOut(self, data, split)
