@@ -27,7 +27,7 @@ from skbsd.label_noise import flip_labels
 
 SEEDS = {"tuning": (0, 1, 2), "final": (10, 11, 12)}
 MADE_TEST = 4_000  # test samples of what make_classification makes
-KINDS = {"sym": "symmetric", "asym": "asymmetric", "inherent": "symmetric"}
+_KINDS = {"sym": "symmetric", "asym": "asymmetric", "inherent": "symmetric"}
 
 Source = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
@@ -176,7 +176,7 @@ _FOLLOWS = {
     "Smarket": ("Today",),
 }
 # Package, table, target, training and test samples.
-_FINAL_TABLES = (
+_FINAL_TABLES: tuple[tuple[str, str, str, int, int | None], ...] = (
     ("AER", "PSID1976", "participation", 376, None),
     ("carData", "Wells", "switch", 1_500, None),
     ("carData", "CES11", "abortion", 1_100, None),
@@ -325,7 +325,7 @@ def load(task: Task, seed: int) -> Split:
     given = y
     if task.noise:
         name, percent = task.noise.split()
-        noise = (int(percent) / 100, KINDS[name])
+        noise = (int(percent) / 100, _KINDS[name])
         given = flip_labels(y, *noise, random_state=seed)[0]
         if name == "inherent":
             y_test = flip_labels(y_test, *noise, random_state=1_000 + seed)[0]
