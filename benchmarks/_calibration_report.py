@@ -14,6 +14,7 @@ from _common import ratios, spread
 from _report import Line
 
 OURS, NONE = "BSD", "BSD none"
+TOLD = "BSD inherent"  # that labels are random by nature
 RIVALS = ("CE", "CE + cross-fit")
 NETWORKS = ("MLPClassifier", "CE best lr")
 TABLE_RIVALS = ("LogisticRegression", "HistGradientBoosting")
@@ -61,20 +62,20 @@ class Figures:
             by_method = self.runs.setdefault(row["task"], {})
             by_method.setdefault(row["method"], {})[row["seed"]] = row
 
-    def tasks(self, *methods: str, wrong: bool | None = None) -> list[str]:
+    def tasks(self, *methods: str, labels: str | None = None) -> list[str]:
         """Return the tasks that all of the methods have a common seed of.
 
         Parameters
         ----------
         *methods : str
-        wrong : bool, default=None
-            Whether labels are wrong; None takes both.
+        labels : {"clean", "inherent", "wrong"}, default=None
+            Those of the tasks, None for any.
         """
         return [
             task
             for task, by_method in self.runs.items()
             if self._seeds(task, *methods)
-            and wrong in (None, _any_row(by_method)["labels"] == "wrong")
+            and labels in (None, _any_row(by_method)["labels"])
         ]
 
     def _seeds(self, task: str, *methods: str) -> list[int]:
@@ -88,21 +89,21 @@ class Figures:
         return statistics.fmean(runs[seed][name] for seed in seeds)
 
     def differences(
-        self, method: str, other: str, name: str, *, wrong: bool
+        self, method: str, other: str, name: str, *, labels: str
     ) -> dict[str, float]:
         """Return method minus other in points, by task."""
         return {
             task: 100 * self.mean(task, method, name, other)
             - 100 * self.mean(task, other, name, method)
-            for task in self.tasks(method, other, wrong=wrong)
+            for task in self.tasks(method, other, labels=labels)
         }
 
-    def log_loss_ratios(self, *others: str, wrong: bool = False) -> dict[str, float]:
+    def log_loss_ratios(self, *others: str, labels: str = "clean") -> dict[str, float]:
         """Return log loss over that of the best of the others, by task."""
         return {
             task: self.mean(task, OURS, "log_loss", *others)
             / min(self.mean(task, other, "log_loss", OURS, *others) for other in others)
-            for task in self.tasks(OURS, *others, wrong=wrong)
+            for task in self.tasks(OURS, *others, labels=labels)
         }
 
     def rows(self, method: str) -> Iterator[dict]:
@@ -132,38 +133,49 @@ def _worst(subject: str, by_task: dict[str, float], form: str, worst: Callable) 
     return Line(subject, by_task[task], form, len(by_task), task)
 
 
-def _log_loss_lines(data: Figures, *others: str) -> Iterator[Line]:
-    found = data.log_loss_ratios(*others)
+def _log_loss_lines(data: Figures, *others: str, labels="clean") -> Iterator[Line]:
+    found = data.log_loss_ratios(*others, labels=labels)
     name = f"log loss, ratio to {' or '.join(others)}"
     yield _geometric(f"{name}, geometric mean", found)
     yield _worst(f"{name}, worst", found, RATIO, max)
 
 
-def _accuracy_lines(data: Figures, other: str, *, wrong: bool) -> Iterator[Line]:
-    found = data.differences(OURS, other, "accuracy", wrong=wrong)
+def _accuracy_lines(data: Figures, other: str, *, labels: str) -> Iterator[Line]:
+    found = data.differences(OURS, other, "accuracy", labels=labels)
     yield _mean(f"accuracy, points above {other}, mean", found, POINTS)
     yield _worst(f"accuracy, points above {other}, worst", found, POINTS, min)
 
 
-def _ece_line(data: Figures, method: str, *, wrong: bool) -> Line:
-    tasks = data.tasks(OURS, method, wrong=wrong)
+def _ece_line(data: Figures, method: str, *, labels: str) -> Line:
+    tasks = data.tasks(OURS, method, labels=labels)
     found = {task: 100 * data.mean(task, method, "ece") for task in tasks}
     return _mean(f"ECE % of {method}, mean", found, SHARE)
 
 
-def clean_lines(data: Figures) -> Iterator[Line]:
-    """Yield the summary of the tasks whose labels are clean or random by nature."""
-    for method in (OURS, NONE, *RIVALS):
-        yield _ece_line(data, method, wrong=False)
-    mine = {t: 100 * data.mean(t, OURS, "ece") for t in data.tasks(OURS, wrong=False)}
+def right_lines(data: Figures, labels: str) -> Iterator[Line]:
+    """Yield the summary of the tasks with labels as those that they are tested on.
+
+    Parameters
+    ----------
+    data : Figures
+    labels : {"clean", "inherent"}
+
+    Yields
+    ------
+    Line
+    """
+    told = (TOLD,) if labels == "inherent" else ()
+    for method in (OURS, *told, NONE, *RIVALS):
+        yield _ece_line(data, method, labels=labels)
+    mine = {t: 100 * data.mean(t, OURS, "ece") for t in data.tasks(OURS, labels=labels)}
     yield _worst(f"ECE % of {OURS}, worst", mine, SHARE, max)
     for other in RIVALS:
-        above = data.differences(OURS, other, "ece", wrong=False)
+        above = data.differences(OURS, other, "ece", labels=labels)
         yield _worst(f"ECE, points above {other}, worst", above, POINTS, max)
-    for other in (*RIVALS, NONE):
-        yield from _log_loss_lines(data, other)
+    for other in (*RIVALS, NONE, *told):
+        yield from _log_loss_lines(data, other, labels=labels)
     for other in (*RIVALS, NONE, "CE best lr"):
-        yield from _accuracy_lines(data, other, wrong=False)
+        yield from _accuracy_lines(data, other, labels=labels)
 
 
 def table_lines(data: Figures) -> Iterator[Line]:
@@ -178,7 +190,7 @@ def table_lines(data: Figures) -> Iterator[Line]:
 def _above_best(data: Figures, name: str, others: tuple[str, ...]) -> dict[str, float]:
     """Return points above the best of others on wrong labels, by task."""
     by_task = {}
-    for task in data.tasks(OURS, *others, wrong=True):
+    for task in data.tasks(OURS, *others, labels="wrong"):
         best = max(data.mean(task, other, name, OURS, *others) for other in others)
         by_task[task] = 100 * (data.mean(task, OURS, name, *others) - best)
     return by_task
@@ -187,20 +199,20 @@ def _above_best(data: Figures, name: str, others: tuple[str, ...]) -> dict[str, 
 def wrong_lines(data: Figures) -> Iterator[Line]:
     """Yield the summary of the tasks with wrong labels."""
     for method in (OURS, NONE, *RIVALS, *NOISE_SETTINGS, "SELC"):
-        yield _ece_line(data, method, wrong=True)
+        yield _ece_line(data, method, labels="wrong")
     best = _above_best(data, "accuracy", NOISE_SETTINGS)
     name = f"accuracy, points above the better of {' and '.join(NOISE_SETTINGS)}"
     yield _mean(f"{name}, mean", best, POINTS)
     yield _worst(f"{name}, worst", best, POINTS, min)
     for other in ("SELC", *RIVALS):
-        yield from _accuracy_lines(data, other, wrong=True)
+        yield from _accuracy_lines(data, other, labels="wrong")
 
 
 def rare_table(data: Figures) -> list[str]:
     """Return how much of a rare class is predicted, where there is one."""
     methods = (OURS, *RIVALS)
     lines = [f"| task | share % | {' | '.join(methods)} |", "|---" * 5 + "|"]
-    for task in data.tasks(OURS, wrong=False):
+    for task in data.tasks(OURS, labels="clean"):
         row = _any_row(data.runs[task])
         share = data.mean(task, OURS, "rare_share")
         if not 0 < share < RARE / row["n_classes"]:
@@ -258,7 +270,7 @@ def time_line(data: Figures) -> str:
     )
 
 
-def task_table(data: Figures, name: str, form: str, scale: int, *, wrong: bool):
+def task_table(data: Figures, name: str, form: str, scale: int, *, labels: str):
     """Return a figure of all tasks and methods.
 
     Parameters
@@ -270,14 +282,14 @@ def task_table(data: Figures, name: str, form: str, scale: int, *, wrong: bool):
         Format of a number.
     scale : int
         What it is multiplied with.
-    wrong : bool
-        Whether tasks are those with wrong labels or the others.
+    labels : {"clean", "inherent", "wrong"}
+        Those of the tasks.
 
     Returns
     -------
     list of str
     """
-    tasks = [task for m in data.methods for task in data.tasks(m, wrong=wrong)]
+    tasks = [task for m in data.methods for task in data.tasks(m, labels=labels)]
     tasks = [*dict.fromkeys(tasks)]
     methods = [m for m in data.methods if any(m in data.runs[task] for task in tasks)]
     lines = [f"| task | {' | '.join(methods)} |", "|---" * (len(methods) + 1) + "|"]
@@ -315,8 +327,10 @@ def markdown(rows: list[dict], panel: str) -> str:
     data = Figures(rows)
     lines = [f"# Calibration: panel {panel}", ""]
     lines += [f"{OURS} is the default. Figures of a task are means over seeds.", ""]
-    lines += ["## Clean and inherently random labels", "", *_summary(clean_lines(data))]
-    lines += ["## Tables, beside scikit-learn", "", *_summary(table_lines(data))]
+    lines += ["## Clean labels", "", *_summary(right_lines(data, "clean"))]
+    inherent = right_lines(data, "inherent")
+    lines += ["## Labels that are random by nature", "", *_summary(inherent)]
+    lines += ["## Clean tables, beside scikit-learn", "", *_summary(table_lines(data))]
     lines += ["## Rare classes: predicted share over base rate", ""]
     lines += [*rare_table(data), ""]
     lines += ["## Wrong labels", "", *_summary(wrong_lines(data))]
@@ -327,9 +341,9 @@ def markdown(rows: list[dict], panel: str) -> str:
         "ECE %": ("ece", ".2f", 100),
         "Log loss": ("log_loss", ".4f", 1),
     }
-    for wrong, which in ((False, "right labels"), (True, "wrong labels")):
+    for labels in ("clean", "inherent", "wrong"):
         for title, (name, form, scale) in metrics.items():
-            table = task_table(data, name, form, scale, wrong=wrong)
+            table = task_table(data, name, form, scale, labels=labels)
             if table[2:]:
-                lines += [f"## {title}, {which}", "", *table, ""]
+                lines += [f"## {title}, {labels} labels", "", *table, ""]
     return "\n".join(lines)

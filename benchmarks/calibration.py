@@ -10,6 +10,8 @@ The methods, where networks are those of BSDClassifier with its other defaults:
 
 - BSD: the default, with cross-fitted temperature, learning rate and rule; BSD none is
   one plain training, `calibration=None`;
+- BSD inherent is the default that was told so where labels are random by nature,
+  `label_noise="inherent"`, which data alone cannot always tell from errors;
 - CE and CE + cross-fit: cross-entropy, plain and calibrated in the same way;
 - CE best lr: cross-entropy with the best of three learning rates in 3-fold
   cross-validation by log loss;
@@ -81,8 +83,8 @@ class Method(NamedTuple):
     ----------
     build : callable
         Takes the arguments of a network and returns an unfitted classifier.
-    where : {"everywhere", "tables", "wrong labels"}, default="everywhere"
-        "tables" are those without wrong labels.
+    where : {"everywhere", "tables", "inherent", "wrong"}, default="everywhere"
+        "tables" are those without wrong labels, the last two say what labels are.
     """
 
     build: Callable[..., Any]
@@ -92,7 +94,7 @@ class Method(NamedTuple):
         """Return whether the task is one of its own."""
         if self.where == "tables":
             return task.is_table and task.labels != "wrong"
-        return self.where == "everywhere" or task.labels == "wrong"
+        return self.where in ("everywhere", task.labels)
 
 
 def best_rate(random_state: int, **arguments) -> GridSearchCV:
@@ -136,15 +138,16 @@ _SKLEARN = {
 METHODS: dict[str, Method] = {
     "BSD": Method(BSDClassifier),
     "BSD none": Method(partial(BSDClassifier, calibration=None)),
+    "BSD inherent": Method(partial(BSDClassifier, label_noise="inherent"), "inherent"),
     "CE": Method(CE),
     "CE + cross-fit": Method(partial(BSDClassifier, prior_strength=math.inf)),
     "CE best lr": Method(best_rate),
     "noisy": Method(
         partial(BSDClassifier, prior_strength="noisy", calibration=None),
-        "wrong labels",
+        "wrong",
     ),
-    "BSD noisy": Method(partial(BSDClassifier, prior_strength="noisy"), "wrong labels"),
-    "SELC": Method(partial(SELC, calibration=None), "wrong labels"),
+    "BSD noisy": Method(partial(BSDClassifier, prior_strength="noisy"), "wrong"),
+    "SELC": Method(partial(SELC, calibration=None), "wrong"),
 }
 for _name, _kind in _SKLEARN.items():
     METHODS[_name] = Method(partial(of_sklearn, _kind), "tables")
