@@ -462,9 +462,7 @@ def calibrate(
     logits = logits.double()
     is_error = label_noise == "errors"
     if label_noise == "auto":
-        share = torch.zeros(logits.shape[1]).to(weight).index_add(0, labels, weight)
-        base = float(share.max() / share.sum())
-        is_error = is_image or found.certainty - base > _SEPARABLE * (1 - base)
+        is_error = is_image or found.separation > _SEPARABLE
     made = Calibration(
         found.temperature,
         found.bias,

@@ -33,6 +33,10 @@ _PSEUDO_COUNT = 3.0
 # Entries of a transition matrix below this are no parameters that it needs.
 _NEGLIGIBLE = 0.01
 _NEWTON_STEPS = 40
+# How far a model of label errors must tell the true classes apart.
+_LEAST_SEPARATION = 0.4
+# How many labels may be wrong, as a share of those that would be if all were drawn.
+_MOST_ERRORS = 0.93
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,16 +163,16 @@ class LabelErrors(NamedTuple):
         C; None where the labels are best explained without errors.
     rate : float
         Share of the labels that are wrong.
-    certainty : float
-        Mean of the largest probability of a true class: how far the classes could be
-        told apart if no label were wrong.
+    separation : float
+        How far the true classes can be told apart: 1 where the predictions are certain,
+        0 where they are no more so than those of the most frequent class.
     """
 
     temperature: float
     bias: np.ndarray | None
     transition: np.ndarray | None
     rate: float
-    certainty: float
+    separation: float
 
 
 def log_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -400,19 +404,32 @@ class _Likelihood:
                 big = np.asarray(fitted.transition) > _NEGLIGIBLE
                 n_parameters = int(big.sum()) - self.n_classes
             score = fitted.likelihood - price * n_parameters
-            if score > best_score + price:
+            if score > best_score + price and self._tells_apart(fitted):
                 best, best_score = fitted, score
         return self._described(best)
+
+    def _tells_apart(self, fitted: _Fitted) -> bool:
+        """Whether a model sees through the labels, and does not only give them up.
+
+        Labels that nothing predicts are all wrong, or none is.
+        """
+        shares = self.weight @ self.given / self.size
+        drawn_at_random = 1 - shares @ shares
+        found = self._described(fitted)
+        sees = found.rate < _MOST_ERRORS * drawn_at_random
+        return bool(sees and found.separation > _LEAST_SEPARATION)
 
     def _described(self, fitted: _Fitted) -> LabelErrors:
         share = self.weight / self.size
         proba = _softmax(self.z / fitted.temperature + _or_zero(fitted.bias))
+        base = float((share @ self.given).max())
         certainty = float(share @ proba.max(axis=1))
+        separation = (certainty - base) / max(1 - base, 1e-9)
         rate = 0.0
         if fitted.transition is not None:
             rate = float(share @ (1 - proba @ np.diagonal(fitted.transition)))
         return LabelErrors(
-            fitted.temperature, fitted.bias, fitted.transition, rate, certainty
+            fitted.temperature, fitted.bias, fitted.transition, rate, separation
         )
 
     def _maximise(self, start: _Fitted, *, with_bias: bool, errors: str) -> _Fitted:

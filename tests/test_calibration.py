@@ -142,10 +142,15 @@ class TestFitLabelErrors:
         assert found.transition[1, 1] > 0.97
         assert found.rate == pytest.approx(float(rows.float().mean()), abs=0.02)
 
-    def test_certainty_is_of_true_labels(self):
+    def test_separation_is_of_true_labels(self):
         logits = normal(3000, 5, scale=20.0)
         given = flipped(drawn(logits), 5, 0.4)
-        assert fit_label_errors(logits, given).certainty > 0.9
+        assert fit_label_errors(logits, given).separation > 0.85
+
+    def test_labels_that_nothing_predicts(self):
+        logits = normal(3000, 2)
+        found = fit_label_errors(logits, drawn(torch.zeros(3000, 2)))
+        assert (found.rate, found.transition) == (0, None)
 
     @pytest.mark.parametrize("with_bias", [False, True])
     @pytest.mark.parametrize("errors", ["none", "symmetric", "matrix"])
