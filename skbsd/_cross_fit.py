@@ -75,11 +75,14 @@ class Outcome(NamedTuple):
     proba : ndarray of shape (n_samples, n_classes) or None
         Calibrated predictions of each sample by a network that has not seen it, of its
         true label; NaN in the rows of samples that none has predicted.
+    drift : ndarray of shape (n_classes,) or None
+        Ratio of the mean predictions of unseen and of learnt samples.
     """
 
     choice: Choice
     calibration: Calibration
     proba: np.ndarray | None
+    drift: np.ndarray | None = None
 
 
 class _Look(NamedTuple):
@@ -134,14 +137,15 @@ def cross_fit(
         if saved is not None:
             choice, calibration = saved["choice"], saved["calibration"]
             proba = saved["proba"]
-            return Outcome(Choice(**choice), Calibration(**calibration), proba)
+            made = Calibration(**calibration)
+            return Outcome(Choice(**choice), made, proba, saved["drift"])
     outcome = CrossFit(net, data, split.rows, groups).run()
     if file is not None:
-        choice, calibration, proba = outcome
         state = {
-            "choice": vars(choice),
-            "calibration": vars(calibration),
-            "proba": proba,
+            "choice": vars(outcome.choice),
+            "calibration": vars(outcome.calibration),
+            "proba": outcome.proba,
+            "drift": outcome.drift,
         }
         file.write(state, 0)
     return outcome
@@ -276,8 +280,12 @@ class CrossFit:
 
     # Training
 
-    def _train(self, fold: int, choice: Choice, *, look: bool) -> list[_Look]:
-        """Train without a fold; return its logits, as training went on and at the end.
+    def _train(
+        self, fold: int, choice: Choice, *, look: bool
+    ) -> tuple[list[_Look], Tensor]:
+        """Train without a fold; return its logits, and those of the other samples.
+
+        The first are from several moments of the training, the last ones from its end.
 
         The final network takes more steps. What it learns at a low rate, this one
         learns at a higher one, so that the sum of the rates over the steps is the same,
@@ -306,7 +314,8 @@ class CrossFit:
         fitting = Fitting(net, self.data, split, keep=False, after_epoch=[after_epoch])
         if fitting.train() is not None:
             raise KeyboardInterrupt
-        return [*looks, _Look(self.n_epochs, net._all_logits(X))]
+        looks.append(_Look(self.n_epochs, net._all_logits(X)))
+        return looks, net._all_logits(_part(self.data.X, rows)).double()
 
     # Choosing
 
@@ -326,14 +335,16 @@ class CrossFit:
         self, folds: list[int], choice: Choice, *, look: bool = False
     ) -> "_Seen":
         """Train without each of some folds, and put the predictions together."""
-        looks = [self._train(fold, choice, look=look) for fold in folds]
+        trained = [self._train(fold, choice, look=look) for fold in folds]
+        looks = [held_out for held_out, _ in trained]
         where = [np.flatnonzero(self.fold == fold) for fold in folds]
         logits = [
             torch.cat([look.logits for look in at]).double()
             for at in zip(*looks, strict=True)
         ]
         epochs = [look.epoch for look in looks[0]]
-        return _Seen(epochs, torch.stack(logits), np.concatenate(where))
+        learnt = torch.cat([logits for _, logits in trained])
+        return _Seen(epochs, torch.stack(logits), np.concatenate(where), learnt)
 
     def _error_rate(self, predicted: "_Predicted") -> float:
         labels, weight = self.codes[predicted.where], self.weight[predicted.where]
@@ -407,9 +418,56 @@ class CrossFit:
             proba[self.rows[other.where]] = scaled.softmax(dim=1)
         scaled = described.scaled(final.logits)
         proba[self.rows[final.where]] = scaled.softmax(dim=1)
-        return Outcome(choice, described, proba)
+        drift = _mean(described, final.logits) / _mean(described, final.learnt)
+        return Outcome(choice, described, proba, drift)
 
 
+def _mean(calibration: Calibration, logits: Tensor) -> np.ndarray:
+    """Return the mean predicted probability of each class."""
+    return calibration.scaled(logits).softmax(dim=1).mean(dim=0).numpy()
+
+
+def with_base_rates(
+    net: Any, outcome: Outcome, data: TrainingData, rows: np.ndarray
+) -> Calibration:
+    """Return the calibration with a bias that restores the base rates of rare classes.
+
+    The final network's mean prediction of unseen samples is that of the samples that it
+    has learnt, times what the folds say is between the two. Where it is not the share
+    of the labels, the bias makes up for the difference, the less so the rarer a class.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+        With the final network.
+    outcome : Outcome
+    data : TrainingData
+    rows : ndarray of int
+        That the final network was trained on.
+    """
+    calibration = outcome.calibration
+    if outcome.drift is None or calibration.transition is not None:
+        return calibration
+    size = data.size(rows)
+    weight = data.relative_weight(rows, size).numpy()
+    counts = np.bincount(data.codes[rows], weight, minlength=len(outcome.drift))
+    if counts.min() * len(counts) > _UNBALANCED * size:
+        return calibration
+    learnt = net._all_logits(_part(data.X, rows)).double()
+    expected = _mean(calibration, learnt)
+    wanted = np.maximum(counts, 1e-9) / size / outcome.drift
+    trust = counts / (counts + _PSEUDO_COUNT)
+    wanted = expected * (wanted / expected) ** trust
+    bias = np.zeros(len(counts)) if calibration.bias is None else calibration.bias
+    for _ in range(_ROUNDS):
+        calibration = replace(calibration, bias=bias)
+        bias = bias + np.log(wanted / _mean(calibration, learnt))
+    return calibration
+
+
+_PSEUDO_COUNT = 10.0
+_UNBALANCED = 0.5  # of the mean number of samples per class
+_ROUNDS = 10
 _LEAST_RATE = 0.01
 
 
@@ -418,6 +476,7 @@ class _Predicted(NamedTuple):
 
     logits: Tensor
     where: np.ndarray  # among the rows that are trained on
+    learnt: Tensor  # logits of the samples that they were trained on
 
 
 class _Seen(NamedTuple):
@@ -426,15 +485,18 @@ class _Seen(NamedTuple):
     epochs: list[int]
     logits: Tensor  # (n_epochs, n, n_classes)
     where: np.ndarray
+    learnt: Tensor  # logits of the samples that were trained on, at the end
 
     @property
     def last(self) -> _Predicted:
-        return _Predicted(self.logits[-1], self.where)
+        return _Predicted(self.logits[-1], self.where, self.learnt)
 
 
 def _joined(a: _Predicted, b: _Predicted) -> _Predicted:
     return _Predicted(
-        torch.cat([a.logits, b.logits]), np.concatenate([a.where, b.where])
+        torch.cat([a.logits, b.logits]),
+        np.concatenate([a.where, b.where]),
+        torch.cat([a.learnt, b.learnt]),
     )
 
 

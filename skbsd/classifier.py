@@ -15,7 +15,7 @@ from skorch.utils import is_dataset
 from torch.utils.data import DataLoader
 
 from . import _checks, _persistence
-from ._cross_fit import HoldOut, cross_fit, method_for
+from ._cross_fit import HoldOut, cross_fit, method_for, with_base_rates
 from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
 from ._fitting import Fitting
 from ._html import HTMLRepresentation
@@ -704,7 +704,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         if held_out is not None:
             outcome = held_out.outcome()
         if outcome is not None:
-            self.calibration_ = outcome.calibration
+            self.calibration_ = with_base_rates(self, outcome, data, split.rows)
             self.out_of_fold_proba_ = outcome.proba
         if interrupted is not None:
             further = "partial_fit trains it further"
