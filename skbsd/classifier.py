@@ -14,7 +14,7 @@ from skorch.callbacks import EpochTimer
 from skorch.utils import is_dataset
 from torch.utils.data import DataLoader
 
-from . import _checks, _persistence
+from . import _advice, _checks, _persistence
 from ._cross_fit import HoldOut, cross_fit, method_for, with_base_rates
 from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
 from ._fitting import Fitting
@@ -30,6 +30,9 @@ from .contrastive import Contrastive
 from .objectives import Objective, SelfDistillation
 
 __all__ = ["BSDClassifier"]
+
+# Where the caller of `fit` is, as seen from a function that `_train` calls.
+_USER = 5
 
 
 class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
@@ -690,6 +693,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
     @with_callbacks
     def _train(self, data: TrainingData, caller: str, split_params, *, keep: bool):
+        if not keep:
+            _advice.of_settings(self, data.X, stacklevel=_USER)
         method = method_for(self, data, keep=keep or caller == "partial_fit")
         groups = split_params.pop("groups", None) if method == "cross-fit" else None
         split = self._split(data, caller, split_params)
@@ -706,6 +711,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         if outcome is not None:
             self.calibration_ = with_base_rates(self, outcome, data, split.rows)
             self.out_of_fold_proba_ = outcome.proba
+        if interrupted is None:
+            _advice.of_result(self, data.codes, stacklevel=_USER)
         if interrupted is not None:
             further = "partial_fit trains it further"
             if self.checkpoint is not None:

@@ -219,16 +219,15 @@ def label_quality(estimator) -> np.ndarray:
     return np.take_along_axis(shares, codes[:, np.newaxis], axis=1)[:, 0]
 
 
-def find_label_issues(estimator, *, threshold="confident"):
-    """List the training samples whose labels are probably wrong, worst first.
+def find_label_issues(estimator, *, threshold="auto"):
+    r"""List the training samples whose labels are probably wrong, worst first.
 
     Parameters
     ----------
     estimator : BSDClassifier or Pipeline
-        Fitted, with a finite prior strength; ``prior_strength="noisy"`` is made for
-        such data.
-    threshold : {"confident", "mixture"} or float, default="confident"
-        Which samples are listed. "confident" and "mixture" ask the data, see Notes. A
+        Fitted, with a finite prior strength.
+    threshold : {"auto", "confident", "mixture"} or float, default="auto"
+        Which samples are listed. The names ask the data in different ways, see Notes. A
         number in [0, 1] lists the samples whose :func:`label_quality` is below it, and
         for which another class has more evidence than the label.
 
@@ -252,6 +251,14 @@ def find_label_issues(estimator, *, threshold="confident"):
 
     Notes
     -----
+    "auto" lists the labels that are more probably wrong than right. The probability
+    that sample i is of class k is proportional to
+    :math:`p_{ik} \, s_{ik} \, C_{k y_i}`: the prediction by a network that has not
+    seen the sample, the share of its evidence, and how often class k is labelled as
+    :math:`y_i`, as estimated for the `calibration_`. Where that found no wrong labels,
+    none are listed, and about as many as it found otherwise. An estimator that was
+    fitted with ``calibration=None`` has none of this, and "confident" takes its place.
+
     "confident" is the rule of confident learning [1]_, equations 1 and 2, with the
     evidence of one training in place of cross-validated probabilities. A class's
     threshold is the mean share of evidence for it among the samples that are labelled
@@ -294,7 +301,12 @@ def find_label_issues(estimator, *, threshold="confident"):
     shares, codes = _evidence_shares(classifier)
     rows = np.arange(len(codes))
     given = shares[rows, codes]
-    if isinstance(threshold, str) and threshold in _RULES:
+    if threshold == "auto" and getattr(classifier, "calibration_", None) is None:
+        threshold = "confident"
+    if threshold == "auto":
+        suggested = _probable_class(classifier, shares, codes)
+        listed = suggested >= 0
+    elif isinstance(threshold, str) and threshold in _RULES:
         suggested = _RULES[threshold](shares, codes)
         listed = suggested >= 0
     elif isinstance(threshold, Real) and 0 <= float(threshold) <= 1:
@@ -302,8 +314,8 @@ def find_label_issues(estimator, *, threshold="confident"):
         listed = given < threshold  # never of NaN
     else:
         raise ValueError(
-            f"threshold must be one of {sorted(_RULES)} or a number in [0, 1], got "
-            f"{threshold!r}."
+            f"threshold must be one of {['auto', *sorted(_RULES)]} or a number in "
+            f"[0, 1], got {threshold!r}."
         )
     issues = rows[listed & (suggested != codes)]
     issues = issues[np.argsort(given[issues], kind="stable")]
@@ -341,6 +353,28 @@ def _evidence_shares(classifier: Any) -> tuple[np.ndarray, np.ndarray]:
     np.divide(evidence, total, out=shares, where=total > 0)
     shares[posterior.visits.cpu().numpy() == 0] = np.nan
     return shares, posterior.labels.cpu().numpy()
+
+
+def _probable_class(
+    classifier: Any, shares: np.ndarray, codes: np.ndarray
+) -> np.ndarray:
+    """Return the likeliest other class of labels that are likely wrong, -1 of others.
+
+    Samples that no network has predicted without having seen them are judged by their
+    evidence alone.
+    """
+    nobody = np.full(len(codes), -1)
+    transition = classifier.calibration_.transition
+    if transition is None:
+        return nobody
+    unseen = getattr(classifier, "out_of_fold_proba_", None)
+    weight = shares if unseen is None else shares * np.nan_to_num(unseen, nan=1.0)
+    weight = weight * transition[:, codes].T
+    rows = np.arange(len(codes))
+    own = weight[rows, codes].copy()
+    total = weight.sum(axis=1)
+    weight[rows, codes] = -1
+    return np.where(own < total / 2, weight.argmax(axis=1), nobody)
 
 
 def _confident_class(shares: np.ndarray, codes: np.ndarray) -> np.ndarray:

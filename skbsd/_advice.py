@@ -1,0 +1,99 @@
+"""Warnings about fits that work, but not as the user will have meant them to."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+_LARGEST_SPREAD = 1e3
+_LEAST_LABEL = 0.1
+_ENOUGH = 100  # predictions to judge by
+
+
+def of_settings(net: Any, X: Any, stacklevel: int) -> None:
+    """Warn before training: of columns to be scaled, and of labels that count little.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+    X : ndarray, Tensor or Dataset
+        Checked.
+    stacklevel : int
+        Of the caller of `fit`, as seen from here.
+    """
+    if net.image_shape is None and isinstance(X, np.ndarray) and X.ndim == 2:
+        _of_columns(X, stacklevel + 1)
+    label = _label_share(net)
+    if label < _LEAST_LABEL:
+        warnings.warn(
+            f"prior_strength={net.prior_strength:g} leaves the label {label:.1%} of "
+            f"its target after {net.max_epochs} epochs: the network learns from its "
+            "own predictions, and stays unsure. Use 'auto', or at least "
+            f"{net.max_epochs // 2}.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _of_columns(X: np.ndarray, stacklevel: int) -> None:
+    spread = X.std(axis=0)
+    varies = np.flatnonzero(spread > 0)
+    if not len(varies):
+        return
+    small, large = (varies[f(spread[varies])] for f in (np.argmin, np.argmax))
+    if spread[large] <= _LARGEST_SPREAD * min(1.0, spread[small]):
+        return
+    warnings.warn(
+        f"column {large} of X has a standard deviation of {spread[large]:.3g}, and "
+        f"column {small} one of {spread[small]:.3g}: a network learns little from "
+        "columns of such different scales. Put a StandardScaler before it.",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
+
+
+def _label_share(net: Any) -> float:
+    """Return how much of the last targets is the label itself, if it is a number."""
+    c, n_epochs = net.prior_strength, net.max_epochs
+    if isinstance(c, str) or np.isinf(c) or net.evidence == "weighted":
+        return 1.0
+    gamma = 1.0 if isinstance(net.discount, str) else net.discount
+    left = c * gamma**n_epochs
+    evidence = n_epochs if gamma == 1 else (1 - gamma**n_epochs) / (1 - gamma)
+    return left / (left + evidence)
+
+
+def of_result(net: Any, codes: np.ndarray, stacklevel: int) -> None:
+    """Warn after training: of a network that has learnt nothing, or lost it again.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+        Fitted.
+    codes : ndarray of shape (n_samples,)
+        The labels it was trained on.
+    stacklevel : int
+        Of the caller of `fit`, as seen from here.
+    """
+    calibration = getattr(net, "calibration_", None)
+    if calibration is not None and calibration.n_samples >= _ENOUGH:
+        share = np.bincount(codes) / len(codes)
+        chance = -float(share[share > 0] @ np.log(share[share > 0]))
+        if calibration.log_loss_after > 0.99 * chance:
+            warnings.warn(
+                "predictions of samples that the network has not seen are no better "
+                "than the frequencies of the classes: their log loss is "
+                f"{calibration.log_loss_after:.3f}, and that of the frequencies "
+                f"{chance:.3f}. Look at the features, their scale, and the labels.",
+                ConvergenceWarning,
+                stacklevel=stacklevel,
+            )
+    reached = [e["valid_acc"] for e in net.history_ or () if "valid_acc" in e]
+    if reached and reached[-1] < max(reached) / 2:
+        warnings.warn(
+            f"the validation accuracy fell from {max(reached):.3f} to "
+            f"{reached[-1]:.3f} in the course of training. Lower lr or max_epochs.",
+            ConvergenceWarning,
+            stacklevel=stacklevel,
+        )
