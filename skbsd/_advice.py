@@ -7,8 +7,9 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 _LARGEST_SPREAD = 1e3
+_CONSTANT = 1e-12  # what a StandardScaler leaves of columns without spread
 _LEAST_LABEL = 0.1
-_ENOUGH = 100  # predictions to judge by
+_ENOUGH = 500  # predictions to judge by
 
 
 def of_settings(net: Any, X: Any, stacklevel: int) -> None:
@@ -38,7 +39,7 @@ def of_settings(net: Any, X: Any, stacklevel: int) -> None:
 
 def _of_columns(X: np.ndarray, stacklevel: int) -> None:
     spread = X.std(axis=0)
-    varies = np.flatnonzero(spread > 0)
+    varies = np.flatnonzero(spread > _CONSTANT)
     if not len(varies):
         return
     small, large = (varies[f(spread[varies])] for f in (np.argmin, np.argmax))

@@ -102,7 +102,9 @@ def method_for(net: Any, data: TrainingData, *, keep: bool) -> str | None:
     keep : bool
         Whether the network goes on from another call: its calibration stays as it is.
     """
-    if net.calibration is None or keep or data.n_used < _LEAST:
+    if net.calibration is None or keep:
+        return None
+    if data.size(data.weighted(np.arange(len(data.y)))) < _LEAST:
         return None
     if net.calibration != "auto":
         return net.calibration
@@ -293,7 +295,8 @@ class CrossFit:
         """
         held = self.rows[self.fold == fold]
         rows = self.rows[self.fold != fold]
-        share = len(rows) / len(self.rows) * self.n_epochs / self.net.max_epochs
+        share = float(self.weight[self.fold != fold].sum()) / self.size
+        share *= self.n_epochs / self.net.max_epochs
         lr = min(choice.lr / share, Choice.default(self.net).lr)
         net = _fold_net(
             self.net, replace(self._shortened(choice), lr=lr), self.n_epochs
@@ -344,7 +347,10 @@ class CrossFit:
         ]
         epochs = [look.epoch for look in looks[0]]
         learnt = torch.cat([logits for _, logits in trained])
-        return _Seen(epochs, torch.stack(logits), np.concatenate(where), learnt)
+        whence = np.concatenate([np.flatnonzero(self.fold != fold) for fold in folds])
+        weight = self.weight[whence]
+        held_out = np.concatenate(where)
+        return _Seen(epochs, torch.stack(logits), held_out, learnt, weight)
 
     def _error_rate(self, predicted: "_Predicted") -> float:
         labels, weight = self.codes[predicted.where], self.weight[predicted.where]
@@ -382,8 +388,7 @@ class CrossFit:
         grid = (np.arange(1000) + 0.5) / 1000
         factors = np.array([factor(progress) for progress in grid])
         part = factors[grid < epochs[latest] / self.n_epochs].sum() / factors.sum()
-        share = len(self.rows) * (1 - 1 / self.n_folds) / len(self.rows)
-        share *= self.n_epochs / self.net.max_epochs
+        share = (1 - 1 / self.n_folds) * self.n_epochs / self.net.max_epochs
         return max(_LEAST_RATE, min(1.0, part * share))
 
     # Calibration
@@ -418,13 +423,15 @@ class CrossFit:
             proba[self.rows[other.where]] = scaled.softmax(dim=1)
         scaled = described.scaled(final.logits)
         proba[self.rows[final.where]] = scaled.softmax(dim=1)
-        drift = _mean(described, final.logits) / _mean(described, final.learnt)
+        unseen = _mean(described, final.logits, weight)
+        drift = unseen / _mean(described, final.learnt, final.learnt_weight)
         return Outcome(choice, described, proba, drift)
 
 
-def _mean(calibration: Calibration, logits: Tensor) -> np.ndarray:
+def _mean(calibration: Calibration, logits: Tensor, weight: Tensor) -> np.ndarray:
     """Return the mean predicted probability of each class."""
-    return calibration.scaled(logits).softmax(dim=1).mean(dim=0).numpy()
+    proba = calibration.scaled(logits).softmax(dim=1)
+    return (weight @ proba / weight.sum()).numpy()
 
 
 def with_base_rates(
@@ -449,19 +456,19 @@ def with_base_rates(
     if outcome.drift is None or calibration.transition is not None:
         return calibration
     size = data.size(rows)
-    weight = data.relative_weight(rows, size).numpy()
-    counts = np.bincount(data.codes[rows], weight, minlength=len(outcome.drift))
+    weight = data.relative_weight(rows, size)
+    counts = np.bincount(data.codes[rows], weight.numpy(), minlength=len(outcome.drift))
     if counts.min() * len(counts) > _UNBALANCED * size:
         return calibration
     learnt = net._all_logits(_part(data.X, rows)).double()
-    expected = _mean(calibration, learnt)
+    expected = _mean(calibration, learnt, weight)
     wanted = np.maximum(counts, 1e-9) / size / outcome.drift
     trust = counts / (counts + _PSEUDO_COUNT)
     wanted = expected * (wanted / expected) ** trust
     bias = np.zeros(len(counts)) if calibration.bias is None else calibration.bias
     for _ in range(_ROUNDS):
         calibration = replace(calibration, bias=bias)
-        bias = bias + np.log(wanted / _mean(calibration, learnt))
+        bias = bias + np.log(wanted / _mean(calibration, learnt, weight))
     return calibration
 
 
@@ -477,6 +484,7 @@ class _Predicted(NamedTuple):
     logits: Tensor
     where: np.ndarray  # among the rows that are trained on
     learnt: Tensor  # logits of the samples that they were trained on
+    learnt_weight: Tensor
 
 
 class _Seen(NamedTuple):
@@ -486,10 +494,11 @@ class _Seen(NamedTuple):
     logits: Tensor  # (n_epochs, n, n_classes)
     where: np.ndarray
     learnt: Tensor  # logits of the samples that were trained on, at the end
+    learnt_weight: Tensor
 
     @property
     def last(self) -> _Predicted:
-        return _Predicted(self.logits[-1], self.where, self.learnt)
+        return _Predicted(self.logits[-1], self.where, self.learnt, self.learnt_weight)
 
 
 def _joined(a: _Predicted, b: _Predicted) -> _Predicted:
@@ -497,6 +506,7 @@ def _joined(a: _Predicted, b: _Predicted) -> _Predicted:
         torch.cat([a.logits, b.logits]),
         np.concatenate([a.where, b.where]),
         torch.cat([a.learnt, b.learnt]),
+        torch.cat([a.learnt_weight, b.learnt_weight]),
     )
 
 

@@ -20,6 +20,7 @@ from ._run_checkpoint import RunCheckpoint, parameters_that_count, start_of
 from ._run_state import check_components, check_loading
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
+from .calibration import Calibration
 from .objectives import Objective
 from .posterior import DirichletPosterior
 
@@ -48,6 +49,7 @@ class Estimator(Trainee, Protocol):
     verbose: int
 
     history_: Any
+    calibration_: Calibration
     choice_: Choice
     classes_inferred_: Any
     compile_time_: float
@@ -95,6 +97,8 @@ class Fitting:
     choice : Choice, default=None
         Learning rate and rule, where the parameters leave them open. A network that is
         kept goes on with its own.
+    calibration : Calibration, default=None
+        What is known of it before training: it is that of copies in the middle of it.
     after_epoch : iterable of callable, default=()
         Called when an epoch is finished.
     """
@@ -107,6 +111,7 @@ class Fitting:
         *,
         keep: bool,
         choice: Choice | None = None,
+        calibration: Calibration | None = None,
         after_epoch: Iterable[Callable[[], None]] = (),
     ):
         self.net = net
@@ -116,6 +121,7 @@ class Fitting:
         if keep:
             choice = getattr(net, "choice_", None)
         self.choice = Choice.plain(net) if choice is None else choice
+        self._calibration = calibration
         self._after_epoch = after_epoch
         # A network whose weights were loaded has not seen data yet.
         self.fresh = not (keep and net._has_classes())
@@ -228,6 +234,8 @@ class Fitting:
         if not self.keep:
             net.compile_time_ = 0.0
             net.choice_ = self.choice
+            if self._calibration is not None:
+                net.calibration_ = self._calibration
             net.initialize()
         self._choose_memory_format()
 

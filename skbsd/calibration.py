@@ -52,12 +52,12 @@ class Calibration:
     Parameters
     ----------
     temperature : float, default=1.0
-        T, above 1 for a network that is overconfident [1]_.
+        The temperature T, above 1 for a network that is overconfident [1]_.
     bias : ndarray of shape (n_classes,), default=None
-        b, which restores base rates where they were off [2]_; None is zero.
+        The bias b, which restores base rates where they were off [2]_; None is zero.
     transition : ndarray of shape (n_classes, n_classes), default=None
-        C, with the probability that a label of class i is given as j in row i. None is
-        the identity.
+        The matrix C, whose row i holds the probabilities of what a label of class i is
+        given as. None is the identity.
     applies_transition : bool, default=False
         Whether predictions are of labels as they are given, errors included, or of
         true labels.
@@ -75,7 +75,7 @@ class Calibration:
         Predictions that the map was estimated from.
     seconds : float, default=0.0
         What it took.
-    log_loss_before, log_loss_after : float, default=nan
+    log_loss_before, log_loss_after : float, default=None
         Mean log loss of these predictions, against the labels given.
 
     See Also
@@ -107,8 +107,8 @@ class Calibration:
     n_epochs: int = 0
     n_samples: int = 0
     seconds: float = 0.0
-    log_loss_before: float = math.nan
-    log_loss_after: float = math.nan
+    log_loss_before: float | None = None
+    log_loss_after: float | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Calibrate logits.
@@ -156,16 +156,26 @@ class LabelErrors(NamedTuple):
     Parameters
     ----------
     temperature : float
-        T.
+        The temperature T.
     bias : ndarray of shape (n_classes,) or None
-        b.
+        The bias b.
     transition : ndarray of shape (n_classes, n_classes) or None
-        C; None where the labels are best explained without errors.
+        The matrix C; None where the labels are best explained without errors.
     rate : float
         Share of the labels that are wrong.
     separation : float
         How far the true classes can be told apart: 1 where the predictions are certain,
         0 where they are no more so than those of the most frequent class.
+
+    See Also
+    --------
+    fit_label_errors : Estimates them.
+
+    Examples
+    --------
+    >>> from skbsd.calibration import LabelErrors
+    >>> LabelErrors(1.0, None, None, rate=0.0, separation=0.9).rate
+    0.0
     """
 
     temperature: float
@@ -233,10 +243,10 @@ def fit_temperature(
     --------
     >>> import torch
     >>> from skbsd.calibration import fit_temperature
-    >>> logits = torch.tensor([[4.0, 0.0]]).repeat(100, 1)
-    >>> labels = torch.tensor([0] * 73 + [1] * 27)  # of odds e to 1
+    >>> logits = torch.tensor([[4.0, 0.0]]).repeat(10_000, 1)
+    >>> labels = torch.tensor([0] * 7311 + [1] * 2689)  # of odds e to 1
     >>> round(float(fit_temperature(logits, labels)), 1)
-    3.9
+    4.0
     """
     z = logits.double() - logits.double().amax(dim=-1, keepdim=True)
     weight = torch.ones(len(labels)).to(z) if sample_weight is None else sample_weight
@@ -279,9 +289,9 @@ def fit_calibration(
     Returns
     -------
     temperature : float
-        T.
+        The temperature T.
     bias : ndarray of shape (n_classes,) or None
-        b.
+        The bias b.
 
     Examples
     --------

@@ -40,9 +40,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
     Each training sample has a Dirichlet belief about its class. It starts at the
     label, takes in the network's own predictions as training goes on, and its mean
-    is the target that the network is trained towards. The result is a network that
-    knows how sure it can be: better calibrated than one trained with cross-entropy,
-    and slower to memorise wrong labels [1]_.
+    is the target that the network is trained towards [1]_. Before that, networks that
+    are trained on parts of the data predict the rest: the scale of the probabilities,
+    the learning rate and how long labels hold follow from these predictions.
 
     Parameters
     ----------
@@ -57,27 +57,50 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         The prior concentration c of a sample's label. The larger, the longer the label
         holds against the network's predictions. A number in (0, inf] is the paper's
         method, in which c / (c + T) of the target still comes from the label after T
-        epochs without discount; `inf` is training with cross-entropy. "auto" follows
-        from `max_epochs`, see Notes; "noisy" does so for data of which many labels are
-        wrong.
+        epochs without discount; `inf` is training with cross-entropy. "auto" is the
+        paper's method with c = max(60, 2 T / 3), and the rule of "noisy" where more
+        than 12 % of the labels are found to be wrong. "noisy" is for data of which many
+        labels are wrong. See Notes.
     discount : float or "auto", default="auto"
         What each epoch leaves of the evidence so far: gamma, in (0, 1]. With less
         than 1 the label is forgotten exponentially; keep
-        `prior_strength >= 1 / (1 - discount)`. "auto" is 1.
+        `prior_strength >= 1 / (1 - discount)`. "auto" is 1, and 0.015^(1 / T) with the
+        rule for wrong labels.
     prior_floor : float or "auto", default="auto"
         The prior concentration eps of each other class, in (0, c). "auto" is 1e-3 for
         up to K = 100 classes and 0.1 / K for more, so that the floors of many classes
         do not outweigh the label; in a float16 store it is at least 6.1e-5.
     evidence : {"auto", "plain", "weighted"}, default="auto"
         What a prediction counts: 1 ("plain", as in the paper), or according to how
-        reliable predictions are ("weighted", see Notes). "auto" is "plain" where
-        `prior_strength` is a number.
+        reliable predictions are ("weighted", see Notes). "auto" is "weighted" with the
+        rule for wrong labels, and for every name of `prior_strength` with
+        ``calibration=None``, where it makes up for logits of the wrong scale.
+    calibration : {"auto", "cross-fit", "hold-out"} or None, default="auto"
+        Where predictions of unseen samples come from, which calibrate the
+        probabilities. "cross-fit" trains two networks on half of the data for half of
+        the epochs before the final one learns from all of them, and a third where the
+        learning rate or the rule changes; for tables of fewer than 450 samples it is
+        four of each kind, trained on three quarters for all epochs. "hold-out"
+        leaves a fifth of the data out, 2,000 samples at most, or takes the validation
+        data of `train_split`. "auto" is "hold-out" above 20,000 samples or with a
+        `train_split`, and "cross-fit" otherwise; nothing is done with fewer than 20
+        samples. None trains once, and predicts the softmax of the logits.
+        :meth:`partial_fit` and warm starts keep the calibration that is there. Of the
+        callbacks, those of skorch that change training also run in the folds.
+    label_noise : {"auto", "errors", "inherent"}, default="auto"
+        What it means where labels contradict predictions that hold otherwise. "errors":
+        the labels given are wrong, and predictions are of the true ones. "inherent":
+        labels are random by nature, those of new samples too, and predictions say so.
+        No data can tell the one from the other. "auto" takes them for errors in images,
+        and in tables whose classes could be told apart well otherwise.
     max_epochs : int, default=40
         Passes over the data in each call of `fit` or `partial_fit`.
     batch_size : int, default=128
         Samples per step; -1 for all of them.
-    lr : float, default=1e-2
-        Learning rate, the highest of the schedule.
+    lr : float or "auto", default="auto"
+        Learning rate, the highest of the schedule. "auto" is 1e-2, or less where the
+        held-out loss in the folds begins to rise before training ends: so much less
+        that the network learns as much as it did until then. Without folds it is 1e-2.
     optimizer : torch.optim.Optimizer class, default=torch.optim.AdamW
         Further arguments are given as ``optimizer__*``.
     lr_schedule : {"one-cycle", "cosine", "constant"}, default="one-cycle"
@@ -161,6 +184,22 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         The trained network.
     prior_strength_, discount_, prior_floor_ : float
         c, gamma and eps, as used.
+    lr_ : float
+        The learning rate, as used.
+    choice_ : Choice
+        Learning rate, rule and discount that stand for "auto".
+    calibration_ : Calibration
+        How logits become probabilities, and what is known of it: folds, samples, time,
+        log loss before and after. Not with ``calibration=None``. The logits themselves
+        are what `forward` returns. See :class:`skbsd.calibration.Calibration`.
+    temperature_ : float
+        What logits are divided by; 1 with ``calibration=None``.
+    noise_rate_ : float
+        Estimated share of the training labels that are not the true ones; its interval
+        is part of `calibration_`. 0 with ``calibration=None``.
+    out_of_fold_proba_ : ndarray of shape (n_samples, n_classes)
+        Prediction of each sample's true class by a network that has not seen it; NaN
+        where there is none.
     posterior_ : DirichletPosterior
         The belief about each training sample; row i belongs to row i of X.
     history_ : skorch.history.History
@@ -196,8 +235,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     p - q. Samples of weight zero are left out; the others' losses are averaged with
     weights scaled to mean 1.
 
-    The names of `prior_strength` and weighted evidence go beyond the paper. Over T
-    epochs "auto" is c = max(60, 2 T / 3) and "noisy" c = max(15, T / 5). In epoch t
+    Calibration, the rule for wrong labels and weighted evidence go beyond the paper.
+    "noisy" is c = max(15, T / 5) over T epochs, and with ``calibration=None`` "auto" is
+    c = max(60, 2 T / 3), both with weighted evidence. In epoch t
     a sample's :math:`w_t \, \mathrm{softmax}(z / \tau_t)`, of its logits z, takes the
     place of p in the first formula, with
 
@@ -332,7 +372,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights; zero leaves a sample out.
         **split_params : dict
-            Passed to `train_split`, such as `groups`.
+            Passed to `train_split`, such as `groups`; without one, samples with the
+            same `groups` stay in one fold of the calibration.
 
         Returns
         -------
@@ -349,12 +390,18 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Warns
         -----
         ConvergenceWarning
-            Where an interrupt (Ctrl-C) ends training, which leaves a usable model.
+            Where an interrupt (Ctrl-C) ends training, which leaves a usable model;
+            where predictions of unseen samples are no better than the frequencies of
+            the classes, or the validation accuracy falls to half of what it was.
+        UserWarning
+            For columns of very different scales, and for a `prior_strength` that leaves
+            the label less than a tenth of its target.
 
         Notes
         -----
-        An interrupt in the first epoch is raised, and leaves the model as it was; so is
-        one in a search or another of scikit-learn's loops over fits, which it stops.
+        An interrupt in the first epoch, or in the folds before it, is raised, and
+        leaves the model as it was; so is one in a search or another of scikit-learn's
+        loops over fits, which it stops.
         """
         keep = self.warm_start and self.initialized_
         classes = self.classes_ if keep and self._has_classes() else None
@@ -449,7 +496,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            The softmax of the logits; columns in the order of `classes_`.
+            Calibrated; columns in the order of `classes_`.
 
         Raises
         ------
@@ -484,7 +531,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         return self._calibrated_logits(X).log_softmax(dim=1).numpy()
 
     def decision_function(self, X):
-        """Compute the logits.
+        """Compute the calibrated logits, whose softmax is `predict_proba`.
 
         Parameters
         ----------
@@ -698,14 +745,16 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         method = method_for(self, data, keep=keep or caller == "partial_fit")
         groups = split_params.pop("groups", None) if method == "cross-fit" else None
         split = self._split(data, caller, split_params)
-        choice = held_out = outcome = None
+        choice = calibration = held_out = outcome = None
         if method == "cross-fit":
             outcome = cross_fit(self, data, split, groups)
-            choice = outcome.choice
+            choice, calibration = outcome.choice, outcome.calibration
         elif method == "hold-out":
             held_out = HoldOut(self, data, split)
             split, choice = held_out.split, held_out.choice
-        interrupted = Fitting(self, data, split, keep=keep, choice=choice).train()
+        interrupted = Fitting(
+            self, data, split, keep=keep, choice=choice, calibration=calibration
+        ).train()
         if held_out is not None:
             outcome = held_out.outcome()
         if outcome is not None:

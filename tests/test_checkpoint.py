@@ -567,7 +567,11 @@ from sklearn.datasets import load_digits
 from skbsd import BSDClassifier
 X, y = load_digits(return_X_y=True)
 model = BSDClassifier(
-    checkpoint=sys.argv[1], max_epochs=40, random_state=0, device="cpu"
+    checkpoint=sys.argv[1],
+    calibration=None,
+    max_epochs=40,
+    random_state=0,
+    device="cpu",
 )
 print("begins", flush=True)
 model.fit(X[:500], y[:500])

@@ -237,9 +237,11 @@ class TestIssues:
         issues = find_label_issues(model)
         found = np.zeros(len(flipped), bool)
         found[issues["row"]] = True
-        assert flipped[found].mean() > 0.95
-        assert found[flipped].mean() > 0.8
-        assert (issues["suggested_label"] == digits[1][issues["row"]]).mean() > 0.95
+        assert flipped[found].mean() > 0.9
+        assert found[flipped].mean() > 0.9
+        wrong = flipped[issues["row"]]
+        right = issues["suggested_label"] == digits[1][issues["row"]]
+        assert right[wrong].mean() > 0.95
 
     def test_clean_labels(self, digits):
         X, y = digits
@@ -284,7 +286,7 @@ class TestIssues:
     def test_mixture_finds_what_was_learnt_by_heart(self, digits):
         X, y = digits[0][:896] / 16, digits[1][:896]
         labels, flipped = flip_labels(y, 0.3, random_state=0)
-        model = BSDClassifier(max_epochs=20, random_state=0).fit(X, labels)
+        model = quick(max_epochs=20).fit(X, labels)
         assert model.score(X, labels) > 0.95
         assert len(find_label_issues(model)) < 0.2 * flipped.sum()
         issues = find_label_issues(model, threshold="mixture")

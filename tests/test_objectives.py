@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import quick
 from torch.nn import functional as F
 
 from skbsd import BSDClassifier
@@ -19,13 +20,12 @@ def classifier(loss):
         def make_objective(self):
             return Own()
 
-    return Classifier(max_epochs=20, random_state=0)
+    return Classifier(max_epochs=20, calibration=None, random_state=0)
 
 
 def test_cross_entropy_is_the_limit_of_an_infinite_prior(iris):
     own = classifier(F.cross_entropy).fit(*iris)
-    kwargs = {"prior_strength": float("inf"), "max_epochs": 20, "random_state": 0}
-    plain = BSDClassifier(**kwargs).fit(*iris)
+    plain = quick(prior_strength=float("inf"), max_epochs=20).fit(*iris)
     for a, b in zip(own.module_.parameters(), plain.module_.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 

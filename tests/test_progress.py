@@ -273,7 +273,8 @@ class TestSklearnCallbacks:
         X, y = iris
         bars = SklearnProgressBar()
         model = BSDClassifier(max_epochs=2, lr=1e30).set_callbacks(bars)
-        with pytest.raises(ValueError, match="NaN or infinite"):
+        too_large = pytest.warns(UserWarning, match="standard deviation")
+        with too_large, pytest.raises(ValueError, match="NaN or infinite"):
             model.fit(X * 1e18, y)
         assert bars._listener_handles == {}
         assert not hasattr(model, "_callback_fit_ctx")

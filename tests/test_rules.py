@@ -153,7 +153,7 @@ class TestAgreement:
 class TestEstimator:
     def test_floor(self, data):
         parameters = {"max_epochs": 1, "random_state": 0}
-        model = BSDClassifier(**parameters).fit(*data)
+        model = BSDClassifier(calibration=None, **parameters).fit(*data)
         assert model.prior_floor_ == model.posterior_.prior_floor == 1e-3
         model.set_params(prior_floor=0.01, prior_strength=5.0).fit(*data)
         assert model.prior_floor_ == 0.01
@@ -164,7 +164,11 @@ class TestEstimator:
         K = 2000
         X, y = np.eye(3 * K, 3, dtype=np.float32), np.repeat(np.arange(K), 3)
         model = BSDClassifier(
-            max_epochs=1, batch_size=500, posterior_dtype=dtype, prior_strength=20.0
+            calibration=None,
+            max_epochs=1,
+            batch_size=500,
+            posterior_dtype=dtype,
+            prior_strength=20.0,
         ).fit(X, y)
         half = torch.finfo(torch.float16).smallest_normal
         assert model.prior_floor_ == (half if dtype == "float16" else 0.1 / K)
@@ -176,7 +180,7 @@ class TestEstimator:
         """S_t = gamma S_{t-1} + 1, starting at c + (K - 1) eps."""
         X, y = data
         parameters = {"prior_strength": 9.0, "discount": 0.5, "max_epochs": 3}
-        model = BSDClassifier(**parameters, random_state=0).fit(X, y)
+        model = BSDClassifier(calibration=None, **parameters, random_state=0).fit(X, y)
         total = 9.0 + 9 * 1e-3
         for _ in range(3):
             total = 0.5 * total + 1
@@ -186,7 +190,7 @@ class TestEstimator:
 
     def test_defaults_are_weighted_by_the_agreement(self, data):
         X, y = data
-        model = BSDClassifier(max_epochs=4, random_state=0).fit(X, y)
+        model = BSDClassifier(calibration=None, max_epochs=4, random_state=0).fit(X, y)
         c = resolve_prior_strength("auto", 4)
         assert (model.prior_strength_, model.discount_) == (c, 1.0)
         assert model.posterior_.prior_strength == c
@@ -212,7 +216,9 @@ class TestEstimator:
 
     def test_agreement_is_of_the_training_samples(self, data):
         X, y = data
-        model = BSDClassifier(max_epochs=1, batch_size=-1, lr=1e-9, random_state=0)
+        model = BSDClassifier(
+            calibration=None, max_epochs=1, batch_size=-1, lr=1e-9, random_state=0
+        )
         model.fit(X, y)  # which does not move
         assert model.posterior_.agreement.last == pytest.approx(model.score(X, y))
         weight = np.arange(len(y)) % 3.0
@@ -222,7 +228,7 @@ class TestEstimator:
         )
 
     def test_first_epoch_takes_in_nothing(self, data):
-        model = BSDClassifier(max_epochs=1, random_state=0).fit(*data)
+        model = BSDClassifier(calibration=None, max_epochs=1, random_state=0).fit(*data)
         assert (model.posterior_.visits == 1).all()
         sums = model.posterior_.concentration().sum(1)
         torch.testing.assert_close(
@@ -244,6 +250,7 @@ class TestEstimator:
                 expected.append(weight * proba)
 
         model = BSDClassifier(
+            calibration=None,
             prior_strength=strength,
             max_epochs=40,
             batch_size=-1,  # rows stay in their order
@@ -264,13 +271,17 @@ class TestEstimator:
         assert expected[-1].sum(1).max() > 1
 
     def test_plain_evidence_with_an_automatic_prior(self, data):
-        model = BSDClassifier(evidence="plain", max_epochs=3, random_state=0).fit(*data)
+        model = BSDClassifier(
+            calibration=None, evidence="plain", max_epochs=3, random_state=0
+        ).fit(*data)
         sums = model.posterior_.concentration().sum(1)
         c = model.prior_strength_
         torch.testing.assert_close(sums, torch.full_like(sums, c + 9 * 1e-3 + 3))
 
     def test_partial_fit_goes_on_with_the_agreement(self, data):
-        model = BSDClassifier(max_epochs=2, random_state=0).partial_fit(*data)
+        model = BSDClassifier(
+            calibration=None, max_epochs=2, random_state=0
+        ).partial_fit(*data)
         c = model.prior_strength_
         model.set_params(max_epochs=200).partial_fit(*data)
         assert model.posterior_.agreement.n_epochs == 202
@@ -282,12 +293,16 @@ class TestEstimator:
 
     def test_infinite_prior_counts_nothing(self, data):
         model = BSDClassifier(
-            prior_strength=math.inf, evidence="weighted", max_epochs=2, random_state=0
+            calibration=None,
+            prior_strength=math.inf,
+            evidence="weighted",
+            max_epochs=2,
+            random_state=0,
         ).fit(*data)
         assert model.posterior_.agreement.n_epochs == 0
 
     def test_a_diverging_epoch_does_not_count(self, data):
-        model = BSDClassifier(max_epochs=3, random_state=0).fit(*data)
+        model = BSDClassifier(calibration=None, max_epochs=3, random_state=0).fit(*data)
         before = copy.copy(model.posterior_.agreement)
         model.set_params(lr_schedule="constant", lr=1e30)
         with pytest.raises(ValueError, match="NaN or infinite"):
@@ -296,13 +311,15 @@ class TestEstimator:
 
     def test_a_checkpoint_holds_the_agreement(self, data, tmp_path):
         parameters = {"module": MLP(64, 10), "max_epochs": 3, "random_state": 0}
-        model = BSDClassifier(**parameters).fit(*data)
+        model = BSDClassifier(calibration=None, **parameters).fit(*data)
         files = {
             f"f_{name}": tmp_path / name
             for name in ("params", "optimizer", "posterior")
         }
         model.save_params(**files)
-        other = BSDClassifier(**parameters | {"max_epochs": 1}).fit(*data)
+        other = BSDClassifier(calibration=None, **parameters | {"max_epochs": 1}).fit(
+            *data
+        )
         other.load_params(**files)
         assert other.posterior_.agreement == model.posterior_.agreement
         before = other.posterior_.concentration().sum(1)
@@ -318,7 +335,9 @@ class TestEstimator:
                 net.set_params(prior_strength="noisy")
 
         one, other = (
-            BSDClassifier(max_epochs=4, callbacks=callbacks, random_state=0).fit(*data)
+            BSDClassifier(
+                calibration=None, max_epochs=4, callbacks=callbacks, random_state=0
+            ).fit(*data)
             for callbacks in (None, [Meddle()])
         )
         np.testing.assert_array_equal(
@@ -327,7 +346,11 @@ class TestEstimator:
 
     def test_optimizers_with_a_closure_count_once(self, data):
         model = BSDClassifier(
-            optimizer=torch.optim.LBFGS, lr=0.1, max_epochs=3, random_state=0
+            calibration=None,
+            optimizer=torch.optim.LBFGS,
+            lr=0.1,
+            max_epochs=3,
+            random_state=0,
         ).fit(*data)
         assert model.posterior_.agreement.n_epochs == 3
         assert (model.posterior_.visits == 3).all()
@@ -335,7 +358,9 @@ class TestEstimator:
     def test_a_loader_and_resident_data_count_alike(self, data):
         X, y = data
         one, other = (
-            BSDClassifier(max_epochs=3, batch_size=-1, random_state=0, **kwargs)
+            BSDClassifier(
+                calibration=None, max_epochs=3, batch_size=-1, random_state=0, **kwargs
+            )
             for kwargs in ({}, {"iterator_train__num_workers": 0})
         )
         assert (
@@ -344,7 +369,7 @@ class TestEstimator:
 
     def test_names_in_a_grid_search(self, data):
         grid = {"prior_strength": ["auto", "noisy", 100.0, math.inf]}
-        model = BSDClassifier(max_epochs=2, random_state=0)
+        model = BSDClassifier(calibration=None, max_epochs=2, random_state=0)
         search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(*data)
         assert len(search.cv_results_["params"]) == 4
         assert np.isfinite(search.cv_results_["mean_test_score"]).all()
@@ -364,4 +389,4 @@ class TestEstimator:
     )
     def test_bad_parameters(self, data, parameters, message):
         with pytest.raises(ValueError, match=message):
-            BSDClassifier(**parameters).fit(*data)
+            BSDClassifier(calibration=None, **parameters).fit(*data)

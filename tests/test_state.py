@@ -193,6 +193,8 @@ class TestSkops:
         assert set(io.get_untrusted_types(data=data)) <= {
             "skbsd._generators.Generators",
             "skbsd._preparation.Preparation",
+            "skbsd._rules.Choice",
+            "skbsd.calibration.Calibration",
             "skbsd.classifier.BSDClassifier",
             "skbsd.posterior.DirichletPosterior",
             "skorch.history.History",

@@ -35,6 +35,7 @@ NEEDS_1_8 = pytest.mark.skipif(
 REMEMBERING = ["temporal ensembling", "ELR", "SELC", "PS-KD", "DLB"]
 ALL = [pytest.param(n, marks=NEEDS_1_8 if n == "temperature" else ()) for n in METHODS]
 SETTINGS = {"max_epochs": 12, "batch_size": 32, "random_state": 0}
+SETTINGS["calibration"] = None
 
 
 def with_objective(name, changed):

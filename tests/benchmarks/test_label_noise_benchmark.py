@@ -7,7 +7,7 @@ from _panel import Split, corrupt
 from _report import read
 from sklearn.datasets import load_digits
 
-ARGUMENTS = {"max_epochs": 8, "random_state": 0, "device": "cpu"}
+ARGUMENTS = {"max_epochs": 8, "calibration": None, "random_state": 0, "device": "cpu"}
 
 
 class Cell:

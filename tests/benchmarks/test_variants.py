@@ -19,7 +19,8 @@ def data():
 
 
 def fit(model, data, **parameters):
-    return model(max_epochs=8, random_state=0, **parameters).fit(*data)
+    settings = {"max_epochs": 8, "calibration": None, "random_state": 0}
+    return model(**settings, **parameters).fit(*data)
 
 
 def test_names():
