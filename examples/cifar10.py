@@ -20,7 +20,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-from comparison import Comparison
+from comparison import Comparison, write
 from PIL import Image
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -124,9 +124,9 @@ def main() -> None:
         verbose=1,
     )
     # The same network and training: an infinite prior strength is cross-entropy.
-    cross_entropy = clone(bsd).set_params(prior_strength=math.inf)
+    cross_entropy = clone(bsd).set_params(prior_strength=math.inf, calibration=None)
 
-    comparison = Comparison(args.output)
+    comparison = Comparison()
     for seed in range(args.seeds):
         for name, model in (("CE", cross_entropy), ("BSD", bsd)):
             print(f"\n{name}, seed {seed}")
@@ -136,7 +136,8 @@ def main() -> None:
             )
     print()
     comparison.summary()
-    comparison.write("cifar10", f"CIFAR-10, {len(y_train):,} images")
+    title = f"CIFAR-10, {len(y_train):,} images"
+    write(args.output / "cifar10", {title: comparison})
     if args.search:
         search_prior_strength(clone(bsd).set_params(verbose=0), X_train, y_train)
 

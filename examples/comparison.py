@@ -1,9 +1,11 @@
-"""What the examples share: the same network, trained with cross-entropy and by BSD."""
+"""What the examples share: figures of several trainings, tables and pictures."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 from sklearn.metrics import accuracy_score, log_loss
 
 from skbsd.display import ReliabilityDisplay
@@ -13,14 +15,11 @@ from skbsd.metrics import expected_calibration_error
 class Comparison:
     """Collects the figures of several runs and says them in a line each.
 
-    Parameters
-    ----------
-    output : Path
-        Folder for the table and the picture.
+    Those of several seeds are means ± standard deviations; the calibration error has
+    the 95 % interval of its mean too, by Student's t.
     """
 
-    def __init__(self, output: Path):
-        self.output = output
+    def __init__(self):
         self.rows: list[dict] = []
         self.predictions: dict[str, list] = {}
 
@@ -35,44 +34,77 @@ class Comparison:
         }
         self.rows.append(row)
         self.predictions.setdefault(name, []).append((y_true, y_proba))
-        print(f"seed {seed}  {self._line(name, [row])}", flush=True)
+        print(f"seed {seed}  {_line(name, [row])}", flush=True)
 
     def summary(self) -> None:
         """Print the mean and standard deviation of each kind of training."""
         for name in self.predictions:
-            rows = [row for row in self.rows if row["training"] == name]
-            print(f"mean    {self._line(name, rows)}")
+            print(f"mean    {_line(name, self.rows_of(name))}")
 
-    def write(self, stem: str, title: str) -> None:
-        """Write the table as CSV and the reliability diagram as PNG."""
-        import matplotlib.pyplot as plt
+    def rows_of(self, name: str) -> list[dict]:
+        """Return the figures of one kind of training, a row per seed."""
+        return [row for row in self.rows if row["training"] == name]
 
-        self.output.mkdir(parents=True, exist_ok=True)
-        table = self.output / f"{stem}.csv"
-        with table.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
-        figure, ax = plt.subplots(figsize=(5, 6), layout="constrained")
+    def plot(self, ax) -> None:
+        """Draw the reliability of each kind of training, all seeds together."""
         for name, runs in self.predictions.items():
             y_true, y_proba = (np.concatenate(part) for part in zip(*runs, strict=True))
-            ReliabilityDisplay.from_predictions(y_true, y_proba, name=name, ax=ax)
-        ax.set_title(title)
-        picture = self.output / f"{stem}.png"
-        figure.savefig(picture, dpi=120)
-        plt.close(figure)
-        print(f"\nwrote {table} and {picture}")
-
-    @staticmethod
-    def _line(name: str, rows: list[dict]) -> str:
-        def show(key: str, scale: float, digits: int) -> str:
-            values = scale * np.array([row[key] for row in rows])
-            text = f"{values.mean():.{digits}f}"
-            if len(values) > 1:
-                text += f" ± {values.std(ddof=1):.{digits}f}"
-            return text
-
-        return (
-            f"{f'[{name}]':6} Acc {show('accuracy', 100, 1)} %; "
-            f"ECE {show('ece', 100, 1)} %; NLL {show('nll', 1, 3)}"
+            label = f"{name}: ECE {_show(self.rows_of(name), 'ece', 100, 1)} %"
+            ReliabilityDisplay.from_predictions(y_true, y_proba, ax=ax, label=label)
+        handles, labels = ax.get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda i: "ECE" not in labels[i])
+        ax.legend(
+            [handles[i] for i in order],
+            [labels[i] for i in order],
+            loc="upper left",  # above the diagonal, where few curves go
+            fontsize="small",
+            handlelength=1.8,
         )
+
+
+def write(stem: Path, comparisons: Mapping[str, Comparison]) -> None:
+    """Write tables as CSV and reliability diagrams as PNG, a panel per comparison."""
+    import matplotlib.pyplot as plt
+
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    table, picture = stem.with_suffix(".csv"), stem.with_suffix(".png")
+    rows = [
+        {"data": title, **row}
+        for title, comparison in comparisons.items()
+        for row in comparison.rows
+    ]
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    n = len(comparisons)
+    figure, axes = plt.subplots(
+        1, n, figsize=(4.8 * n, 5.8), squeeze=False, layout="constrained"
+    )
+    for ax, (title, comparison) in zip(axes[0], comparisons.items(), strict=True):
+        comparison.plot(ax)
+        ax.set_title(title)
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)
+    print(f"\nwrote {table} and {picture}")
+
+
+def _line(name: str, rows: list[dict]) -> str:
+    ece = f"{_show(rows, 'ece', 100, 1)} %"
+    if len(rows) > 1:
+        values = 100 * np.array([row["ece"] for row in rows])
+        half = stats.t.ppf(0.975, len(rows) - 1) * stats.sem(values)
+        ece += f" ({values.mean() - half:.1f} to {values.mean() + half:.1f})"
+    return (
+        f"{f'[{name}]':18} Acc {_show(rows, 'accuracy', 100, 1)} %; ECE {ece}; "
+        f"NLL {_show(rows, 'nll', 1, 3)}"
+    )
+
+
+def _show(rows: list[dict], key: str, scale: float, digits: int) -> str:
+    """Format a figure: a value, or mean ± standard deviation of several."""
+    values = scale * np.array([row[key] for row in rows])
+    text = f"{values.mean():.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {values.std(ddof=1):.{digits}f}"
+    return text
