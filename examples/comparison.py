@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, log_loss
 
 from skbsd.display import ReliabilityDisplay
-from skbsd.metrics import expected_calibration_error
+from skbsd.metrics import calibration_curve, expected_calibration_error
 
 
 class Comparison:
@@ -46,20 +46,25 @@ class Comparison:
         return [row for row in self.rows if row["training"] == name]
 
     def plot(self, ax) -> None:
-        """Draw the reliability of each kind of training, all seeds together."""
+        """Draw the reliability of each kind of training, all seeds together.
+
+        Bins of fewer than 20 predictions are left out.
+        """
+        ax.plot([0, 1], [0, 1], ":", color="0.35", linewidth=1, zorder=1)
         for name, runs in self.predictions.items():
             y_true, y_proba = (np.concatenate(part) for part in zip(*runs, strict=True))
+            curve = calibration_curve(y_true, y_proba, n_bins=10)
+            enough = curve.count >= 20
+            display = ReliabilityDisplay(
+                curve.confidence[enough],
+                curve.accuracy[enough],
+                curve.count[enough],
+                curve.edges[enough],
+                ece=np.mean([row["ece"] for row in self.rows_of(name)]),
+            )
             label = f"{name}: ECE {_show(self.rows_of(name), 'ece', 100, 1)} %"
-            ReliabilityDisplay.from_predictions(y_true, y_proba, ax=ax, label=label)
-        handles, labels = ax.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda i: "ECE" not in labels[i])
-        ax.legend(
-            [handles[i] for i in order],
-            [labels[i] for i in order],
-            loc="upper left",  # above the diagonal, where few curves go
-            fontsize="small",
-            handlelength=1.8,
-        )
+            display.plot(ax, ref_line=False, label=label)
+        ax.legend(loc="upper left", fontsize="small")  # few curves go there
 
 
 def write(stem: Path, comparisons: Mapping[str, Comparison]) -> None:
