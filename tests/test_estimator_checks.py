@@ -17,10 +17,18 @@ pytestmark = pytest.mark.filterwarnings(
 @parametrize_with_checks(
     [
         BSDClassifier(),
-        BSDClassifier(random_state=0),
-        BSDClassifier(prior_strength=20.0, discount=0.95, random_state=1),
-        BSDClassifier(prior_strength="noisy", random_state=1),
-        BSDClassifier(prior_strength=np.inf, lr_schedule="constant", random_state=2),
+        BSDClassifier(calibration="hold-out", random_state=0),
+        BSDClassifier(calibration=None, random_state=0),
+        BSDClassifier(
+            prior_strength=20.0, discount=0.95, calibration=None, random_state=1
+        ),
+        BSDClassifier(prior_strength="noisy", calibration=None, random_state=1),
+        BSDClassifier(
+            prior_strength=np.inf,
+            calibration=None,
+            lr_schedule="constant",
+            random_state=2,
+        ),
     ]
 )
 def test_common_checks(estimator, check):

@@ -61,7 +61,9 @@ class TestProgressBar:
 
     @pytest.mark.parametrize("n_epochs", [1, 3, 11])
     def test_few_epochs(self, iris, capsys, n_epochs):
-        BSDClassifier(max_epochs=n_epochs, callbacks=[ProgressBar()]).fit(*iris)
+        BSDClassifier(
+            calibration=None, max_epochs=n_epochs, callbacks=[ProgressBar()]
+        ).fit(*iris)
         err = capsys.readouterr().err
         assert err.count("\n") == min(n_epochs, 10)
         assert f"epoch {n_epochs} of {n_epochs}, train_loss" in err
@@ -70,7 +72,9 @@ class TestProgressBar:
     def test_bar(self, iris, monkeypatch, stream):
         monkeypatch.setattr(sys, "stderr", stream())
         monkeypatch.setenv("COLUMNS", "100")
-        model = BSDClassifier(max_epochs=12, callbacks=[ProgressBar()]).fit(*iris)
+        model = BSDClassifier(
+            calibration=None, max_epochs=12, callbacks=[ProgressBar()]
+        ).fit(*iris)
         shown = sys.stderr.getvalue()
         assert "100%" in shown
         assert "12/12" in shown
@@ -85,25 +89,31 @@ class TestProgressBar:
         monkeypatch.setattr(sys, "stderr", Terminal())
         bar = ProgressBar()
         with pytest.raises(RuntimeError, match="on purpose"):
-            BSDClassifier(max_epochs=2, callbacks=[bar, Fails()]).fit(*iris)
+            BSDClassifier(calibration=None, max_epochs=2, callbacks=[bar, Fails()]).fit(
+                *iris
+            )
         left = bar.bar_
-        BSDClassifier(max_epochs=2, callbacks=[bar]).fit(*iris)
+        BSDClassifier(calibration=None, max_epochs=2, callbacks=[bar]).fit(*iris)
         assert left.disable  # as tqdm marks what is closed
         assert bar.bar_ is None
 
     def test_without_standard_error(self, iris, monkeypatch):
         monkeypatch.setattr(sys, "stderr", None)
-        BSDClassifier(max_epochs=1, callbacks=[ProgressBar()]).fit(*iris)
+        BSDClassifier(calibration=None, max_epochs=1, callbacks=[ProgressBar()]).fit(
+            *iris
+        )
 
     def test_partial_fit_counts_anew(self, iris, capsys):
-        model = BSDClassifier(max_epochs=2, callbacks=[ProgressBar()])
+        model = BSDClassifier(calibration=None, max_epochs=2, callbacks=[ProgressBar()])
         model.partial_fit(*iris).partial_fit(*iris)
         epochs = re.findall(r"epoch \d of 2", capsys.readouterr().err)
         assert epochs == ["epoch 1 of 2", "epoch 2 of 2"] * 2
 
     def test_does_not_change_training_nor_wait(self, iris, capsys):
-        one = BSDClassifier(max_epochs=3, random_state=0, callbacks=[ProgressBar()])
-        two = BSDClassifier(max_epochs=3, random_state=0)
+        one = BSDClassifier(
+            calibration=None, max_epochs=3, random_state=0, callbacks=[ProgressBar()]
+        )
+        two = BSDClassifier(calibration=None, max_epochs=3, random_state=0)
         one.fit(*iris)
         two.fit(*iris)
         assert one.history_[:, "train_loss"] == two.history_[:, "train_loss"]
@@ -111,15 +121,19 @@ class TestProgressBar:
     def test_copies_while_it_runs(self, iris, monkeypatch):
         monkeypatch.setattr(sys, "stderr", Terminal())
         copies = Copies()
-        model = BSDClassifier(max_epochs=1, callbacks=[ProgressBar(), copies])
+        model = BSDClassifier(
+            calibration=None, max_epochs=1, callbacks=[ProgressBar(), copies]
+        )
         model.fit(*iris)
         assert pickle.loads(copies.pickled_).score(*iris) == model.score(*iris)
         assert isinstance(clone(model).callbacks[0], ProgressBar)
 
 
 def test_silence(iris, capfd):
-    BSDClassifier(max_epochs=2).fit(*iris).predict(iris[0])
-    make_pipeline(StandardScaler(), BSDClassifier(max_epochs=2)).fit(*iris)
+    BSDClassifier(calibration=None, max_epochs=2).fit(*iris).predict(iris[0])
+    make_pipeline(StandardScaler(), BSDClassifier(calibration=None, max_epochs=2)).fit(
+        *iris
+    )
     assert capfd.readouterr() == ("", "")
 
 
@@ -134,7 +148,9 @@ class TestRepresentation:
         assert not any("epochs on" in text for text in page.texts)
 
     def test_fitted(self, iris):
-        model = BSDClassifier(max_epochs=3, train_split=ValidSplit(5)).fit(*iris)
+        model = BSDClassifier(
+            calibration=None, max_epochs=3, train_split=ValidSplit(5)
+        ).fit(*iris)
         page = parsed(model._repr_html_())
         last = model.history_[-1]
         (summary,) = (text for text in page.texts if "epochs on" in text)
@@ -152,7 +168,9 @@ class TestRepresentation:
             assert not {"callbacks_", "prefixes_", "init_context_"} & set(shown)
 
     def test_in_a_pipeline(self, iris):
-        model = make_pipeline(StandardScaler(), BSDClassifier(max_epochs=1)).fit(*iris)
+        model = make_pipeline(
+            StandardScaler(), BSDClassifier(calibration=None, max_epochs=1)
+        ).fit(*iris)
         texts = parsed(model._repr_html_()).texts
         assert sum("1 epoch on cpu" in text for text in texts) == 1
 
@@ -161,11 +179,13 @@ class TestRepresentation:
         assert "<script>alert" not in html
 
     def test_without_a_timer(self, iris):
-        model = BSDClassifier(max_epochs=2, callbacks__epoch_timer=None).fit(*iris)
+        model = BSDClassifier(
+            calibration=None, max_epochs=2, callbacks__epoch_timer=None
+        ).fit(*iris)
         assert "2 epochs on cpu; training loss" in model._repr_html_()
 
     def test_weights_without_history(self, iris):
-        model = BSDClassifier(max_epochs=1).fit(*iris)
+        model = BSDClassifier(calibration=None, max_epochs=1).fit(*iris)
         model.history_ = None
         assert "epoch on" not in model._repr_html_()
 
@@ -175,7 +195,7 @@ class TestRepresentation:
                 if len(net.history) == 2:
                     raise KeyboardInterrupt
 
-        model = BSDClassifier(max_epochs=5, callbacks=[Stop()])
+        model = BSDClassifier(calibration=None, max_epochs=5, callbacks=[Stop()])
         with pytest.warns(ConvergenceWarning, match="interrupted in epoch 2 of 5"):
             model.fit(*iris)
         assert "1 epoch on cpu" in model._repr_html_()
@@ -191,7 +211,9 @@ class TestSklearnCallbacks:
     def test_scores_of_every_epoch(self, iris):
         X, y = iris
         monitor = ScoringMonitor(scoring=["accuracy", "neg_log_loss"])
-        model = BSDClassifier(max_epochs=4, random_state=0).set_callbacks(monitor)
+        model = BSDClassifier(
+            calibration=None, max_epochs=4, random_state=0
+        ).set_callbacks(monitor)
         assert model.fit(X, y) is model
         log = monitor.get_logs().data_as_pandas
         epochs = log[log["task_name"] == "epoch"]
@@ -208,8 +230,10 @@ class TestSklearnCallbacks:
 
     def test_changes_nothing(self, iris):
         monitor = ScoringMonitor(scoring="accuracy")
-        watched = BSDClassifier(max_epochs=3, random_state=0).set_callbacks(monitor)
-        plain = BSDClassifier(max_epochs=3, random_state=0).fit(*iris)
+        watched = BSDClassifier(
+            calibration=None, max_epochs=3, random_state=0
+        ).set_callbacks(monitor)
+        plain = BSDClassifier(calibration=None, max_epochs=3, random_state=0).fit(*iris)
         watched.fit(*iris)
         assert watched.history_[:, "train_loss"] == plain.history_[:, "train_loss"]
         assert watched.__dict__.keys() - plain.__dict__.keys() == {"_skl_callbacks"}
@@ -218,7 +242,9 @@ class TestSklearnCallbacks:
         X, y = iris
         weight = (y == 0) * 1.0 + (y == 1)
         monitor = ScoringMonitor(scoring="accuracy")
-        model = BSDClassifier(max_epochs=3, random_state=0).set_callbacks(monitor)
+        model = BSDClassifier(
+            calibration=None, max_epochs=3, random_state=0
+        ).set_callbacks(monitor)
         model.fit(X, y, sample_weight=weight)
         log = monitor.get_logs().data_as_pandas
         assert log["accuracy"].iloc[0] == model.score(X, y, weight)
@@ -241,7 +267,9 @@ class TestSklearnCallbacks:
                 return self.ended == 2
 
         stop = Stop()
-        model = BSDClassifier(max_epochs=9).set_callbacks(stop).fit(*iris)
+        model = (
+            BSDClassifier(calibration=None, max_epochs=9).set_callbacks(stop).fit(*iris)
+        )
         assert model.n_iter_ == stop.ended == 2
         assert stop.torn_down
 
@@ -262,7 +290,7 @@ class TestSklearnCallbacks:
             def on_fit_task_begin(self, estimator, context):
                 raise RuntimeError("on purpose")
 
-        model = BSDClassifier(max_epochs=1)
+        model = BSDClassifier(calibration=None, max_epochs=1)
         before = model.__dict__.keys() | {"_skl_callbacks"}
         model.set_callbacks(Fails(scoring="accuracy"))
         with pytest.raises(RuntimeError, match="on purpose"):
@@ -272,7 +300,9 @@ class TestSklearnCallbacks:
     def test_torn_down_after_an_error(self, iris):
         X, y = iris
         bars = SklearnProgressBar()
-        model = BSDClassifier(max_epochs=2, lr=1e30).set_callbacks(bars)
+        model = BSDClassifier(calibration=None, max_epochs=2, lr=1e30).set_callbacks(
+            bars
+        )
         too_large = pytest.warns(UserWarning, match="standard deviation")
         with too_large, pytest.raises(ValueError, match="NaN or infinite"):
             model.fit(X * 1e18, y)
@@ -281,7 +311,7 @@ class TestSklearnCallbacks:
 
     def test_in_pipeline_and_search(self, iris):
         monitor = ScoringMonitor(scoring="accuracy")
-        model = BSDClassifier(max_epochs=2).set_callbacks(monitor)
+        model = BSDClassifier(calibration=None, max_epochs=2).set_callbacks(monitor)
         search = GridSearchCV(
             make_pipeline(StandardScaler(), model),
             {"bsdclassifier__prior_strength": [10, 100]},
@@ -292,7 +322,7 @@ class TestSklearnCallbacks:
         assert (log["task_name"] == "epoch").sum() == 2 * (2 * 2 + 1)
 
     def test_pickled_with_its_callbacks(self, iris):
-        model = BSDClassifier(max_epochs=1).set_callbacks(
+        model = BSDClassifier(calibration=None, max_epochs=1).set_callbacks(
             ScoringMonitor(scoring="accuracy")
         )
         model.fit(*iris)
