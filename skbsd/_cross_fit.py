@@ -242,6 +242,9 @@ class CrossFit:
             keys = row_keys(data.X, len(data.y))[rows]
         else:
             keys = np.unique(groups, return_inverse=True)[1][rows]
+        # Folds of rows that are the same but for their labels are not alike.
+        pairs = np.unique(np.stack([keys, codes.astype(keys.dtype)]), axis=1)
+        self.are_alike = len(np.unique(keys)) > _DISTINCT * pairs.shape[1]
         # Networks for images are slow, even on few of them.
         few = self.size < _ENOUGH and not data.is_image(net.image_shape)
         self.fold = deal(keys, codes, _FEW_FOLDS if few else 2)
@@ -348,9 +351,8 @@ class CrossFit:
         epochs = [look.epoch for look in looks[0]]
         learnt = torch.cat([logits for _, logits in trained])
         whence = np.concatenate([np.flatnonzero(self.fold != fold) for fold in folds])
-        weight = self.weight[whence]
         held_out = np.concatenate(where)
-        return _Seen(epochs, torch.stack(logits), held_out, learnt, weight)
+        return _Seen(epochs, torch.stack(logits), held_out, learnt, whence)
 
     def _error_rate(self, predicted: "_Predicted") -> float:
         labels, weight = self.codes[predicted.where], self.weight[predicted.where]
@@ -389,7 +391,11 @@ class CrossFit:
         factors = np.array([factor(progress) for progress in grid])
         part = factors[grid < epochs[latest] / self.n_epochs].sum() / factors.sum()
         share = (1 - 1 / self.n_folds) * self.n_epochs / self.net.max_epochs
-        return max(_LEAST_RATE, min(1.0, part * share))
+        # How much the data bear is known up to what a fold has learnt, a part of what
+        # the final network will: near the end of that, the one goes over to the other.
+        known = min(1.0, _CERTAIN * (1 - part))
+        amount = float(part * share**known)
+        return 1.0 if amount > _NEARLY_ALL else max(_LEAST_RATE, amount)
 
     # Calibration
 
@@ -423,9 +429,20 @@ class CrossFit:
             proba[self.rows[other.where]] = scaled.softmax(dim=1)
         scaled = described.scaled(final.logits)
         proba[self.rows[final.where]] = scaled.softmax(dim=1)
-        unseen = _mean(described, final.logits, weight)
-        drift = unseen / _mean(described, final.learnt, final.learnt_weight)
+        unseen = self._excess(described, final.logits, final.where)
+        drift = unseen / self._excess(described, final.learnt, final.whence)
+        if not self.are_alike:
+            drift = np.ones_like(drift)
         return Outcome(choice, described, proba, drift)
+
+    def _excess(
+        self, calibration: Calibration, logits: Tensor, where: np.ndarray
+    ) -> np.ndarray:
+        """Return the mean prediction of each class, over its share of the labels."""
+        weight = self.weight[where]
+        counts = np.bincount(self.codes[where], weight, minlength=logits.shape[1])
+        share = (counts + 1e-9) / counts.sum()
+        return _mean(calibration, logits, weight) / share
 
 
 def _mean(calibration: Calibration, logits: Tensor, weight: Tensor) -> np.ndarray:
@@ -476,6 +493,9 @@ _PSEUDO_COUNT = 10.0
 _UNBALANCED = 0.5  # of the mean number of samples per class
 _ROUNDS = 10
 _LEAST_RATE = 0.01
+_CERTAIN = 6.0
+_NEARLY_ALL = 0.9
+_DISTINCT = 0.95  # rows among pairs of row and label
 
 
 class _Predicted(NamedTuple):
@@ -484,7 +504,7 @@ class _Predicted(NamedTuple):
     logits: Tensor
     where: np.ndarray  # among the rows that are trained on
     learnt: Tensor  # logits of the samples that they were trained on
-    learnt_weight: Tensor
+    whence: np.ndarray  # these are, among the rows that are trained on
 
 
 class _Seen(NamedTuple):
@@ -494,11 +514,11 @@ class _Seen(NamedTuple):
     logits: Tensor  # (n_epochs, n, n_classes)
     where: np.ndarray
     learnt: Tensor  # logits of the samples that were trained on, at the end
-    learnt_weight: Tensor
+    whence: np.ndarray  # these are, among the rows that are trained on
 
     @property
     def last(self) -> _Predicted:
-        return _Predicted(self.logits[-1], self.where, self.learnt, self.learnt_weight)
+        return _Predicted(self.logits[-1], self.where, self.learnt, self.whence)
 
 
 def _joined(a: _Predicted, b: _Predicted) -> _Predicted:
@@ -506,7 +526,7 @@ def _joined(a: _Predicted, b: _Predicted) -> _Predicted:
         torch.cat([a.logits, b.logits]),
         np.concatenate([a.where, b.where]),
         torch.cat([a.learnt, b.learnt]),
-        torch.cat([a.learnt_weight, b.learnt_weight]),
+        np.concatenate([a.whence, b.whence]),
     )
 
 
