@@ -28,10 +28,10 @@ def of_settings(net: Any, X: Any, stacklevel: int) -> None:
     label = _label_share(net)
     if label < _LEAST_LABEL:
         warnings.warn(
-            f"prior_strength={net.prior_strength:g} leaves the label {label:.1%} of "
-            f"its target after {net.max_epochs} epochs: the network learns from its "
-            "own predictions, and stays unsure. Use 'auto', or at least "
-            f"{net.max_epochs // 2}.",
+            f"prior_strength={net.prior_strength:g} with discount={net.discount!r} "
+            f"leaves the label {label:.1%} of its target after {net.max_epochs} "
+            "epochs: the network learns from its own predictions, and stays unsure. "
+            "Use 'auto' for both, or larger ones.",
             UserWarning,
             stacklevel=stacklevel,
         )
@@ -65,28 +65,27 @@ def _label_share(net: Any) -> float:
     return left / (left + evidence)
 
 
-def of_result(net: Any, codes: np.ndarray, stacklevel: int) -> None:
+def of_result(net: Any, outcome: Any, stacklevel: int) -> None:
     """Warn after training: of a network that has learnt nothing, or lost it again.
 
     Parameters
     ----------
     net : BSDClassifier
         Fitted.
-    codes : ndarray of shape (n_samples,)
-        The labels it was trained on.
+    outcome : Outcome or None
+        What predictions of unseen samples have told in this call.
     stacklevel : int
         Of the caller of `fit`, as seen from here.
     """
-    calibration = getattr(net, "calibration_", None)
-    if calibration is not None and calibration.n_samples >= _ENOUGH:
-        share = np.bincount(codes) / len(codes)
-        chance = -float(share[share > 0] @ np.log(share[share > 0]))
-        if calibration.log_loss_after > 0.99 * chance:
+    if outcome is not None and outcome.calibration.n_samples >= _ENOUGH:
+        reached = outcome.calibration.log_loss_after
+        chance = outcome.calibration.log_loss_of_frequencies
+        if reached > 0.99 * chance:
             warnings.warn(
                 "predictions of samples that the network has not seen are no better "
                 "than the frequencies of the classes: their log loss is "
-                f"{calibration.log_loss_after:.3f}, and that of the frequencies "
-                f"{chance:.3f}. Look at the features, their scale, and the labels.",
+                f"{reached:.3f}, and that of the frequencies {chance:.3f}. Look at the "
+                "features, their scale, and the labels.",
                 ConvergenceWarning,
                 stacklevel=stacklevel,
             )

@@ -49,6 +49,17 @@ def check_monitors(net: Any, *, reset: bool) -> None:
         )
 
 
+def monitors_validation(callback: Any) -> bool:
+    """Whether one of skorch's callbacks looks at scores of validation.
+
+    Parameters
+    ----------
+    callback : Callback or its class
+    """
+    monitor = _monitored(callback, {})
+    return isinstance(monitor, str) and monitor.startswith("valid_")
+
+
 def _from_parameters(net: Any) -> list[tuple[str, Any, dict]]:
     """Return each callback with its name and what ``callbacks__*`` set of it."""
     return [

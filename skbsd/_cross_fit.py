@@ -4,33 +4,27 @@ Before the final network, others are trained on parts of the data and predict th
 From these predictions come learning rate, rule and calibration.
 """
 
-import copy
 import math
 import time
+import warnings
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import clone
-from sklearn.utils import check_consistent_length, check_random_state
-from skorch.callbacks import (
-    EarlyStopping,
-    GradientNormClipping,
-    InputShapeSetter,
-    LRScheduler,
-    ParamMapper,
-)
-from skorch.utils import is_dataset
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_consistent_length
 from torch import Tensor
-from torch.utils.data import Subset
 
 from ._checkpoint import CheckpointFile
 from ._fitting import Fitting
-from ._folds import deal, row_keys
+from ._fold_nets import fold_net, seeds
+from ._folds import are_alike, deal, row_keys
+from ._held_out import Outcome, calibrate, excess, part_of
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData
-from ._rules import Choice, rule_is_open
+from ._rules import Choice, rate_is_open, rule_is_open
+from ._run import DivergenceError
 from ._run_checkpoint import parameters_that_count
 from .calibration import (
     Calibration,
@@ -43,53 +37,18 @@ from .calibration import (
 # From so many samples on, two folds trained for half of the epochs tell as much as
 # more and longer ones.
 _ENOUGH = 450
+_SHORT = 0.5  # of the epochs
 _FEW_FOLDS = 4
 # Above this, a part of the data is held out instead, and nothing trained twice.
-LARGE = 20_000
-HELD_OUT = 2_000
-_SHORT = 0.5  # of the epochs
-_LEAST = 20  # samples
+_LARGE = 20_000
+_LEAST = 20  # samples, for a calibration at all
 _LOOKS = 8  # at the held-out loss of a training
 _WITHIN = 0.5  # standard errors
 # Share of wrong labels from which on they are forgotten.
 _MUCH_NOISE = 0.12
-
-# Callbacks of skorch's that change how a network is trained, and not only watch.
-_ACTING = (
-    EarlyStopping,
-    GradientNormClipping,
-    InputShapeSetter,
-    LRScheduler,
-    ParamMapper,
-)
-
-
-class Outcome(NamedTuple):
-    """What predictions of unseen samples have told.
-
-    Parameters
-    ----------
-    choice : Choice
-        What the final network is trained with.
-    calibration : Calibration
-    proba : ndarray of shape (n_samples, n_classes) or None
-        Calibrated predictions of each sample by a network that has not seen it, of its
-        true label; NaN in the rows of samples that none has predicted.
-    drift : ndarray of shape (n_classes,) or None
-        Ratio of the mean predictions of unseen and of learnt samples.
-    """
-
-    choice: Choice
-    calibration: Calibration
-    proba: np.ndarray | None
-    drift: np.ndarray | None = None
-
-
-class _Look(NamedTuple):
-    """Held-out logits in the middle of a training."""
-
-    epoch: int
-    logits: Tensor
+_LEAST_RATE = 0.01  # of the one tried first
+_NEARLY_ALL = 0.9
+_CERTAIN = 6.0
 
 
 def method_for(net: Any, data: TrainingData, *, keep: bool) -> str | None:
@@ -104,17 +63,28 @@ def method_for(net: Any, data: TrainingData, *, keep: bool) -> str | None:
     """
     if net.calibration is None or keep:
         return None
-    if data.size(data.weighted(np.arange(len(data.y)))) < _LEAST:
+    size = data.size(data.weighted(np.arange(len(data.y))))
+    if size < _LEAST:
+        return None
+    own_order = {"sampler", "batch_sampler"} & net.get_params_for(
+        "iterator_train"
+    ).keys()
+    if own_order and net.calibration != "auto":
+        raise ValueError(
+            f"calibration={net.calibration!r} trains on parts of the data, which "
+            f"iterator_train__{min(own_order)} does not know; pass calibration=None."
+        )
+    if own_order:
         return None
     if net.calibration != "auto":
         return net.calibration
     has_validation = net.train_split is not None
-    return "hold-out" if has_validation or data.n_used > LARGE else "cross-fit"
+    return "hold-out" if has_validation or data.n_used > _LARGE else "cross-fit"
 
 
 def cross_fit(
     net: Any, data: TrainingData, split: Split, groups: np.ndarray | None
-) -> Outcome:
+) -> Outcome | None:
     """Cross-fit, or return what a checkpoint holds of it.
 
     Parameters
@@ -122,11 +92,13 @@ def cross_fit(
     net : BSDClassifier
     data : TrainingData
     split : Split
-    groups : array-like of shape (n_samples,) or None
+    groups : ndarray of shape (n_samples,) or None
+
+    Returns
+    -------
+    Outcome or None
+        None where all rows belong together, or a network of a fold diverged.
     """
-    if groups is not None:
-        check_consistent_length(data.y, groups)
-        groups = np.asarray(groups)
     file = None
     if net.checkpoint is not None:
         identity = {
@@ -137,11 +109,23 @@ def cross_fit(
         file = CheckpointFile(net.checkpoint, identity)
         saved = file.read()
         if saved is not None:
-            choice, calibration = saved["choice"], saved["calibration"]
-            proba = saved["proba"]
-            made = Calibration(**calibration)
-            return Outcome(Choice(**choice), made, proba, saved["drift"])
-    outcome = CrossFit(net, data, split.rows, groups).run()
+            made = Calibration(**saved["calibration"])
+            return Outcome(
+                Choice(**saved["choice"]), made, saved["proba"], saved["drift"]
+            )
+    folds = CrossFit(net, data, split.rows, groups)
+    if folds.n_folds < 2:
+        return None
+    try:
+        outcome = folds.run()
+    except DivergenceError as error:
+        warnings.warn(
+            "the probabilities are not calibrated, as a network that was trained on a "
+            f"part of the data diverged: {error}",
+            ConvergenceWarning,
+            stacklevel=5,
+        )
+        return None
     if file is not None:
         state = {
             "choice": vars(outcome.choice),
@@ -153,64 +137,53 @@ def cross_fit(
     return outcome
 
 
-class HoldOut:
-    """A calibration from samples that the final network is not trained on.
+def checked_groups(data: TrainingData, groups: Any) -> np.ndarray | None:
+    """Return groups as an array, one per sample.
 
     Parameters
     ----------
-    net : BSDClassifier
     data : TrainingData
-    split : Split
-        Its validation data serve, where there are any.
-
-    Attributes
-    ----------
-    split : Split
-        Without the samples held out.
-    choice : Choice
-        What the network is trained with.
+    groups : array-like of shape (n_samples,) or None
     """
+    if groups is None:
+        return None
+    check_consistent_length(data.y, groups)
+    return np.asarray(groups)
 
-    def __init__(self, net: Any, data: TrainingData, split: Split):
-        self.net = net
-        self.choice = Choice.default(net)
-        if split.valid_rows is not None:
-            self._rows = split.valid_rows
-            self._data = data if split.valid_data is None else split.valid_data
-            self._of_training = split.valid_data is None
-        else:
-            rows, self._data, self._of_training = split.rows, data, True
-            n_parts = max(5, math.ceil(len(rows) / HELD_OUT))
-            keys = row_keys(data.X, len(data.y))[rows]
-            part = deal(keys, data.codes[rows], n_parts)
-            self._rows = rows[part == 0]
-            split = split._replace(rows=rows[part != 0])
-        self.split = split
 
-    def outcome(self) -> Outcome:
-        """Calibrate, once the network is trained."""
-        began = time.perf_counter()
-        net, data, rows = self.net, self._data, self._rows
-        size = data.size(rows)
-        logits = net._all_logits(_part(data.X, rows)).double()
-        labels, weight = (
-            torch.from_numpy(data.codes[rows]),
-            data.relative_weight(rows, size),
+class _Look(NamedTuple):
+    """Held-out logits in the middle of a training."""
+
+    epoch: int
+    logits: Tensor
+
+
+class _Trained(NamedTuple):
+    """What is kept of a network of a fold."""
+
+    looks: list[_Look]
+    unseen: Tensor  # logits of the samples held out
+    learnt: Tensor  # logits of the others
+
+
+class _Predicted(NamedTuple):
+    """Logits of several networks, and the rows that they are of."""
+
+    unseen: Tensor
+    unseen_rows: np.ndarray
+    learnt: Tensor
+    learnt_rows: np.ndarray
+    epochs: list[int]  # that the network was looked at, and the last one
+    curve: Tensor  # (n_epochs, n, n_classes), of the samples held out
+
+    def joined(self, other: "_Predicted") -> "_Predicted":
+        """Put two together; the curve is that of the first."""
+        return self._replace(
+            unseen=torch.cat([self.unseen, other.unseen]),
+            unseen_rows=np.concatenate([self.unseen_rows, other.unseen_rows]),
+            learnt=torch.cat([self.learnt, other.learnt]),
+            learnt_rows=np.concatenate([self.learnt_rows, other.learnt_rows]),
         )
-        calibration = calibrate(
-            fit_label_errors(logits, labels, weight),
-            logits,
-            labels,
-            weight,
-            net.label_noise,
-            is_image=data.is_image(net.image_shape),
-        )
-        seconds = time.perf_counter() - began
-        made = replace(calibration, method="hold-out", seconds=seconds)
-        proba = np.full((len(data.y), logits.shape[1]), np.nan, np.float32)
-        proba[rows] = made.scaled(logits).softmax(dim=1)
-        own = self._of_training
-        return Outcome(self.choice, made, proba if own else None)
 
 
 class CrossFit:
@@ -219,7 +192,7 @@ class CrossFit:
     Parameters
     ----------
     net : BSDClassifier
-        What is fitted. It is cloned, and left as it is.
+        What is fitted. It is left as it is.
     data : TrainingData
         Checked.
     rows : ndarray of int
@@ -238,92 +211,98 @@ class CrossFit:
         self.codes = torch.from_numpy(codes)
         self.size = data.size(rows)
         self.weight = data.relative_weight(rows, self.size)
-        if groups is None:
-            keys = row_keys(data.X, len(data.y))[rows]
-        else:
-            keys = np.unique(groups, return_inverse=True)[1][rows]
-        # Folds of rows that are the same but for their labels are not alike.
-        pairs = np.unique(np.stack([keys, codes.astype(keys.dtype)]), axis=1)
-        self.are_alike = len(np.unique(keys)) > _DISTINCT * pairs.shape[1]
+        keys = row_keys(data, rows, groups)
+        self.are_alike = are_alike(keys, codes)
         # Networks for images are slow, even on few of them.
-        few = self.size < _ENOUGH and not data.is_image(net.image_shape)
-        self.fold = deal(keys, codes, _FEW_FOLDS if few else 2)
+        self.is_image = data.is_image(net.image_shape)
+        self.is_small = self.size < _ENOUGH and not self.is_image
+        self.fold = deal(keys, codes, _FEW_FOLDS if self.is_small else 2)
         self.n_folds = int(self.fold.max()) + 1
-        self.few = few
-        share = 1.0 if few else _SHORT
+        share = 1.0 if self.is_small else _SHORT
         self.n_epochs = math.ceil(share * net.max_epochs)
         self.n_trained = 0
-        self._seeds = _seeds(net.random_state, 3 * self.n_folds)
-        self._estimates: dict[int, LabelErrors] = {}
+        self._seeds = seeds(net.random_state, 3 * self.n_folds)
+        self._known: list[tuple[_Predicted, LabelErrors]] = []
 
     def run(self) -> Outcome:
         """Train on the folds, choose, and calibrate."""
         began = time.perf_counter()
         net, choice = self.net, Choice.default(self.net)
-        every = list(range(self.n_folds))
-        opens_lr, opens_rule = net.lr == "auto", rule_is_open(net)
+        opens_rate, opens_rule = rate_is_open(net), rule_is_open(net)
+        folds = list(range(self.n_folds))
         # Where folds cost, the second one is for another rule or another rate.
-        thrifty = not self.few and (opens_lr or opens_rule)
-        first, other = (every[:1], every[1:]) if thrifty else (every, every)
-        seen = self._predictions(first, choice, look=opens_lr)
-        final, others, is_whole = seen.last, [], not thrifty
-        # More labels cannot be wrong than are predicted otherwise.
-        if opens_rule and self._error_rate(final) > _MUCH_NOISE:
-            robust = self._predictions(other, Choice.noisy(net)).last
-            others, is_whole = [robust], True
+        saves = not self.is_small and (opens_rate or opens_rule)
+        first, second = (folds[:1], folds[1:]) if saves else (folds, folds)
+        plain = self._predictions(first, choice, look=opens_rate)
+        final, rest, is_whole = plain, [], not saves
+        # No more labels can be wrong than are predicted otherwise.
+        if opens_rule and self._error_rate(plain) > _MUCH_NOISE:
+            robust = self._predictions(second, Choice.noisy(net))
+            rest, is_whole = [robust], True
             if self._errors(robust).rate > _MUCH_NOISE:
-                choice, opens_lr = Choice.noisy(net), False
-                final, others = robust, [final]
-        amount = self._amount(seen) if opens_lr else 1.0
+                final, rest = robust, [plain]
+                choice, opens_rate = Choice.noisy(net), False
+        amount = self._amount(plain) if opens_rate else 1.0
         if amount < 1:
-            others.append(final)
+            rest.append(plain)
             choice = replace(choice, lr=choice.lr * amount)
-            final = self._predictions(other, choice).last
+            final = self._predictions(second, choice)
         elif not is_whole:
-            final = _joined(final, self._predictions(other, choice).last)
-        return self._outcome(choice, final, others, time.perf_counter() - began)
+            final = plain.joined(self._predictions(second, choice))
+        return self._outcome(choice, final, rest, time.perf_counter() - began)
 
     # Training
 
-    def _train(
-        self, fold: int, choice: Choice, *, look: bool
-    ) -> tuple[list[_Look], Tensor]:
-        """Train without a fold; return its logits, and those of the other samples.
+    def _predictions(
+        self, folds: list[int], choice: Choice, *, look: bool = False
+    ) -> _Predicted:
+        """Train without each of some folds, and put the predictions together."""
+        trained = [self._train(fold, choice, look=look) for fold in folds]
+        unseen = torch.cat([part.unseen for part in trained])
+        # A callback may have stopped one of them before the others.
+        looks = list(zip(*(part.looks for part in trained), strict=False))
+        curve = [torch.cat([look.logits for look in at]).double() for at in looks]
+        return _Predicted(
+            unseen,
+            np.concatenate([np.flatnonzero(self.fold == fold) for fold in folds]),
+            torch.cat([part.learnt for part in trained]),
+            np.concatenate([np.flatnonzero(self.fold != fold) for fold in folds]),
+            [at[0].epoch for at in looks] + [self.n_epochs],
+            torch.stack([*curve, unseen]),
+        )
 
-        The first are from several moments of the training, the last ones from its end.
+    def _train(self, fold: int, choice: Choice, *, look: bool) -> _Trained:
+        """Train a network without a fold.
 
         The final network takes more steps. What it learns at a low rate, this one
         learns at a higher one, so that the sum of the rates over the steps is the same,
         as far as that is not above the rate that is tried first.
         """
-        held = self.rows[self.fold == fold]
+        held_out = self.rows[self.fold == fold]
         rows = self.rows[self.fold != fold]
         share = float(self.weight[self.fold != fold].sum()) / self.size
         share *= self.n_epochs / self.net.max_epochs
         lr = min(choice.lr / share, Choice.default(self.net).lr)
-        net = _fold_net(
-            self.net, replace(self._shortened(choice), lr=lr), self.n_epochs
-        )
-        net.random_state = self._seeds[self.n_trained % len(self._seeds)]
+        seed = self._seeds[self.n_trained % len(self._seeds)]
         self.n_trained += 1
-        every = max(1, self.n_epochs // _LOOKS)
-        X = _part(self.data.X, held)
+        short = replace(self._shortened(choice), lr=lr)
+        net = fold_net(self.net, short, self.n_epochs, seed)
+        every = math.ceil(self.n_epochs / _LOOKS)
+        X = part_of(self.data.X, held_out)
         looks: list[_Look] = []
 
         def after_epoch() -> None:
             epoch = net._run.epoch
             if look and epoch % every == 0 and epoch < self.n_epochs:
-                looks.append(_Look(epoch, net._all_logits(X)))
+                looks.append(_Look(epoch, net._logits_of(X)))
 
         datasets = {"dataset_train": net.get_dataset(self.data.X, self.data.y)}
         split = Split(rows, None, None, {**datasets, "dataset_valid": None})
         fitting = Fitting(net, self.data, split, keep=False, after_epoch=[after_epoch])
         if fitting.train() is not None:
             raise KeyboardInterrupt
-        looks.append(_Look(self.n_epochs, net._all_logits(X)))
-        return looks, net._all_logits(_part(self.data.X, rows)).double()
-
-    # Choosing
+        learnt = net._logits_of(part_of(self.data.X, rows))
+        return _Trained(looks, net._logits_of(X).double(), learnt.double())
 
     def _shortened(self, choice: Choice) -> Choice:
         """Return the rule that ends a short training with the targets of a whole one.
@@ -332,64 +311,53 @@ class CrossFit:
         """
         share = self.n_epochs / self.net.max_epochs
         strength = choice.prior_strength
-        if not isinstance(strength, str) and self.net.prior_strength == "auto":
+        if not isinstance(strength, str):
             strength = strength * share
         discount = choice.discount ** (1 / share)
         return replace(choice, prior_strength=strength, discount=discount)
 
-    def _predictions(
-        self, folds: list[int], choice: Choice, *, look: bool = False
-    ) -> "_Seen":
-        """Train without each of some folds, and put the predictions together."""
-        trained = [self._train(fold, choice, look=look) for fold in folds]
-        looks = [held_out for held_out, _ in trained]
-        where = [np.flatnonzero(self.fold == fold) for fold in folds]
-        logits = [
-            torch.cat([look.logits for look in at]).double()
-            for at in zip(*looks, strict=True)
-        ]
-        epochs = [look.epoch for look in looks[0]]
-        learnt = torch.cat([logits for _, logits in trained])
-        whence = np.concatenate([np.flatnonzero(self.fold != fold) for fold in folds])
-        held_out = np.concatenate(where)
-        return _Seen(epochs, torch.stack(logits), held_out, learnt, whence)
+    # Choosing
 
-    def _error_rate(self, predicted: "_Predicted") -> float:
-        labels, weight = self.codes[predicted.where], self.weight[predicted.where]
-        wrong = predicted.logits.argmax(dim=1) != labels
+    def _labels(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return self.codes[rows], self.weight[rows]
+
+    def _error_rate(self, predicted: _Predicted) -> float:
+        labels, weight = self._labels(predicted.unseen_rows)
+        wrong = predicted.unseen.argmax(dim=1) != labels
         return float((weight * wrong).sum() / weight.sum())
 
-    def _errors(self, predicted: "_Predicted") -> LabelErrors:
-        """Return what predictions say of their labels; it is asked for twice."""
-        key = id(predicted)
-        if key not in self._estimates:
-            labels, weight = self.codes[predicted.where], self.weight[predicted.where]
-            self._estimates[key] = fit_label_errors(predicted.logits, labels, weight)
-        return self._estimates[key]
+    def _errors(self, predicted: _Predicted) -> LabelErrors:
+        """Estimate errors of the labels; the same predictions are asked for twice."""
+        for known, errors in self._known:
+            if known is predicted:
+                return errors
+        labels, weight = self._labels(predicted.unseen_rows)
+        errors = fit_label_errors(predicted.unseen, labels, weight)
+        self._known.append((predicted, errors))
+        return errors
 
-    def _amount(self, seen: "_Seen") -> float:
+    def _amount(self, predicted: _Predicted) -> float:
         """Return by how much less the final network is to learn, in (0, 1].
 
         The latest epoch whose held-out loss is as good as the best one, within half a
         standard error, says how much training the data bear: the sum of the learning
         rates up to it.
         """
-        epochs, where = seen.epochs, seen.where
-        labels, weight = self.codes[where], self.weight[where]
-        temperature = fit_temperature(seen.logits, labels, weight)
-        losses = log_losses(seen.logits / temperature[:, None, None], labels)
+        epochs, (labels, weight) = predicted.epochs, self._labels(predicted.unseen_rows)
+        temperature = fit_temperature(predicted.curve, labels, weight)
+        losses = log_losses(predicted.curve / temperature[:, None, None], labels)
         best = int((losses @ weight).argmin())
-        excess = losses - losses[best]
-        mean = excess @ weight / weight.sum()
-        spread = ((excess - mean[:, None]).square() @ weight / weight.sum()).sqrt()
-        within = mean <= _WITHIN * spread / math.sqrt(float(weight.sum()))
+        excesses = losses - losses[best]
+        mean = excesses @ weight / weight.sum()
+        variance = (excesses - mean[:, None]).square() @ weight / weight.sum()
+        within = mean <= _WITHIN * (variance / weight.sum()).sqrt()
         latest = int(torch.nonzero(within).max())
         if latest == len(epochs) - 1:
             return 1.0
         factor = SCHEDULES[self.net.lr_schedule]
-        grid = (np.arange(1000) + 0.5) / 1000
-        factors = np.array([factor(progress) for progress in grid])
-        part = factors[grid < epochs[latest] / self.n_epochs].sum() / factors.sum()
+        progress = (np.arange(1000) + 0.5) / 1000
+        rates = np.array([factor(at) for at in progress])
+        part = rates[progress < epochs[latest] / self.n_epochs].sum() / rates.sum()
         share = (1 - 1 / self.n_folds) * self.n_epochs / self.net.max_epochs
         # How much the data bear is known up to what a fold has learnt, a part of what
         # the final network will: near the end of that, the one goes over to the other.
@@ -402,229 +370,50 @@ class CrossFit:
     def _outcome(
         self,
         choice: Choice,
-        final: "_Predicted",
-        others: list["_Predicted"],
+        final: _Predicted,
+        rest: list[_Predicted],
         seconds: float,
     ) -> Outcome:
-        labels, weight = self.codes[final.where], self.weight[final.where]
+        labels, weight = self._labels(final.unseen_rows)
         calibration = calibrate(
             self._errors(final),
-            final.logits,
+            final.unseen,
             labels,
             weight,
             self.net.label_noise,
-            is_image=self.data.is_image(self.net.image_shape),
+            is_image=self.is_image,
         )
-        described = replace(
+        calibration = replace(
             calibration,
             method="cross-fit",
             n_folds=self.n_trained,
             n_epochs=self.n_epochs,
             seconds=seconds,
         )
-        proba = np.full((len(self.data.y), final.logits.shape[1]), np.nan, np.float32)
-        for other in others:  # of samples that the last networks have learnt from
-            found = self._errors(other)
-            scaled = Calibration(found.temperature, found.bias)(other.logits)
-            proba[self.rows[other.where]] = scaled.softmax(dim=1)
-        scaled = described.scaled(final.logits)
-        proba[self.rows[final.where]] = scaled.softmax(dim=1)
-        unseen = self._excess(described, final.logits, final.where)
-        drift = unseen / self._excess(described, final.learnt, final.whence)
-        if not self.are_alike:
-            drift = np.ones_like(drift)
-        return Outcome(choice, described, proba, drift)
+        return Outcome(
+            choice,
+            calibration,
+            self._proba(final, rest, calibration),
+            self._drift(final, calibration),
+        )
 
-    def _excess(
-        self, calibration: Calibration, logits: Tensor, where: np.ndarray
+    def _proba(
+        self, final: _Predicted, rest: list[_Predicted], calibration: Calibration
     ) -> np.ndarray:
-        """Return the mean prediction of each class, over its share of the labels."""
-        weight = self.weight[where]
-        counts = np.bincount(self.codes[where], weight, minlength=logits.shape[1])
-        share = (counts + 1e-9) / counts.sum()
-        return _mean(calibration, logits, weight) / share
+        """Return a prediction of each sample, by the final rule where there is one."""
+        proba = np.full((len(self.data.y), final.unseen.shape[1]), np.nan, np.float32)
+        for predicted in rest:
+            found = self._errors(predicted)
+            scaled = Calibration(found.temperature, found.bias)(predicted.unseen)
+            proba[self.rows[predicted.unseen_rows]] = scaled.softmax(dim=1)
+        scaled = calibration.scaled(final.unseen)
+        proba[self.rows[final.unseen_rows]] = scaled.softmax(dim=1)
+        return proba
 
-
-def _mean(calibration: Calibration, logits: Tensor, weight: Tensor) -> np.ndarray:
-    """Return the mean predicted probability of each class."""
-    proba = calibration.scaled(logits).softmax(dim=1)
-    return (weight @ proba / weight.sum()).numpy()
-
-
-def with_base_rates(
-    net: Any, outcome: Outcome, data: TrainingData, rows: np.ndarray
-) -> Calibration:
-    """Return the calibration with a bias that restores the base rates of rare classes.
-
-    The final network's mean prediction of unseen samples is that of the samples that it
-    has learnt, times what the folds say is between the two. Where it is not the share
-    of the labels, the bias makes up for the difference, the less so the rarer a class.
-
-    Parameters
-    ----------
-    net : BSDClassifier
-        With the final network.
-    outcome : Outcome
-    data : TrainingData
-    rows : ndarray of int
-        That the final network was trained on.
-    """
-    calibration = outcome.calibration
-    if outcome.drift is None or calibration.transition is not None:
-        return calibration
-    size = data.size(rows)
-    weight = data.relative_weight(rows, size)
-    counts = np.bincount(data.codes[rows], weight.numpy(), minlength=len(outcome.drift))
-    if counts.min() * len(counts) > _UNBALANCED * size:
-        return calibration
-    learnt = net._all_logits(_part(data.X, rows)).double()
-    expected = _mean(calibration, learnt, weight)
-    wanted = np.maximum(counts, 1e-9) / size / outcome.drift
-    trust = counts / (counts + _PSEUDO_COUNT)
-    wanted = expected * (wanted / expected) ** trust
-    bias = np.zeros(len(counts)) if calibration.bias is None else calibration.bias
-    for _ in range(_ROUNDS):
-        calibration = replace(calibration, bias=bias)
-        bias = bias + np.log(wanted / _mean(calibration, learnt, weight))
-    return calibration
-
-
-_PSEUDO_COUNT = 10.0
-_UNBALANCED = 0.5  # of the mean number of samples per class
-_ROUNDS = 10
-_LEAST_RATE = 0.01
-_CERTAIN = 6.0
-_NEARLY_ALL = 0.9
-_DISTINCT = 0.95  # rows among pairs of row and label
-
-
-class _Predicted(NamedTuple):
-    """Logits of samples that the network had not seen."""
-
-    logits: Tensor
-    where: np.ndarray  # among the rows that are trained on
-    learnt: Tensor  # logits of the samples that they were trained on
-    whence: np.ndarray  # these are, among the rows that are trained on
-
-
-class _Seen(NamedTuple):
-    """Held-out logits of several epochs."""
-
-    epochs: list[int]
-    logits: Tensor  # (n_epochs, n, n_classes)
-    where: np.ndarray
-    learnt: Tensor  # logits of the samples that were trained on, at the end
-    whence: np.ndarray  # these are, among the rows that are trained on
-
-    @property
-    def last(self) -> _Predicted:
-        return _Predicted(self.logits[-1], self.where, self.learnt, self.whence)
-
-
-def _joined(a: _Predicted, b: _Predicted) -> _Predicted:
-    return _Predicted(
-        torch.cat([a.logits, b.logits]),
-        np.concatenate([a.where, b.where]),
-        torch.cat([a.learnt, b.learnt]),
-        np.concatenate([a.whence, b.whence]),
-    )
-
-
-def calibrate(
-    found: LabelErrors,
-    logits: Tensor,
-    labels: Tensor,
-    weight: Tensor,
-    label_noise: str,
-    *,
-    is_image: bool,
-) -> Calibration:
-    """Estimate a calibration from predictions of unseen samples.
-
-    Parameters
-    ----------
-    found : LabelErrors
-    logits : Tensor of shape (n, n_classes)
-    labels : Tensor of shape (n,)
-    weight : Tensor of shape (n,)
-        Whose sum is the number of samples.
-    label_noise : {"auto", "errors", "inherent", "ignore"}
-    is_image : bool
-    """
-    logits = logits.double()
-    is_error = label_noise == "errors"
-    if label_noise == "auto":
-        is_error = is_image or found.separation > _SEPARABLE
-    made = Calibration(
-        found.temperature,
-        found.bias,
-        found.transition,
-        applies_transition=not is_error,
-        noise_rate=found.rate,
-        noise_rate_interval=_interval(found.rate, float(weight.sum())),
-        n_samples=len(labels),
-    )
-    before, after = (
-        float(log_losses(z, labels) @ weight / weight.sum())
-        for z in (logits, replace(made, applies_transition=True)(logits))
-    )
-    return replace(made, log_loss_before=before, log_loss_after=after)
-
-
-_SEPARABLE = 0.77
-
-
-def _interval(rate: float, n: float) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share."""
-    z = 1.96
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _fold_net(net: Any, choice: Choice, n_epochs: int) -> Any:
-    """Return an estimator for a fold: the same, trained silently and once."""
-    copied = clone(net)
-    vars(copied).pop("_skl_callbacks", None)
-    copied.set_params(
-        lr=choice.lr,
-        prior_strength=choice.prior_strength,
-        discount=choice.discount,
-        evidence=choice.evidence,
-        max_epochs=n_epochs,
-        calibration=None,
-        checkpoint=None,
-        train_split=None,
-        warm_start=False,
-        verbose=0,
-        callbacks=_acting(net.callbacks),
-    )
-    return copied
-
-
-def _acting(callbacks: Any) -> Any:
-    """Return copies of the callbacks that change how a network is trained."""
-    if not isinstance(callbacks, list):
-        return callbacks
-    chosen = []
-    for entry in callbacks:
-        callback = entry[1] if isinstance(entry, tuple | list) else entry
-        kind = callback if isinstance(callback, type) else type(callback)
-        if issubclass(kind, _ACTING):
-            chosen.append(copy.deepcopy(entry))
-    return chosen
-
-
-def _part(X: Any, rows: np.ndarray) -> Any:
-    if is_dataset(X):
-        return Subset(X, rows.tolist())
-    return X[torch.from_numpy(rows).to(X.device)] if isinstance(X, Tensor) else X[rows]
-
-
-def _seeds(random_state: Any, n: int) -> list[int | None]:
-    """Return seeds for the folds, without a draw from the user's own generator."""
-    if random_state is None:
-        return [None] * n
-    rng = copy.deepcopy(check_random_state(random_state))
-    rng.randint(2**31 - 1)  # the final network's
-    return rng.randint(2**31 - 1, size=n).tolist()
+    def _drift(self, final: _Predicted, calibration: Calibration) -> np.ndarray:
+        """Return how mean predictions of unseen samples differ from those of others."""
+        if not self.are_alike:
+            return np.ones(final.unseen.shape[1])
+        unseen = excess(calibration, final.unseen, *self._labels(final.unseen_rows))
+        learnt = excess(calibration, final.learnt, *self._labels(final.learnt_rows))
+        return unseen / learnt

@@ -77,6 +77,7 @@ class Estimator(Trainee, Protocol):
     def _has_classes(self) -> bool: ...
     def _initialize_module(self) -> Any: ...
     def _initialize_optimizer(self) -> Any: ...
+    def _resolved_lr(self) -> float: ...
     def _loader(self, side: str) -> Loader: ...
     def _note_features(self, given: Any, X: Any, *, reset: bool) -> None: ...
 
@@ -118,8 +119,9 @@ class Fitting:
         self.data = data
         self.split = split
         self.keep = keep
-        if keep:
-            choice = getattr(net, "choice_", None)
+        before = getattr(net, "choice_", None) if keep else None
+        if before is not None:
+            choice = before.kept(net)
         self.choice = Choice.plain(net) if choice is None else choice
         self._calibration = calibration
         self._after_epoch = after_epoch
@@ -153,6 +155,7 @@ class Fitting:
             tasks = FitTasks(net, self.data)
             net._generators = self._new_generators()
             with net._generators.borrowed(self.device):
+                net.choice_ = self.choice
                 if self.fresh:
                     self._begin_afresh(data)
                 net.posterior_ = self._posterior()
@@ -233,7 +236,6 @@ class Fitting:
             net.image_std_ = net._preparation.std
         if not self.keep:
             net.compile_time_ = 0.0
-            net.choice_ = self.choice
             if self._calibration is not None:
                 net.calibration_ = self._calibration
             net.initialize()
@@ -256,8 +258,8 @@ class Fitting:
     def _posterior(self) -> DirichletPosterior:
         """Return the last call's where the samples are the same, or a new one."""
         net, codes = self.net, torch.from_numpy(self.data.codes)
-        strength, discount = self._prior()
-        prior = (strength, discount, net.prior_floor)
+        choice = self.choice
+        prior = (choice.prior_strength, choice.discount, net.prior_floor)
         fingerprint = (prior, *_checks.fingerprint(self.data.X, self.data.codes))
         if hasattr(net, "posterior_") and fingerprint == net._fingerprint:
             labels = net.posterior_.labels
@@ -269,28 +271,22 @@ class Fitting:
                 )
             return net.posterior_
         net._fingerprint = fingerprint
+        vars(net).pop("out_of_fold_proba_", None)  # of other samples
         half = net.posterior_dtype == "float16"
         dtype = torch.float16 if half else net._preparation.float_dtype
         n_classes = len(net.classes_)
         return DirichletPosterior(
             codes,
             n_classes,
-            prior_strength=resolve_prior_strength(strength, net.max_epochs),
-            discount=discount,
+            prior_strength=resolve_prior_strength(
+                choice.prior_strength, net.max_epochs
+            ),
+            discount=choice.discount,
             prior_floor=resolve_prior_floor(
                 net.prior_floor, n_classes, torch.finfo(dtype).smallest_normal
             ),
             dtype=dtype,
             device=self.device,
-        )
-
-    def _prior(self) -> tuple[float | str, float]:
-        """Return prior strength and discount: the user's, or those chosen."""
-        net = self.net
-        strength, discount = net.prior_strength, net.discount
-        return (
-            self.choice.prior_strength if strength == "auto" else strength,
-            self.choice.discount if isinstance(discount, str) else float(discount),
         )
 
     def _batches(self, data: TrainingData) -> tuple[Batches, Batches | None]:
@@ -349,7 +345,7 @@ class Fitting:
             tasks=tasks,
             settings=Settings(
                 net.max_epochs,
-                self.choice.lr if net.lr == "auto" else net.lr,
+                net._resolved_lr(),
                 net.lr_schedule,
                 net.augmentation,
                 net.image_shape,

@@ -5,34 +5,44 @@ rows in another order: what is fitted on the parts does not depend on such thing
 """
 
 import hashlib
-from typing import Any
 
 import numpy as np
 import torch
 from skorch.utils import is_dataset
 
+from ._loading import TrainingData
 
-def row_keys(X: Any, n_rows: int) -> np.ndarray:
-    """Return a number for each row, the same for rows with the same contents.
+
+def row_keys(
+    data: TrainingData, rows: np.ndarray, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Return a number for each row, the same for rows that belong together.
 
     Parameters
     ----------
-    X : ndarray, Tensor or Dataset
+    data : TrainingData
         The items of a Dataset are not looked at: their positions stand for them.
-    n_rows : int
+    rows : ndarray of int
+        Which rows.
+    groups : ndarray of shape (n_samples,) or None
+        What belongs together; by default rows of the same contents.
 
     Returns
     -------
     ndarray of uint64 of shape (n_rows,)
     """
-    if is_dataset(X):
-        rows = [i.to_bytes(8, "little") for i in range(n_rows)]
-    else:
-        array = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X
-        flat = np.ascontiguousarray(array).reshape(n_rows, -1)
-        rows = [row.tobytes() for row in flat]
-    digests = [hashlib.blake2b(row, digest_size=8).digest() for row in rows]
-    return np.frombuffer(b"".join(digests), dtype=np.uint64)
+    if groups is not None:
+        return np.unique(groups[rows], return_inverse=True)[1].astype(np.uint64)
+    if is_dataset(data.X):
+        return _digests(int(row).to_bytes(8, "little") for row in rows)
+    X = data.X
+    array = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X
+    return _digests(np.ascontiguousarray(array[row]).tobytes() for row in rows)
+
+
+def _digests(contents) -> np.ndarray:
+    hashes = (hashlib.blake2b(c, digest_size=8).digest() for c in contents)
+    return np.frombuffer(b"".join(hashes), dtype=np.uint64)
 
 
 def deal(keys: np.ndarray, codes: np.ndarray, n_folds: int) -> np.ndarray:
@@ -60,3 +70,18 @@ def deal(keys: np.ndarray, codes: np.ndarray, n_folds: int) -> np.ndarray:
     fold = np.empty(len(unique), dtype=np.int64)
     fold[order] = np.arange(len(unique)) % n_folds
     return fold[group]
+
+
+def are_alike(keys: np.ndarray, codes: np.ndarray) -> bool:
+    """Whether folds of such rows will have the same distribution.
+
+    They will not where many rows are the same but for their labels, as in tables of few
+    categories: each fold has other rows then.
+
+    Parameters
+    ----------
+    keys, codes : ndarray of shape (n,)
+        As in `deal`.
+    """
+    pairs = np.unique(np.stack([keys, codes.astype(keys.dtype)]), axis=1)
+    return len(np.unique(keys)) > 0.95 * pairs.shape[1]

@@ -29,6 +29,8 @@ from ._batches import (
     move,
 )
 
+_MOST_REPEATS = 10.0
+
 
 class TrainingData(NamedTuple):
     """What `fit` was given, checked."""
@@ -54,12 +56,17 @@ class TrainingData(NamedTuple):
     def size(self, rows: np.ndarray) -> float:
         """Return how many samples some rows stand for.
 
-        A weight of 2 is as good as a row given twice; weights that are smaller than 1
-        on average are taken to be relative.
+        A weight of 2 is as good as a row given twice. Weights that are smaller than 1
+        on average are taken to be relative, and so is what is above ten times as many.
         """
+        n = float(len(rows))
         if self.sample_weight is None:
-            return float(len(rows))
-        return max(float(np.asarray(self.sample_weight)[rows].sum()), float(len(rows)))
+            return n
+        given = self.sample_weight
+        if isinstance(given, Tensor):
+            given = given.detach().cpu().numpy()
+        weight = np.broadcast_to(np.asarray(given, dtype=np.float64), len(self.y))
+        return min(max(float(weight[rows].sum()), n), _MOST_REPEATS * n)
 
     def relative_weight(self, rows: np.ndarray, size: float) -> Tensor:
         """Return the weights of some rows, scaled to a sum."""
@@ -213,7 +220,7 @@ def split_rows(
         return Split(rows, valid_rows, None, datasets)
     y = _checks.dataset_labels(valid)
     codes = _checks.encode(y, data.classes)
-    other = data._replace(X=valid, y=y, codes=codes, weight=None)
+    other = data._replace(X=valid, y=y, codes=codes, weight=None, sample_weight=None)
     return Split(rows, np.arange(len(y)), other, datasets)
 
 

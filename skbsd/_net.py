@@ -175,7 +175,9 @@ class Net(NeuralNetClassifier):
             if key not in names:
                 self._params_to_validate = self._params_to_validate | {key}
             setattr(self, key, value)
-            if self.initialized_ and self._is_virtual_param(key) and value != "auto":
+            if self.initialized_ and self._is_virtual_param(key):
+                if key == "lr":
+                    value = self._resolved_lr()
                 self._apply_virtual_params({key: value})
                 self._forget_schedule()
             elif self.initialized_ and key.startswith("callbacks__"):
@@ -332,7 +334,7 @@ class Net(NeuralNetClassifier):
         args, kwargs = self.get_params_for_optimizer("optimizer", named_parameters)
         if not grouped:
             args = ([parameter for _, parameter in named_parameters],)
-        if kwargs.get("lr") == "auto":
+        if isinstance(kwargs.get("lr"), str):
             kwargs["lr"] = self._resolved_lr()
         accepted = inspect.signature(self.optimizer).parameters
         if "weight_decay" in accepted:
@@ -344,7 +346,10 @@ class Net(NeuralNetClassifier):
 
     def _resolved_lr(self) -> float:
         """Return the learning rate, or what stands for "auto"."""
-        if self.lr != "auto":
+        own = self.get_params_for("optimizer").get("lr")
+        if own is not None:
+            return own
+        if not isinstance(self.lr, str):
             return self.lr
         choice = getattr(self, "choice_", None)
         return DEFAULT_LR if choice is None else choice.lr
@@ -580,6 +585,15 @@ class Net(NeuralNetClassifier):
                         check_output(logits, network, len(self.classes_))
                 yield to_device(logits, device)
 
+    def _logits_of(self, X) -> Tensor:
+        """Predict data that were checked, and leave all generators as they are."""
+        loader = self._loader("iterator_valid")
+        where = self.device_, self._preparation.float_dtype
+        generators = self._generators.copy()
+        with generators.borrowed(self.device_), self._in_mode(False), torch.no_grad():
+            batches = prediction_batches(X, loader, *where)
+            return gather((self._logits(x) for x in batches), len(X))
+
     def _prediction_batches(self, X):
         """Check X, and return its batches."""
         given, caller = X, type(self).__name__
@@ -641,7 +655,8 @@ class Net(NeuralNetClassifier):
         return state
 
     def __setstate__(self, state):
-        state = dict(state)
+        # Of versions that had not these parameters.
+        state = {"calibration": None, "label_noise": "auto"} | state
         _versions.compare(
             {
                 "scikit-learn": state.pop("_sklearn_version", None),

@@ -214,7 +214,7 @@ class Choice:
     def plain(cls, net: Any) -> "Choice":
         """Return what is used without looking at held-out predictions."""
         return cls(
-            DEFAULT_LR if net.lr == "auto" else net.lr,
+            DEFAULT_LR if isinstance(net.lr, str) else net.lr,
             net.prior_strength,
             resolve_discount(net.discount),
             net.evidence,
@@ -245,10 +245,26 @@ class Choice:
         discount = _LABEL_LEFT ** (1 / net.max_epochs)
         return cls(cls.plain(net).lr, "noisy", discount, "weighted")
 
+    def kept(self, net: Any) -> "Choice":
+        """Return what a further call goes on with, whose parameters may be others."""
+        plain = Choice.plain(net)
+        lr = self.lr if isinstance(net.lr, str) else plain.lr
+        same = rule_is_open(net) or net.prior_strength == self.prior_strength
+        if not same:
+            return replace(plain, lr=lr)
+        discount = self.discount if isinstance(net.discount, str) else plain.discount
+        evidence = self.evidence if net.evidence == "auto" else net.evidence
+        return Choice(lr, self.prior_strength, discount, evidence)
+
 
 def rule_is_open(net: Any) -> bool:
     """Whether how long labels hold is left to the data."""
     return (net.prior_strength, net.evidence, net.discount) == ("auto",) * 3
+
+
+def rate_is_open(net: Any) -> bool:
+    """Whether the learning rate is left to the data."""
+    return isinstance(net.lr, str) and not hasattr(net, "optimizer__lr")
 
 
 def resolve_discount(discount: float | str) -> float:

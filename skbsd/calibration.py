@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
+
+from ._label_model import SD_LOG_TEMPERATURE, Likelihood
 
 __all__ = [
     "Calibration",
@@ -23,20 +24,7 @@ __all__ = [
     "log_losses",
 ]
 
-# Prior standard deviations of log T and of a class's bias. The first is that of
-# best temperatures over data sets; without it, few samples that are all predicted
-# right would ask for a temperature near zero.
-_SD_LOG_TEMPERATURE = 0.7
-_SD_BIAS = 0.25
-# Pseudo-observations of right labels, per class, for a transition matrix.
-_PSEUDO_COUNT = 3.0
-# Entries of a transition matrix below this are no parameters that it needs.
-_NEGLIGIBLE = 0.01
-_NEWTON_STEPS = 40
-# How far a model of label errors must tell the true classes apart.
-_LEAST_SEPARATION = 0.4
-# How many labels may be wrong, as a share of those that would be if all were drawn.
-_MOST_ERRORS = 0.93
+_STEPS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +63,8 @@ class Calibration:
         Predictions that the map was estimated from.
     seconds : float, default=0.0
         What it took.
+    log_loss_of_frequencies : float, default=None
+        Log loss of predicting the frequencies of the classes: that of chance.
     log_loss_before, log_loss_after : float, default=None
         Mean log loss of these predictions, against the labels given.
 
@@ -107,6 +97,7 @@ class Calibration:
     n_epochs: int = 0
     n_samples: int = 0
     seconds: float = 0.0
+    log_loss_of_frequencies: float | None = None
     log_loss_before: float | None = None
     log_loss_after: float | None = None
 
@@ -128,7 +119,7 @@ class Calibration:
         if self.transition is None or not self.applies_transition:
             return logits
         matrix = torch.as_tensor(self.transition, dtype=logits.dtype)
-        return _given(logits.log_softmax(dim=1), matrix.to(logits.device).log())
+        return _given(logits.log_softmax(dim=1), matrix.to(logits.device))
 
     def scaled(self, logits: Tensor) -> Tensor:
         """Apply temperature and bias alone: logits of the true labels.
@@ -251,18 +242,25 @@ def fit_temperature(
     z = logits.double() - logits.double().amax(dim=-1, keepdim=True)
     weight = torch.ones(len(labels)).to(z) if sample_weight is None else sample_weight
     weight = weight.to(z)
-    index = labels.expand(z.shape[:-1])[..., None]
-    own = z.gather(-1, index)[..., 0]
-    precision = 1 / _SD_LOG_TEMPERATURE**2
+    own = z.gather(-1, labels.expand(z.shape[:-1])[..., None])[..., 0]
+    precision = 1 / SD_LOG_TEMPERATURE**2
     u = torch.zeros(z.shape[:-2]).to(z)  # log of 1 / T
-    for _ in range(_NEWTON_STEPS):
+    step, lowest = torch.zeros_like(u), torch.full_like(u, math.inf)
+    for _ in range(_STEPS):
         beta = u.exp()
-        proba = (z * beta[..., None, None]).softmax(dim=-1)
+        scaled = z * beta[..., None, None]
+        losses = scaled.logsumexp(dim=-1) - own * beta[..., None]
+        loss = losses @ weight + precision * u.square() / 2
+        # Where a step has led up, half of it is taken back, and tried again.
+        up = loss > lowest
+        proba = scaled.softmax(dim=-1)
         mean = (proba * z).sum(dim=-1)
         variance = (proba * z.square()).sum(dim=-1) - mean.square()
-        slope = beta * ((mean - own) * weight).sum(dim=-1) + precision * u
-        curvature = beta.square() * (variance * weight).sum(dim=-1) + precision
-        step = (slope / curvature).clamp(-1, 1)
+        slope = beta * ((mean - own) @ weight) + precision * u
+        curvature = beta.square() * (variance @ weight) + precision
+        newton = (slope / curvature).clamp(-1, 1)
+        step = torch.where(up, -step / 2, newton)
+        lowest = torch.where(up, lowest, loss)
         u = u - step
         if step.abs().max() < 1e-9:
             break
@@ -303,7 +301,9 @@ def fit_calibration(
     >>> bool(bias[0] > bias[1])
     True
     """
-    fitted = _Likelihood(logits, labels, sample_weight).calibration()
+    temperature = fit_temperature(logits, labels, sample_weight)
+    likelihood = Likelihood(logits, labels, sample_weight)
+    fitted = likelihood.with_bias_where_it_pays(float(temperature))
     return fitted.temperature, fitted.bias
 
 
@@ -354,239 +354,17 @@ def fit_label_errors(
     >>> round(fit_label_errors(logits, given).rate, 1)
     0.2
     """
-    return _Likelihood(logits, labels, sample_weight).with_errors()
+    temperature = fit_temperature(logits, labels, sample_weight)
+    likelihood = Likelihood(logits, labels, sample_weight)
+    fitted = likelihood.with_errors(float(temperature))
+    rate, separation = likelihood.rate_and_separation(fitted)
+    return LabelErrors(
+        fitted.temperature, fitted.bias, fitted.transition, rate, separation
+    )
 
 
-class _Fitted(NamedTuple):
-    """Parameters at the maximum, with the penalised log likelihood."""
-
-    temperature: float
-    bias: np.ndarray | None
-    transition: np.ndarray | None
-    likelihood: float
-
-
-class _Likelihood:
-    """The penalised likelihood of labels, given logits, and its maxima.
-
-    Parameters
-    ----------
-    logits, labels, sample_weight : Tensor
-        As in `fit_calibration`.
-    """
-
-    def __init__(self, logits: Tensor, labels: Tensor, sample_weight: Tensor | None):
-        z = logits.detach().cpu().double().numpy()
-        self.z = z - z.max(axis=1, keepdims=True)
-        self.labels = labels.cpu().numpy()
-        self.n, self.n_classes = z.shape
-        self.given = np.eye(self.n_classes)[self.labels]
-        self.weight = np.ones(self.n)
-        if sample_weight is not None:
-            self.weight = sample_weight.cpu().double().numpy()
-        self.size = float(self.weight.sum())
-
-    def calibration(self) -> _Fitted:
-        """Fit temperature, and a bias where it pays."""
-        weight = torch.from_numpy(self.weight)
-        z, labels = torch.from_numpy(self.z), torch.from_numpy(self.labels)
-        log_t = math.log(float(fit_temperature(z, labels, weight)))
-        plain = self._fitted(np.array([log_t]), _Model(self.n_classes, False, "none"))
-        if self.size < 10 * self.n_classes:
-            return plain  # too few samples to tell
-        biased = self._maximise(plain, with_bias=True, errors="none")
-        pays = biased.likelihood - plain.likelihood > self.n_classes - 1
-        return biased if pays else plain
-
-    def with_errors(self) -> LabelErrors:
-        """Choose among no errors, symmetric ones and a transition matrix."""
-        clean = self.calibration()
-        with_bias = clean.bias is not None
-        price = math.log(max(self.size, 2.0)) / 2  # of a parameter
-        best, best_score = clean, clean.likelihood
-        candidates = ["symmetric"]
-        if 2 < self.n_classes <= 100 and self.size >= 20 * self.n_classes:
-            candidates.append("matrix")
-        for errors in candidates:
-            fitted = self._maximise(clean, with_bias=with_bias, errors=errors)
-            n_parameters = 1
-            if errors == "matrix":
-                big = np.asarray(fitted.transition) > _NEGLIGIBLE
-                n_parameters = int(big.sum()) - self.n_classes
-            score = fitted.likelihood - price * n_parameters
-            if score > best_score + price and self._tells_apart(fitted):
-                best, best_score = fitted, score
-        return self._described(best)
-
-    def _tells_apart(self, fitted: _Fitted) -> bool:
-        """Whether a model sees through the labels, and does not only give them up.
-
-        Labels that nothing predicts are all wrong, or none is.
-        """
-        shares = self.weight @ self.given / self.size
-        drawn_at_random = 1 - shares @ shares
-        found = self._described(fitted)
-        sees = found.rate < _MOST_ERRORS * drawn_at_random
-        return bool(sees and found.separation > _LEAST_SEPARATION)
-
-    def _described(self, fitted: _Fitted) -> LabelErrors:
-        share = self.weight / self.size
-        proba = _softmax(self.z / fitted.temperature + _or_zero(fitted.bias))
-        base = float((share @ self.given).max())
-        certainty = float(share @ proba.max(axis=1))
-        separation = (certainty - base) / max(1 - base, 1e-9)
-        rate = 0.0
-        if fitted.transition is not None:
-            rate = float(share @ (1 - proba @ np.diagonal(fitted.transition)))
-        return LabelErrors(
-            fitted.temperature, fitted.bias, fitted.transition, rate, separation
-        )
-
-    def _maximise(self, start: _Fitted, *, with_bias: bool, errors: str) -> _Fitted:
-        """Fit by L-BFGS, from few errors and from many: there are several maxima."""
-        model = _Model(self.n_classes, with_bias, errors)
-        shares = {"none": (0.0,), "symmetric": (0.1,), "matrix": (0.3,)}[errors]
-        found = [
-            minimize(
-                self._objective,
-                model.start(start, share),
-                args=(model,),
-                jac=True,
-                method="L-BFGS-B",
-                options={"maxiter": 60, "ftol": 1e-7},
-            )
-            for share in shares
-        ]
-        return self._fitted(min(found, key=lambda result: result.fun).x, model)
-
-    def _fitted(self, values: np.ndarray, model: "_Model") -> _Fitted:
-        log_t, bias, transition = model.parts(values)
-        return _Fitted(
-            math.exp(log_t),
-            bias if model.with_bias else None,
-            transition,
-            -self._objective(values, model)[0],
-        )
-
-    def _objective(
-        self, values: np.ndarray, model: "_Model"
-    ) -> tuple[float, np.ndarray]:
-        """Return the penalised negative log likelihood, and its gradient.
-
-        With the probability r of each true class given the label, the derivative in
-        the logits is r - p, and in C the expected counts of pairs.
-        """
-        log_t, bias, transition = model.parts(values)
-        scaled = self.z * math.exp(-log_t)
-        proba = _softmax(scaled + bias)
-        rows = np.arange(self.n)
-        if transition is None:
-            given = proba[rows, self.labels]
-            posterior = self.given
-        else:
-            joint = proba * transition.T[self.labels]
-            given = joint.sum(axis=1)
-            posterior = joint / np.maximum(given, 1e-300)[:, None]
-        weighted = self.weight[:, None] * (posterior - proba)
-        loss = -self.weight @ np.log(np.maximum(given, 1e-300))
-        loss += (log_t / _SD_LOG_TEMPERATURE) ** 2 / 2
-        slopes = [
-            np.array([(weighted * scaled).sum() + log_t / _SD_LOG_TEMPERATURE**2])
-        ]
-        if model.with_bias:
-            loss += ((bias / _SD_BIAS) ** 2).sum() / 2
-            slopes.append(bias / _SD_BIAS**2 - weighted.sum(axis=0))
-        if transition is not None:
-            pairs = posterior.T @ (self.weight[:, None] * self.given)
-            extra, slope = model.errors_of(transition, pairs)
-            loss += extra
-            slopes.append(slope)
-        return float(loss), np.concatenate(slopes)
-
-
-class _Model(NamedTuple):
-    """Which parameters a model of labels has, as one vector.
-
-    Parameters
-    ----------
-    n_classes : int
-    with_bias : bool
-    errors : {"none", "symmetric", "matrix"}
-    """
-
-    n_classes: int
-    with_bias: bool
-    errors: str
-
-    def start(self, fitted: _Fitted, share: float) -> np.ndarray:
-        """Return where the search begins, with a share of errors.
-
-        The more labels are wrong, the surer are predictions of the true ones.
-        """
-        k = self.n_classes
-        values = [np.array([math.log(fitted.temperature * (1 - share) ** 2)])]
-        if self.with_bias:
-            values.append(np.zeros(k) if fitted.bias is None else fitted.bias)
-        if self.errors == "symmetric":
-            values.append(np.array([math.log(share)]))
-        elif self.errors == "matrix":
-            off = math.log(share / (k - 1) / (1 - share))
-            values.append(np.where(np.eye(k, dtype=bool), 0.0, off).ravel())
-        return np.concatenate(values)
-
-    def parts(self, values: np.ndarray) -> tuple[float, np.ndarray, np.ndarray | None]:
-        """Return log T, b and C."""
-        k = self.n_classes
-        bias = np.zeros(k)
-        rest = values[1:]
-        if self.with_bias:
-            bias, rest = rest[:k], rest[k:]
-        if self.errors == "none":
-            return values[0], bias, None
-        if self.errors == "symmetric":
-            share = 1 / (1 + math.exp(-rest[0]))
-            return values[0], bias, (1 - share) * np.eye(k) + share / k
-        return values[0], bias, _softmax(rest.reshape(k, k))
-
-    def errors_of(
-        self, transition: np.ndarray, pairs: np.ndarray
-    ) -> tuple[float, np.ndarray]:
-        """Return the penalty of C, and the gradient in what it is made of.
-
-        Parameters
-        ----------
-        transition : ndarray of shape (n_classes, n_classes)
-            C.
-        pairs : ndarray of shape (n_classes, n_classes)
-            Expected counts of true class and label given.
-        """
-        k = self.n_classes
-        if self.errors == "symmetric":
-            share = transition[0, 1] * k
-            ratio = pairs / transition
-            by_share = ratio.sum() / k - np.trace(ratio)
-            return 0.0, np.array([-by_share * share * (1 - share)])
-        right = np.diagonal(transition)
-        counts = pairs + _PSEUDO_COUNT * np.eye(k)
-        slope = transition * counts.sum(axis=1, keepdims=True) - counts
-        return -_PSEUDO_COUNT * float(
-            np.log(np.maximum(right, 1e-300)).sum()
-        ), slope.ravel()
-
-
-def _softmax(z: np.ndarray) -> np.ndarray:
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
-def _or_zero(bias: np.ndarray | None) -> np.ndarray | float:
-    return 0.0 if bias is None else bias
-
-
-def _given(log_proba: Tensor, log_transition: Tensor) -> Tensor:
+def _given(log_proba: Tensor, transition: Tensor) -> Tensor:
     """Return log probabilities of the labels given, from those of the true ones."""
-    columns = [
-        (log_proba + log_transition[:, j]).logsumexp(dim=1)
-        for j in range(log_proba.shape[1])
-    ]
-    return torch.stack(columns, dim=1)
+    largest = log_proba.amax(dim=1, keepdim=True)
+    given = (log_proba - largest).exp() @ transition
+    return given.clamp_min(torch.finfo(given.dtype).tiny).log() + largest

@@ -15,9 +15,10 @@ from skorch.utils import is_dataset
 from torch.utils.data import DataLoader
 
 from . import _advice, _checks, _persistence
-from ._cross_fit import HoldOut, cross_fit, method_for, with_base_rates
+from ._cross_fit import checked_groups, cross_fit, method_for
 from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
 from ._fitting import Fitting
+from ._held_out import HoldOut, with_base_rates
 from ._html import HTMLRepresentation
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData, checked_data, split_rows
@@ -467,10 +468,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             A new one: :class:`skbsd.objectives.SelfDistillation`, unless `contrastive`
             asks for two views.
         """
-        method = {
-            "prior_strength": self._chosen("prior_strength"),
-            "evidence": self._chosen("evidence"),
-        }
+        choice = self.choice_
+        method = {"prior_strength": choice.prior_strength, "evidence": choice.evidence}
         if self.contrastive is None:
             return SelfDistillation(**method)
         setting = self.contrastive
@@ -742,18 +741,26 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     def _train(self, data: TrainingData, caller: str, split_params, *, keep: bool):
         if not keep:
             _advice.of_settings(self, data.X, stacklevel=_USER)
-        method = method_for(self, data, keep=keep or caller == "partial_fit")
-        groups = split_params.pop("groups", None) if method == "cross-fit" else None
+        keeps = keep or caller == "partial_fit"
+        method = method_for(self, data, keep=keeps)
+        groups = None
+        if self.train_split is None:
+            groups = checked_groups(data, split_params.pop("groups", None))
         split = self._split(data, caller, split_params)
-        choice = calibration = held_out = outcome = None
+        outcome = held_out = None
         if method == "cross-fit":
             outcome = cross_fit(self, data, split, groups)
-            choice, calibration = outcome.choice, outcome.calibration
         elif method == "hold-out":
-            held_out = HoldOut(self, data, split)
-            split, choice = held_out.split, held_out.choice
+            held_out = HoldOut(self, data, split, groups)
+            split = held_out.split
+        about = outcome or held_out
         interrupted = Fitting(
-            self, data, split, keep=keep, choice=choice, calibration=calibration
+            self,
+            data,
+            split,
+            keep=keep,
+            choice=None if about is None else about.choice,
+            calibration=None if outcome is None else outcome.calibration,
         ).train()
         if held_out is not None:
             outcome = held_out.outcome()
@@ -761,7 +768,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             self.calibration_ = with_base_rates(self, outcome, data, split.rows)
             self.out_of_fold_proba_ = outcome.proba
         if interrupted is None:
-            _advice.of_result(self, data.codes, stacklevel=_USER)
+            _advice.of_result(self, outcome, stacklevel=_USER)
         if interrupted is not None:
             further = "partial_fit trains it further"
             if self.checkpoint is not None:
@@ -788,12 +795,6 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             split_params = routed["splitter"]["split"]
         whole = self.get_dataset(data.X, data.y)  # itself, where X is a Dataset
         return split_rows(data, whole, self.train_split, split_params)
-
-    def _chosen(self, name: str):
-        """Return a parameter, or what stands for its "auto"."""
-        value = getattr(self, name)
-        choice = getattr(self, "choice_", None)
-        return value if value != "auto" or choice is None else getattr(choice, name)
 
     def _calibrated_logits(self, X) -> torch.Tensor:
         calibration = getattr(self, "calibration_", None)

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from skbsd._label_model import Likelihood, Model
 from skbsd.calibration import (
     Calibration,
-    _Likelihood,
-    _Model,
     fit_calibration,
     fit_label_errors,
     fit_temperature,
@@ -156,16 +155,16 @@ class TestFitLabelErrors:
     @pytest.mark.parametrize("errors", ["none", "symmetric", "matrix"])
     def test_gradient(self, with_bias, errors):
         weight = torch.linspace(0.5, 2, 50)
-        likelihood = _Likelihood(normal(50, 4), drawn(normal(50, 4)), weight)
-        clean = likelihood._fitted(np.array([0.3]), _Model(4, False, "none"))
-        model = _Model(4, with_bias, errors)
-        values = model.start(clean, 0.2)
+        likelihood = Likelihood(normal(50, 4), drawn(normal(50, 4)), weight)
+        clean = likelihood._fitted(np.array([0.3]), Model(4, False, "none"))
+        model = Model(4, with_bias, errors)
+        values = model.start(clean)
         values += np.random.default_rng(0).normal(size=len(values)) / 5
-        _, gradient = likelihood._objective(values, model)
+        _, gradient = likelihood.objective(values, model)
         steps = 1e-6 * np.eye(len(values))
         numeric = [
-            likelihood._objective(values + h, model)[0]
-            - likelihood._objective(values - h, model)[0]
+            likelihood.objective(values + h, model)[0]
+            - likelihood.objective(values - h, model)[0]
             for h in steps
         ]
         assert gradient == pytest.approx(np.array(numeric) / 2e-6, abs=1e-5)

@@ -1,19 +1,23 @@
 """Choosing and calibrating by predictions of unseen samples, as a user meets it."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from helpers import quick, same_weights
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_classification
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 from skorch.callbacks import Callback, EarlyStopping
 from skorch.dataset import ValidSplit
-from torch.utils.data import TensorDataset
+from torch.utils.data import RandomSampler, TensorDataset
 
 from skbsd import BSDClassifier
-from skbsd._cross_fit import _acting
+from skbsd._fold_nets import fold_net
+from skbsd._rules import Choice
 from skbsd.label_noise import flip_labels
 from skbsd.networks import MLP
 
@@ -122,8 +126,8 @@ class TestHoldOut:
         assert (np.isfinite(model.out_of_fold_proba_[:, 0]) == held).all()
 
     def test_auto_where_data_are_many(self, monkeypatch, table):
-        monkeypatch.setattr("skbsd._cross_fit.LARGE", 300)
-        monkeypatch.setattr("skbsd._cross_fit.HELD_OUT", 50)
+        monkeypatch.setattr("skbsd._cross_fit._LARGE", 300)
+        monkeypatch.setattr("skbsd._held_out._HELD_OUT", 50)
         model = quick(calibration="auto").fit(*table[:2])
         assert model.calibration_.method == "hold-out"
         assert model.calibration_.n_samples == 50
@@ -183,7 +187,7 @@ class TestComposes:
 
         def deal(keys, codes, n_folds):
             folds.append(keys)
-            return keys % n_folds
+            return keys.astype(int) % n_folds
 
         monkeypatch.setattr("skbsd._cross_fit.deal", deal)
         groups = np.array(list("abcd"))[np.arange(100) % 4]
@@ -219,9 +223,81 @@ class TestComposes:
 
     def test_only_callbacks_that_act_are_in_the_folds(self):
         stop, looks = EarlyStopping("train_loss"), Callback()
-        found = _acting([("stop", stop), looks, EarlyStopping])
-        assert [type(entry) for entry in found] == [tuple, type]
-        assert found[0][1] is not stop
+        model = BSDClassifier(
+            callbacks=[("stop", stop), ("looks", looks), EarlyStopping],
+            callbacks__stop__patience=3,
+            callbacks__looks__nothing=1,
+        )
+        fold = fold_net(model, Choice.default(model), 5, 0)
+        assert [name for name, _ in fold.callbacks] == ["stop"]
+        assert fold.callbacks[0][1] is not stop
+        assert "callbacks__stop__patience" in fold.get_params()
+        assert "callbacks__looks__nothing" not in fold.get_params()
+        assert len(model.callbacks) == 3
+
+    def test_callbacks_that_cannot_be_copied(self, iris):
+        class Locked(Callback):
+            def __init__(self):
+                self.lock, self.epochs = threading.Lock(), 0
+
+            def on_epoch_end(self, net, **kwargs):
+                self.epochs += 1
+
+        locked = Locked()
+        quick(calibration="auto", callbacks=[locked]).fit(*iris)
+        assert locked.epochs == 3  # of the final network
+
+    def test_folds_that_stop_early(self, iris):
+        stop = EarlyStopping("train_loss", patience=2, threshold=0.2)
+        model = quick(calibration="auto", max_epochs=30, callbacks=[stop]).fit(*iris)
+        assert model.temperature_ != 1
+
+    def test_data_frames(self, iris):
+        pd = pytest.importorskip("pandas")
+        X = pd.DataFrame(iris[0], columns=list("abcd"))
+        model = quick(calibration="auto").fit(X, iris[1])
+        assert list(model.feature_names_in_) == list("abcd")
+        assert quick(calibration="hold-out").fit(X, iris[1]).temperature_ != 1
+
+    def test_a_class_of_one_sample(self, table):
+        X, y = table[0].copy(), table[1] % 2
+        y[17] = 2
+        for method in ("auto", "hold-out"):
+            model = quick(calibration=method).fit(X, y)
+            assert model.posterior_.visits[17] > 0
+            assert model.predict_proba(table[2])[:, 2].mean() < 0.05
+
+    def test_many_classes(self):
+        rng = np.random.default_rng(0)
+        X, y = rng.normal(size=(600, 5)), np.arange(600) % 300
+        proba = quick(calibration="auto").fit(X, y).predict_proba(X)
+        assert proba.sum(axis=1) == pytest.approx(np.ones(600), abs=1e-5)
+
+    def test_own_order_of_samples(self, iris):
+        settings = {"iterator_train__sampler": RandomSampler(range(150))}
+        assert not hasattr(
+            quick(calibration="auto", **settings).fit(*iris), "calibration_"
+        )
+        with pytest.raises(ValueError, match="iterator_train__sampler does not know"):
+            quick(calibration="cross-fit", **settings).fit(*iris)
+
+    def test_constant_features(self, iris):
+        X = np.zeros_like(iris[0])
+        assert not hasattr(quick(calibration="auto").fit(X, iris[1]), "calibration_")
+
+    def test_no_draw_from_the_global_generator(self, table):
+        data = TensorDataset(torch.from_numpy(table[0]), torch.from_numpy(table[1]))
+        sizes = {"module__in_features": 64, "module__n_classes": 10}
+        before = torch.get_rng_state()
+        quick(module=MLP, **sizes, calibration="auto").fit(data, y=None)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_a_network_that_diverges(self, iris):
+        X, y = iris
+        model = quick(calibration="auto", lr=1e30)
+        uncalibrated = pytest.warns(ConvergenceWarning, match="are not calibrated")
+        with uncalibrated, pytest.raises(ValueError, match="NaN or infinite"):
+            model.fit(X * 1e2, y)
 
     def test_an_interrupt_in_a_fold_leaves_the_model_as_it_was(self, iris, monkeypatch):
         model = quick(calibration="auto").fit(*iris)
@@ -283,6 +359,24 @@ class TestLearningRate:
         default = BSDClassifier(lr=1e-2, random_state=0).fit(X[:500], y[:500])
         losses = [log_loss(y[500:], m.predict_proba(X[500:])) for m in (model, default)]
         assert losses[0] < losses[1]
+
+    def test_auto_on_a_live_optimizer(self, iris):
+        model = quick().fit(*iris)
+        model.set_params(lr=0.5)
+        assert model.optimizer_.param_groups[0]["lr"] == 0.5
+        model.set_params(lr="auto")
+        assert model.optimizer_.param_groups[0]["lr"] == 1e-2
+
+    def test_of_the_optimizer(self, iris):
+        model = quick(calibration="auto", optimizer__lr=0.02).fit(*iris)
+        assert model.lr_ == model.optimizer_.param_groups[0]["lr"] == 0.02
+
+    def test_another_rule_afterwards(self, iris):
+        model = quick(calibration="auto").fit(*iris)
+        model.set_params(prior_strength="noisy").partial_fit(*iris)
+        assert model.prior_strength_ == 15
+        assert model.choice_.evidence == "auto"
+        assert not hasattr(model, "out_of_fold_proba_")
 
     def test_partial_fit_goes_on_with_it(self, iris):
         model = BSDClassifier(random_state=0, max_epochs=10).fit(*iris)

@@ -2,11 +2,18 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
-from skbsd._folds import deal, row_keys
+from skbsd._folds import are_alike, deal
+from skbsd._folds import row_keys as keys_of
+from skbsd._loading import TrainingData
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(200, 3)).astype(np.float32)
 Y = np.repeat([0, 1, 2], [150, 40, 10])
+
+
+def row_keys(X, n_rows, groups=None):
+    data = TrainingData(X, X, None, None, None, None, None)
+    return keys_of(data, np.arange(n_rows), groups)
 
 
 def test_rows_of_the_same_contents_have_one_key():
@@ -45,3 +52,14 @@ def test_rows_with_one_key_stay_together():
     keys = np.arange(200) // 10
     fold = deal(keys, Y, 3)
     assert all(len(set(fold[keys == k])) == 1 for k in range(20))
+
+
+def test_groups_are_their_own_keys():
+    groups = np.array(list("abcd"))[np.arange(200) % 4]
+    assert (row_keys(X, 200, groups) == np.arange(200) % 4).all()
+
+
+def test_rows_that_differ_in_their_labels_only():
+    assert are_alike(row_keys(X, 200), Y)
+    assert are_alike(row_keys(np.repeat(X, 2, axis=0), 400), np.repeat(Y, 2))
+    assert not are_alike(row_keys(np.repeat(X, 2, axis=0), 400), np.tile([0, 1], 200))

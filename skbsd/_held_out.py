@@ -1,0 +1,252 @@
+"""A calibration from predictions of samples that a network has not seen."""
+
+import math
+import time
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from skorch.utils import is_dataset
+from torch import Tensor
+from torch.utils.data import Subset
+
+from ._folds import deal, row_keys
+from ._loading import Split, TrainingData
+from ._rules import Choice
+from .calibration import Calibration, LabelErrors, fit_label_errors, log_losses
+
+_HELD_OUT = 2_000  # samples, where there are many
+_LEAST_PARTS = 5
+# How well true classes must be told apart for contradicting labels to be errors.
+_SEPARABLE = 0.77
+# A class is rare where it has less than this share of the mean number of samples.
+_RARE = 0.5
+_PRIOR_SAMPLES = 10.0  # of a class, that it is predicted at its rate
+_ROUNDS = 10
+
+
+class Outcome(NamedTuple):
+    """What predictions of unseen samples have told.
+
+    Parameters
+    ----------
+    choice : Choice
+        What the final network is trained with.
+    calibration : Calibration
+    proba : ndarray of shape (n_samples, n_classes) or None
+        Calibrated predictions of each sample by a network that has not seen it, of its
+        true label; NaN in the rows of samples that none has predicted.
+    drift : ndarray of shape (n_classes,) or None
+        Ratio of the mean predictions of unseen and of learnt samples.
+    """
+
+    choice: Choice
+    calibration: Calibration
+    proba: np.ndarray | None
+    drift: np.ndarray | None = None
+
+
+def part_of(X: Any, rows: np.ndarray) -> Any:
+    """Return some rows of checked data.
+
+    Parameters
+    ----------
+    X : ndarray, Tensor or Dataset
+    rows : ndarray of int
+    """
+    if is_dataset(X):
+        return Subset(X, rows.tolist())
+    return X[torch.from_numpy(rows).to(X.device)] if isinstance(X, Tensor) else X[rows]
+
+
+def calibrate(
+    found: LabelErrors,
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    label_noise: str,
+    *,
+    is_image: bool,
+) -> Calibration:
+    """Make a calibration of what was estimated.
+
+    Parameters
+    ----------
+    found : LabelErrors
+        Of the same predictions.
+    logits : Tensor of shape (n, n_classes)
+    labels : Tensor of shape (n,)
+    weight : Tensor of shape (n,)
+        Whose sum is the number of samples.
+    label_noise : {"auto", "errors", "inherent"}
+    is_image : bool
+    """
+    is_error = label_noise == "errors"
+    if label_noise == "auto":
+        is_error = is_image or found.separation > _SEPARABLE
+    size = float(weight.sum())
+    given = Calibration(found.temperature, found.bias, found.transition, True)
+    share = torch.zeros(logits.shape[1]).to(weight).index_add(0, labels, weight) / size
+    before, after = (
+        float(log_losses(z, labels) @ weight / size) for z in (logits, given(logits))
+    )
+    return replace(
+        given,
+        applies_transition=not is_error,
+        noise_rate=found.rate,
+        noise_rate_interval=_interval(found.rate, size),
+        n_samples=len(labels),
+        log_loss_before=before,
+        log_loss_after=after,
+        log_loss_of_frequencies=float(torch.special.entr(share).sum()),
+    )
+
+
+def _interval(rate: float, n: float) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share."""
+    z = 1.96
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+class HoldOut:
+    """A calibration from samples that the final network is not trained on.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+    data : TrainingData
+    split : Split
+        Its validation data serve, where there are any.
+    groups : ndarray or None
+        Rows with the same group are held out together.
+
+    Attributes
+    ----------
+    split : Split
+        Without the samples held out.
+    choice : Choice
+        What the network is trained with.
+    """
+
+    def __init__(
+        self, net: Any, data: TrainingData, split: Split, groups: np.ndarray | None
+    ):
+        self.net = net
+        self.choice = Choice.default(net)
+        self._data, self._rows = data, split.valid_rows
+        if split.valid_data is not None:
+            self._data = split.valid_data
+        elif split.valid_rows is None:
+            held_out = _held_out(data, split.rows, groups)
+            self._rows = split.rows[held_out]
+            split = split._replace(rows=split.rows[~held_out])
+        self.split = split
+
+    def outcome(self) -> Outcome:
+        """Calibrate, once the network is trained."""
+        began = time.perf_counter()
+        net, data, rows = self.net, self._data, self._rows
+        assert rows is not None
+        logits = net._logits_of(part_of(data.X, rows)).double()
+        labels = torch.from_numpy(data.codes[rows])
+        weight = data.relative_weight(rows, data.size(rows))
+        calibration = calibrate(
+            fit_label_errors(logits, labels, weight),
+            logits,
+            labels,
+            weight,
+            net.label_noise,
+            is_image=data.is_image(net.image_shape),
+        )
+        seconds = time.perf_counter() - began
+        calibration = replace(calibration, method="hold-out", seconds=seconds)
+        if self.split.valid_data is not None:
+            return Outcome(self.choice, calibration, None)
+        proba = np.full((len(data.y), logits.shape[1]), np.nan, np.float32)
+        proba[rows] = calibration.scaled(logits).softmax(dim=1)
+        return Outcome(self.choice, calibration, proba)
+
+
+def _held_out(
+    data: TrainingData, rows: np.ndarray, groups: np.ndarray | None
+) -> np.ndarray:
+    """Return which of the rows are held out; of each class some are left."""
+    n_parts = max(_LEAST_PARTS, math.ceil(len(rows) / _HELD_OUT))
+    codes = data.codes[rows]
+    held_out = deal(row_keys(data, rows, groups), codes, n_parts) == 0
+    left = np.bincount(codes[~held_out], minlength=len(data.classes))
+    return held_out & (left[codes] > 0)
+
+
+def with_base_rates(
+    net: Any, outcome: Outcome, data: TrainingData, rows: np.ndarray
+) -> Calibration:
+    """Return the calibration with a bias that restores the base rates of rare classes.
+
+    The final network's mean prediction of unseen samples is that of the samples that it
+    has learnt, times what the folds say is between the two. Where it is not the share
+    of the labels, the bias makes up for the difference, the less so the rarer a class.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+        With the final network.
+    outcome : Outcome
+    data : TrainingData
+    rows : ndarray of int
+        That the final network was trained on.
+    """
+    calibration = outcome.calibration
+    if outcome.drift is None or calibration.transition is not None:
+        return calibration
+    size = data.size(rows)
+    weight = data.relative_weight(rows, size)
+    n_classes = len(outcome.drift)
+    counts = np.bincount(data.codes[rows], weight.numpy(), minlength=n_classes)
+    if counts.min() * n_classes > _RARE * size:
+        return calibration
+    learnt = net._logits_of(part_of(data.X, rows)).double()
+    expected = mean_proba(calibration, learnt, weight)
+    wanted = np.maximum(counts, 1e-9) / size / outcome.drift
+    trust = counts / (counts + _PRIOR_SAMPLES)
+    wanted = expected * (wanted / expected) ** trust
+    bias = np.zeros(n_classes) if calibration.bias is None else calibration.bias
+    for _ in range(_ROUNDS):
+        calibration = replace(calibration, bias=bias)
+        bias = bias + np.log(wanted / mean_proba(calibration, learnt, weight))
+    return calibration
+
+
+def mean_proba(calibration: Calibration, logits: Tensor, weight: Tensor) -> np.ndarray:
+    """Return the mean predicted probability of each class.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    logits : Tensor of shape (n, n_classes)
+    weight : Tensor of shape (n,)
+    """
+    proba = calibration.scaled(logits).softmax(dim=1)
+    return (weight @ proba / weight.sum()).numpy()
+
+
+def excess(
+    calibration: Calibration, logits: Tensor, labels: Tensor, weight: Tensor
+) -> np.ndarray:
+    """Return the mean prediction of each class, over its share of the labels.
+
+    A few samples that are predicted at their rate are added to each class.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    logits : Tensor of shape (n, n_classes)
+    labels : Tensor of shape (n,)
+    weight : Tensor of shape (n,)
+    """
+    counts = np.bincount(labels, weight, minlength=logits.shape[1])
+    predicted = mean_proba(calibration, logits, weight) * counts.sum()
+    return (predicted + _PRIOR_SAMPLES) / (counts + _PRIOR_SAMPLES)
