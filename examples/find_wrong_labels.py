@@ -4,8 +4,8 @@ Finding wrong labels
 
 A tenth of the digits' labels are made wrong. A network that is trained by Bayesian
 self-distillation keeps a belief about each sample, and what its predictions put into
-that belief speaks against wrong labels. One fit ranks the samples by it, and lists
-those beyond a threshold that needs no clean labels.
+that belief speaks against wrong labels. One fit estimates how many are wrong, ranks the
+samples, and lists those that are more probably wrong than right.
 """
 
 # %%
@@ -27,7 +27,9 @@ print(f"{len(given):,} digits, {wrong.sum()} of them with a wrong label")
 # %%
 # One fit. The list holds row, given and suggested label, and the share that each of the
 # two has of what the network predicted while it learnt; the worst come first.
-model = BSDClassifier(prior_strength="noisy", random_state=0).fit(X_train, given)
+model = BSDClassifier(random_state=0).fit(X_train, given)
+low, high = model.calibration_.noise_rate_interval
+print(f"estimated: {model.noise_rate_:.1%} are wrong, {low:.1%} to {high:.1%}")
 issues = find_label_issues(model)
 print(f"{'row':>5}  given  suggested  true  mass given  mass suggested")
 for row, label, suggested, mass, other in list(
@@ -85,4 +87,3 @@ for name, samples, labels in (
     ("with true labels", slice(None), true),
 ):
     print(f"{name:20}{clean.fit(X_train[samples], labels).score(X_test, y_test):.1%}")
-print(f"{'noisy, as given':20}{model.score(X_test, y_test):.1%}")

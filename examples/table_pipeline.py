@@ -18,7 +18,9 @@ from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.datasets import load_diabetes
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
-from sklearn.model_selection import RepeatedStratifiedKFold, cross_validate
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_validate
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -42,21 +44,21 @@ prepare = make_column_transformer(
     (OneHotEncoder(), make_column_selector(dtype_exclude="number")),
 )
 models = {
-    "MLP, cross-entropy": BSDClassifier(prior_strength=float("inf"), random_state=0),
-    "MLP, BSD": BSDClassifier(random_state=0),
-    "MLP, BSD noisy": BSDClassifier(prior_strength="noisy", random_state=0),
+    "logistic regression": LogisticRegression(),
     "gradient boosting": HistGradientBoostingClassifier(random_state=0),
+    "MLPClassifier": MLPClassifier(max_iter=500, random_state=0),
+    "BSD": BSDClassifier(random_state=0),
 }
-make_pipeline(prepare, models["MLP, BSD"])
+make_pipeline(prepare, models["BSD"])
 
 # %%
-# Three times five-fold cross-validation, of accuracy, log loss and calibration error.
+# Five-fold cross-validation, of accuracy, log loss and calibration error.
 scoring = {
     "accuracy": "accuracy",
     "log loss": "neg_log_loss",
     "calibration error": get_scorer("neg_expected_calibration_error"),
 }
-folds = RepeatedStratifiedKFold(n_splits=5, n_repeats=3, random_state=0)
+folds = StratifiedKFold(5, shuffle=True, random_state=0)
 results = {
     name: cross_validate(make_pipeline(prepare, model), X, y, scoring=scoring, cv=folds)
     for name, model in models.items()
@@ -70,20 +72,23 @@ table = pd.DataFrame(
         for metric in scoring
     }
 )
+table["seconds"] = [result["fit_time"].mean() for result in results.values()]
 print(table.round(3))
 
 # %%
-# Every dot is a fold, the line their mean. A network of this size learns 350 patients
-# by heart in 40 epochs: cross-entropy then is sure of them and of all others. Where BSD
-# keeps doubt, its log loss is a quarter less, and slightly better than that of a guess
-# (log 3 = 1.10). How many patients are told right depends less on it, as the thirds
-# overlap.
+# Every dot is a fold, the line their mean. Logistic regression has the lowest log loss
+# and calibration error: ten measurements of 350 patients hold no more than it can see.
+# `BSDClassifier` is close to it, and as accurate. `MLPClassifier` and the trees learn
+# the patients by heart, and then are sure of all others too; the log loss of the trees
+# is worse than that of a guess (log 3 = 1.10). So begin with the simplest model, and
+# measure. What a `BSDClassifier` costs is in the last column of the table: below 450
+# samples, it trains four networks to calibrate a fifth.
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True, layout="constrained")
-markers = dict(zip(models, "so^D", strict=True))
+markers = dict(zip(models, "s^Do", strict=True))
 for ax, metric in zip(axes, scoring, strict=True):
     for row, (name, result) in enumerate(results.items()):
         values = abs(result[f"test_{metric}"])
-        color = "#0072B2" if "BSD" in name else "0.5"
+        color = "#0072B2" if name == "BSD" else "0.5"
         ax.plot(
             values, np.full(len(values), row), markers[name], color=color, alpha=0.5
         )
