@@ -1,10 +1,10 @@
 """Bayesian self-distillation against cross-entropy on CIFAR-10.
 
 The same small residual network is trained with cross-entropy, with cross-entropy and
-the calibration that skbsd has by default, and by BSD, from the same seeds, with mirrored
-and shifted images, and tested on the test set; a table and a reliability diagram go to
-examples/output. With more than 20,000 images, 2,000 of them are held out to calibrate,
-of all but the first. With --search, GridSearchCV looks for the
+the calibration that skbsd has by default, and by BSD, from the same seeds, with
+mirrored and shifted images, and tested on the test set; a table and a reliability
+diagram go to examples/output. Of more than 20,000 images, all but the first hold out
+2,000 to calibrate by. With --search, GridSearchCV looks for the
 best prior strength, and cross_val_score estimates the calibration error.
 
     python examples/cifar10.py --limit 5000 --epochs 20     a quick look
