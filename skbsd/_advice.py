@@ -8,6 +8,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 _LARGEST_SPREAD = 1e3
 _CONSTANT = 1e-12  # what a StandardScaler leaves of columns without spread
+_NOT_TRAINED = 1e30  # which is an error
 _LEAST_LABEL = 0.1
 _ENOUGH = 500  # predictions to judge by
 
@@ -44,6 +45,8 @@ def _of_columns(X: np.ndarray, stacklevel: int) -> None:
         return
     small, large = (varies[f(spread[varies])] for f in (np.argmin, np.argmax))
     if spread[large] <= _LARGEST_SPREAD * min(1.0, spread[small]):
+        return
+    if spread[large] > _NOT_TRAINED:
         return
     warnings.warn(
         f"column {large} of X has a standard deviation of {spread[large]:.3g}, and "

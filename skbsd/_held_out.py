@@ -108,7 +108,8 @@ def _interval(rate: float, n: float) -> tuple[float, float]:
     z = 1.96
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low, high = centre - half, centre + half
+    return (0.0 if rate == 0 else max(0.0, low)), min(1.0, high)
 
 
 class HoldOut:

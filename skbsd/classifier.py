@@ -744,7 +744,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         keeps = keep or caller == "partial_fit"
         method = method_for(self, data, keep=keeps)
         groups = None
-        if self.train_split is None:
+        if self.train_split is None and self.calibration is not None:
             groups = checked_groups(data, split_params.pop("groups", None))
         split = self._split(data, caller, split_params)
         outcome = held_out = None

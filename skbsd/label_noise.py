@@ -256,7 +256,7 @@ def find_label_issues(estimator, *, threshold="auto"):
     :math:`p_{ik} \, s_{ik} \, C_{k y_i}`: the prediction by a network that has not
     seen the sample, the share of its evidence, and how often class k is labelled as
     :math:`y_i`, as estimated for the `calibration_`. Where that found no wrong labels,
-    none are listed, and about as many as it found otherwise. An estimator that was
+    none are listed; otherwise about as many as it found. An estimator that was
     fitted with ``calibration=None`` has none of this, and "confident" takes its place.
 
     "confident" is the rule of confident learning [1]_, equations 1 and 2, with the

@@ -542,7 +542,13 @@ WEIGHTS = "repeated samples are contrasted with each other"
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.DataConversionWarning")
 @parametrize_with_checks(
-    [BSDClassifier(contrastive=Contrastive(augmentation=as_images), random_state=0)],
+    [
+        BSDClassifier(
+            calibration=None,
+            contrastive=Contrastive(augmentation=as_images),
+            random_state=0,
+        )
+    ],
     expected_failed_checks=lambda estimator: {
         "check_sample_weight_equivalence_on_dense_data": WEIGHTS,
     },

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import sklearn
-from helpers import parsed
+from helpers import parsed, quick
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
@@ -219,9 +219,7 @@ class TestSklearnCallbacks:
         epochs = log[log["task_name"] == "epoch"]
         assert len(epochs) == 4
         for n, accuracy in enumerate(epochs["accuracy"], start=1):
-            early = BSDClassifier(
-                max_epochs=4, random_state=0, callbacks=[StopAfter(n)]
-            ).fit(X, y)
+            early = quick(max_epochs=4, callbacks=[StopAfter(n)]).fit(X, y)
             assert accuracy == early.score(X, y)
         assert epochs["accuracy"].iloc[-1] == model.score(X, y)
         assert log.loc[log["task_name"] == "fit", "accuracy"].item() == model.score(

@@ -10,6 +10,12 @@ from _calibration_report import Figures, markdown, read
 from _tables import PANELS, SEEDS, choose, load
 
 
+@pytest.fixture(autouse=True)
+def no_handler(monkeypatch):
+    """Leave Ctrl-C to pytest."""
+    monkeypatch.setattr(calibration, "stop_at_interrupt", lambda: None)
+
+
 def row(task, method, seed=0, **figures):
     about = dict.fromkeys(calibration.COLUMNS, 1.0)
     about |= {"panel": "final", "labels": "clean", "n_classes": 2, "rare_share": 0.5}
