@@ -262,7 +262,7 @@ def fit_temperature(
         step = torch.where(up, -step / 2, newton)
         lowest = torch.where(up, lowest, loss)
         u = u - step
-        if step.abs().max() < 1e-9:
+        if step.abs().max() < 1e-7:
             break
     return (-u).exp()
 
