@@ -332,7 +332,9 @@ class CrossFit:
             if known is predicted:
                 return errors
         labels, weight = self._labels(predicted.unseen_rows)
-        errors = fit_label_errors(predicted.unseen, labels, weight)
+        errors = fit_label_errors(
+            predicted.unseen, labels, weight, suspected=self.is_image
+        )
         self._known.append((predicted, errors))
         return errors
 

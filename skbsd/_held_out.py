@@ -154,13 +154,14 @@ class HoldOut:
         logits = net._logits_of(part_of(data.X, rows)).double()
         labels = torch.from_numpy(data.codes[rows])
         weight = data.relative_weight(rows, data.size(rows))
+        is_image = data.is_image(net.image_shape)
         calibration = calibrate(
-            fit_label_errors(logits, labels, weight),
+            fit_label_errors(logits, labels, weight, suspected=is_image),
             logits,
             labels,
             weight,
             net.label_noise,
-            is_image=data.is_image(net.image_shape),
+            is_image=is_image,
         )
         seconds = time.perf_counter() - began
         calibration = replace(calibration, method="hold-out", seconds=seconds)

@@ -18,6 +18,7 @@ _RIGHT_LABELS = 3.0
 _NEGLIGIBLE = 0.01
 # How far a model of label errors must tell the true classes apart.
 _LEAST_SEPARATION = 0.4
+_LEAST_IF_SUSPECTED = 0.1
 # How many labels may be wrong, as a share of those that would be if all were drawn.
 _MOST_ERRORS = 0.93
 # A matrix has the square of the number of classes as parameters.
@@ -73,13 +74,15 @@ class Likelihood:
         pays = biased.likelihood - plain.likelihood > self.n_classes - 1
         return biased if pays else plain
 
-    def with_errors(self, temperature: float) -> Fitted:
+    def with_errors(self, temperature: float, *, suspected: bool = False) -> Fitted:
         """Choose among no errors, symmetric ones and a transition matrix.
 
         Parameters
         ----------
         temperature : float
             The best one without errors.
+        suspected : bool, default=False
+            Whether symmetric errors are believed on less evidence.
         """
         clean = self.with_bias_where_it_pays(temperature)
         with_bias = clean.bias is not None
@@ -93,7 +96,9 @@ class Likelihood:
             fitted = self._maximise(clean, with_bias=with_bias, errors=errors)
             n_parameters = 1 if errors == "symmetric" else self._n_entries(fitted)
             score = fitted.likelihood - price * n_parameters
-            if score > best_score + price and self._tells_apart(fitted):
+            lenient = suspected and errors == "symmetric"
+            gain = score - best_score - (0 if lenient else price)
+            if gain > 0 and self._tells_apart(fitted, lenient=lenient):
                 best, best_score = fitted, score
         return best
 
@@ -121,7 +126,7 @@ class Likelihood:
         np.fill_diagonal(matrix, 0.0)
         return int((matrix > min(_NEGLIGIBLE, self.n_classes / self.size)).sum())
 
-    def _tells_apart(self, fitted: Fitted) -> bool:
+    def _tells_apart(self, fitted: Fitted, *, lenient: bool) -> bool:
         """Whether a model sees through the labels, and does not only give them up.
 
         Labels that nothing predicts are all wrong, or none is.
@@ -129,7 +134,8 @@ class Likelihood:
         drawn_at_random = 1 - self.shares @ self.shares
         rate, separation = self.rate_and_separation(fitted)
         sees = rate < _MOST_ERRORS * drawn_at_random
-        return bool(sees) and separation > _LEAST_SEPARATION
+        least = _LEAST_IF_SUSPECTED if lenient else _LEAST_SEPARATION
+        return bool(sees) and separation > least
 
     def _maximise(self, start: Fitted, *, with_bias: bool, errors: str) -> Fitted:
         """Fit by L-BFGS."""

@@ -308,7 +308,11 @@ def fit_calibration(
 
 
 def fit_label_errors(
-    logits: Tensor, labels: Tensor, sample_weight: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    sample_weight: Tensor | None = None,
+    *,
+    suspected: bool = False,
 ) -> LabelErrors:
     r"""Estimate calibration and label noise together, by maximum likelihood.
 
@@ -326,6 +330,10 @@ def fit_label_errors(
         Class indices, as given.
     sample_weight : Tensor of shape (n,), default=None
         Weights, whose sum counts as the number of samples.
+    suspected : bool, default=False
+        Whether errors are what to think of first where labels contradict predictions,
+        as with images: symmetric ones are then believed on less evidence, and where
+        predictions are unsure.
 
     Returns
     -------
@@ -356,7 +364,7 @@ def fit_label_errors(
     """
     temperature = fit_temperature(logits, labels, sample_weight)
     likelihood = Likelihood(logits, labels, sample_weight)
-    fitted = likelihood.with_errors(float(temperature))
+    fitted = likelihood.with_errors(float(temperature), suspected=suspected)
     rate, separation = likelihood.rate_and_separation(fitted)
     return LabelErrors(
         fitted.temperature, fitted.bias, fitted.transition, rate, separation

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @parametrize_with_checks(
     [
-        BSDClassifier(),
+        BSDClassifier(max_epochs=20),
         BSDClassifier(calibration="hold-out", random_state=0),
         BSDClassifier(calibration=None, random_state=0),
         BSDClassifier(
