@@ -14,7 +14,7 @@ import time
 import numpy as np
 import torch
 from _common import add_data_arguments
-from _panel import SpaceToDepth, Source, corrupt, load_cifar10, subset
+from _panel import Source, SpaceToDepth, corrupt, load_cifar10, subset
 from sklearn.metrics import log_loss
 
 from skbsd import BSDClassifier
