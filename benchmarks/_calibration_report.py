@@ -4,13 +4,12 @@ A task's value is the mean over seeds. Differences and ratios are of these means
 the seeds that both methods have.
 """
 
-import csv
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from _common import ratios, spread
+from _common import ratios, read_rows, spread
 from _report import Line
 
 OURS, NONE = "BSD", "BSD none"
@@ -29,19 +28,7 @@ POINTS, RATIO = "+.2f", ".3f"
 
 def read(file: Path | None) -> list[dict]:
     """Return the rows of the results, numbers as such."""
-    if file is None or not file.exists():
-        return []
-    with file.open(newline="") as lines:
-        return [
-            {name: _value(name, text) for name, text in row.items()}
-            for row in csv.DictReader(lines)
-        ]
-
-
-def _value(name: str, text: str):
-    if name in _TEXT:
-        return text
-    return int(text) if name in _WHOLE else float(text)
+    return read_rows(file, text=_TEXT, whole=_WHOLE)
 
 
 class Figures:

@@ -8,8 +8,10 @@ import random
 import signal
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,6 +153,64 @@ class Results:
         if self.file is not None:
             with self.file.open("a", newline="") as file:
                 csv.writer(file).writerow(row)
+
+
+def read_rows(
+    file: Path | None, *, text: Collection[str], whole: Collection[str]
+) -> list[dict]:
+    """Return the rows of a file of `Results`, numbers as such.
+
+    Parameters
+    ----------
+    file : Path or None
+        None and one that is missing have no rows.
+    text, whole : collection of str
+        Columns that are no numbers, and those of whole ones.
+    """
+
+    def value(name: str, entry: str):
+        if name in text:
+            return entry
+        return int(entry) if name in whole else float(entry)
+
+    if file is None or not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        return [
+            {name: value(name, entry) for name, entry in row.items()}
+            for row in csv.DictReader(lines)
+        ]
+
+
+def matching(items: Iterable[Any], globs: Iterable[str], kind: str) -> list[Any]:
+    """Return the cells or tasks of a panel whose names match.
+
+    Parameters
+    ----------
+    items : iterable
+        With a `name` each.
+    globs : iterable of str
+        Names, or patterns such as "digits-*".
+    kind : str
+        What the items are, for the message.
+
+    Raises
+    ------
+    ValueError
+        If none does.
+    """
+    items, globs = [*items], [*globs]
+    chosen = [x for x in items if any(fnmatchcase(x.name, glob) for glob in globs)]
+    if not chosen:
+        names = "\n".join(item.name for item in items)
+        raise ValueError(f"no such {kind}; those of the panel:\n{names}")
+    return chosen
+
+
+def print_failures(errors: dict) -> None:
+    """Print the tracebacks of runs that failed, by what tells a run."""
+    for key, error in errors.items():
+        print(f"\nfailed: {key}\n{error}")
 
 
 def repair(file: Path) -> None:

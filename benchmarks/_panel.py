@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from _common import load_cifar10
+from _common import load_cifar10, matching
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.preprocessing import StandardScaler
@@ -263,12 +262,7 @@ def choose(panel: str, globs: Iterable[str]) -> list[Cell]:
     ValueError
         If none does.
     """
-    cells = PANELS[panel]
-    chosen = [c for c in cells if any(fnmatchcase(c.name, glob) for glob in globs)]
-    if not chosen:
-        names = "\n".join(cell.name for cell in cells)
-        raise ValueError(f"no such cell; those of the panel:\n{names}")
-    return chosen
+    return matching(PANELS[panel], globs, "cell")
 
 
 def corrupt(y, n_classes: int, rate: float, kind: str, rng, confused=None):

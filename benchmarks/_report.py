@@ -4,12 +4,12 @@ A cell's value is the mean over seeds, and a difference or ratio of two methods 
 seed by seed first, over the seeds that both have.
 """
 
-import csv
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from _common import read_rows
 from _panel import CELLS
 
 REFERENCE = "CE"
@@ -58,19 +58,7 @@ POINTS, RATIO, SHARE = "+.2f", ".3f", ".2f"
 
 def read(file: Path | None) -> list[dict]:
     """Return the rows of the results, numbers as such."""
-    if file is None or not file.exists():
-        return []
-    with file.open(newline="") as lines:
-        return [
-            {name: _value(name, text) for name, text in row.items()}
-            for row in csv.DictReader(lines)
-        ]
-
-
-def _value(name: str, text: str):
-    if name in _TEXT:
-        return text
-    return int(text) if name in _WHOLE else float(text)
+    return read_rows(file, text=_TEXT, whole=_WHOLE)
 
 
 class Comparison:

@@ -7,10 +7,10 @@ and no seed: "tuning" is what settings may be chosen by, "final" what is claimed
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 
 import numpy as np
+from _common import matching
 from _panel import Split
 from sklearn.datasets import (
     load_breast_cancer,
@@ -287,13 +287,7 @@ def choose(panel: str, globs: Iterable[str]) -> list[Task]:
     ValueError
         If none does.
     """
-    globs = [*globs]
-    tasks = PANELS[panel]
-    chosen = [t for t in tasks if any(fnmatchcase(t.name, glob) for glob in globs)]
-    if not chosen:
-        names = "\n".join(task.name for task in tasks)
-        raise ValueError(f"no such task; those of the panel:\n{names}")
-    return chosen
+    return matching(PANELS[panel], globs, "task")
 
 
 def load(task: Task, seed: int) -> Split:

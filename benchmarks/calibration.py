@@ -49,7 +49,7 @@ import numpy as np
 import sklearn
 import torch
 from _calibration_report import markdown, read
-from _common import Results, machine, stop_at_interrupt
+from _common import Results, machine, print_failures, stop_at_interrupt
 from _panel import Split
 from _tables import PANELS, SEEDS, Task, choose, load
 from baselines import SELC
@@ -321,8 +321,7 @@ def execute(runs: list[Run], results: Results) -> dict:
             f"{row['seconds']:.1f} s",
             flush=True,
         )
-    for key, error in errors.items():
-        print(f"\nfailed: {key}\n{error}")
+    print_failures(errors)
     return errors
 
 

@@ -54,7 +54,13 @@ from pathlib import Path
 import numpy as np
 import sklearn
 import torch
-from _common import Results, add_data_arguments, machine, stop_at_interrupt
+from _common import (
+    Results,
+    add_data_arguments,
+    machine,
+    print_failures,
+    stop_at_interrupt,
+)
 from _panel import PANELS, SEEDS, Cell, Source, Split, choose, load
 from _report import read, report
 from sklearn.metrics import accuracy_score, log_loss
@@ -315,8 +321,7 @@ def execute(runs: list[Run], runner: Runner, results: Results, jobs: int) -> dic
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
         runner.stop()
-    for key, error in errors.items():
-        print(f"\nfailed: {key}\n{error}")
+    print_failures(errors)
     return errors
 
 

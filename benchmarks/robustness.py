@@ -51,7 +51,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from _common import Results, add_data_arguments, machine, stop_at_interrupt
+from _common import (
+    Results,
+    add_data_arguments,
+    machine,
+    print_failures,
+    stop_at_interrupt,
+)
 from _corruptions import (
     CORRUPTIONS,
     SEVERITIES,
@@ -486,8 +492,7 @@ def main(argv=None) -> int:
             for seed in args.seeds:
                 run(seed)
         errors = run.errors
-        for key, error in errors.items():
-            print(f"\nfailed: {key}\n{error}")
+        print_failures(errors)
     report(Figures(args.output, cell.name), cell, args.tables)
     return 1 if errors else 0
 
