@@ -20,7 +20,7 @@ from ._checkpoint import CheckpointFile
 from ._fitting import Fitting
 from ._fold_nets import fold_net, seeds
 from ._folds import are_alike, deal, row_keys
-from ._held_out import Outcome, calibrate, excess, part_of
+from ._held_out import Outcome, calibrate, excess, has_rare_class, part_of
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData
 from ._rules import Choice, rate_is_open, rule_is_open
@@ -163,7 +163,7 @@ class _Trained(NamedTuple):
 
     looks: list[_Look]
     unseen: Tensor  # logits of the samples held out
-    learnt: Tensor  # logits of the others
+    learnt: Tensor  # logits of the others, where a rare class needs them
 
 
 class _Predicted(NamedTuple):
@@ -213,6 +213,7 @@ class CrossFit:
         self.weight = data.relative_weight(rows, self.size)
         keys = row_keys(data, rows, groups)
         self.are_alike = are_alike(keys, codes)
+        self.has_rare_class = has_rare_class(data, rows)
         # Networks for images are slow, even on few of them.
         self.is_image = data.is_image(net.image_shape)
         self.is_small = self.size < _ENOUGH and not self.is_image
@@ -301,8 +302,11 @@ class CrossFit:
         fitting = Fitting(net, self.data, split, keep=False, after_epoch=[after_epoch])
         if fitting.train() is not None:
             raise KeyboardInterrupt
-        learnt = net._logits_of(part_of(self.data.X, rows))
-        return _Trained(looks, net._logits_of(X).double(), learnt.double())
+        unseen = net._logits_of(X).double()
+        learnt = unseen.new_empty(0, unseen.shape[1])
+        if self.has_rare_class:
+            learnt = net._logits_of(part_of(self.data.X, rows)).double()
+        return _Trained(looks, unseen, learnt)
 
     def _shortened(self, choice: Choice) -> Choice:
         """Return the rule that ends a short training with the targets of a whole one.
@@ -412,8 +416,10 @@ class CrossFit:
         proba[self.rows[final.unseen_rows]] = scaled.softmax(dim=1)
         return proba
 
-    def _drift(self, final: _Predicted, calibration: Calibration) -> np.ndarray:
+    def _drift(self, final: _Predicted, calibration: Calibration) -> np.ndarray | None:
         """Return how mean predictions of unseen samples differ from those of others."""
+        if not self.has_rare_class:
+            return None
         if not self.are_alike:
             return np.ones(final.unseen.shape[1])
         unseen = excess(calibration, final.unseen, *self._labels(final.unseen_rows))

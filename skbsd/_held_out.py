@@ -38,7 +38,8 @@ class Outcome(NamedTuple):
         Calibrated predictions of each sample by a network that has not seen it, of its
         true label; NaN in the rows of samples that none has predicted.
     drift : ndarray of shape (n_classes,) or None
-        Ratio of the mean predictions of unseen and of learnt samples.
+        Ratio of the mean predictions of unseen and of learnt samples, where a class is
+        rare.
     """
 
     choice: Choice
@@ -183,6 +184,23 @@ def _held_out(
     return held_out & (left[codes] > 0)
 
 
+def has_rare_class(data: TrainingData, rows: np.ndarray) -> bool:
+    """Whether some class has few of the rows, beside the others.
+
+    Parameters
+    ----------
+    data : TrainingData
+    rows : ndarray of int
+    """
+    weight = data.relative_weight(rows, data.size(rows))
+    counts = _class_counts(data, rows, weight)
+    return bool(counts.min() * len(counts) <= _RARE * data.size(rows))
+
+
+def _class_counts(data: TrainingData, rows: np.ndarray, weight: Tensor) -> np.ndarray:
+    return np.bincount(data.codes[rows], weight, minlength=len(data.classes))
+
+
 def with_base_rates(
     net: Any, outcome: Outcome, data: TrainingData, rows: np.ndarray
 ) -> Calibration:
@@ -204,18 +222,14 @@ def with_base_rates(
     calibration = outcome.calibration
     if outcome.drift is None or calibration.transition is not None:
         return calibration
-    size = data.size(rows)
-    weight = data.relative_weight(rows, size)
-    n_classes = len(outcome.drift)
-    counts = np.bincount(data.codes[rows], weight.numpy(), minlength=n_classes)
-    if counts.min() * n_classes > _RARE * size:
-        return calibration
+    weight = data.relative_weight(rows, data.size(rows))
+    counts = _class_counts(data, rows, weight)
     learnt = net._logits_of(part_of(data.X, rows)).double()
     expected = mean_proba(calibration, learnt, weight)
-    wanted = np.maximum(counts, 1e-9) / size / outcome.drift
+    wanted = np.maximum(counts, 1e-9) / data.size(rows) / outcome.drift
     trust = counts / (counts + _PRIOR_SAMPLES)
     wanted = expected * (wanted / expected) ** trust
-    bias = np.zeros(n_classes) if calibration.bias is None else calibration.bias
+    bias = np.zeros(len(counts)) if calibration.bias is None else calibration.bias
     for _ in range(_ROUNDS):
         calibration = replace(calibration, bias=bias)
         bias = bias + np.log(wanted / mean_proba(calibration, learnt, weight))
