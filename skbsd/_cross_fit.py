@@ -23,6 +23,7 @@ from ._folds import are_alike, deal, row_keys
 from ._held_out import Outcome, calibrate, excess, has_rare_class, part_of
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData
+from ._preparation import is_image
 from ._rules import Choice, rate_is_open, rule_is_open
 from ._run import DivergenceError
 from ._run_checkpoint import parameters_that_count
@@ -215,7 +216,7 @@ class CrossFit:
         self.are_alike = are_alike(keys, codes)
         self.has_rare_class = has_rare_class(data, rows)
         # Networks for images are slow, even on few of them.
-        self.is_image = data.is_image(net.image_shape)
+        self.is_image = is_image(data.X, net.image_shape)
         self.is_small = self.size < _ENOUGH and not self.is_image
         self.fold = deal(keys, codes, _FEW_FOLDS if self.is_small else 2)
         self.n_folds = int(self.fold.max()) + 1
@@ -387,7 +388,7 @@ class CrossFit:
             labels,
             weight,
             self.net.label_noise,
-            is_image=self.is_image,
+            shows_images=self.is_image,
         )
         calibration = replace(
             calibration,

@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 
 from ._folds import deal, row_keys
 from ._loading import Split, TrainingData
+from ._preparation import is_image
 from ._rules import Choice
 from .calibration import Calibration, LabelErrors, fit_label_errors, log_losses
 
@@ -68,7 +69,7 @@ def calibrate(
     weight: Tensor,
     label_noise: str,
     *,
-    is_image: bool,
+    shows_images: bool,
 ) -> Calibration:
     """Make a calibration of what was estimated.
 
@@ -81,11 +82,11 @@ def calibrate(
     weight : Tensor of shape (n,)
         Whose sum is the number of samples.
     label_noise : {"auto", "errors", "inherent"}
-    is_image : bool
+    shows_images : bool
     """
     is_error = label_noise == "errors"
     if label_noise == "auto":
-        is_error = is_image or found.separation > _SEPARABLE
+        is_error = shows_images or found.separation > _SEPARABLE
     size = float(weight.sum())
     given = Calibration(found.temperature, found.bias, found.transition, True)
     share = torch.zeros(logits.shape[1]).to(weight).index_add(0, labels, weight) / size
@@ -155,14 +156,14 @@ class HoldOut:
         logits = net._logits_of(part_of(data.X, rows)).double()
         labels = torch.from_numpy(data.codes[rows])
         weight = data.relative_weight(rows, data.size(rows))
-        is_image = data.is_image(net.image_shape)
+        shows_images = is_image(data.X, net.image_shape)
         calibration = calibrate(
-            fit_label_errors(logits, labels, weight, suspected=is_image),
+            fit_label_errors(logits, labels, weight, suspected=shows_images),
             logits,
             labels,
             weight,
             net.label_noise,
-            is_image=is_image,
+            shows_images=shows_images,
         )
         seconds = time.perf_counter() - began
         calibration = replace(calibration, method="hold-out", seconds=seconds)

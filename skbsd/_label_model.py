@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import softmax
 from torch import Tensor
 
 # Prior standard deviations of log T and of a class's bias. The first is that of best
@@ -111,7 +112,7 @@ class Likelihood:
         """
         share = self.weight / self.size
         bias = 0.0 if fitted.bias is None else fitted.bias
-        proba = _softmax(self.z / fitted.temperature + bias)
+        proba = softmax(self.z / fitted.temperature + bias, axis=1)
         base = float(self.shares.max())
         certainty = float(share @ proba.max(axis=1))
         separation = (certainty - base) / max(1 - base, 1e-9)
@@ -173,7 +174,7 @@ class Likelihood:
         """
         log_t, bias, transition = model.parts(values)
         scaled = self.z * math.exp(-log_t)
-        proba = _softmax(scaled + bias)
+        proba = softmax(scaled + bias, axis=1)
         rows = np.arange(self.n)
         if transition is None:
             given = proba[rows, self.labels]
@@ -245,7 +246,7 @@ class Model(NamedTuple):
         if self.errors == "symmetric":
             share = 1 / (1 + math.exp(-rest[0]))
             return values[0], bias, (1 - share) * np.eye(k) + share / k
-        return values[0], bias, _softmax(rest.reshape(k, k))
+        return values[0], bias, softmax(rest.reshape(k, k), axis=1)
 
     def slope_of_share(
         self, transition: np.ndarray, right: float, wrong: float
@@ -279,8 +280,3 @@ class Model(NamedTuple):
         counts = pairs + _RIGHT_LABELS * np.eye(self.n_classes)
         slope = transition * counts.sum(axis=1, keepdims=True) - counts
         return -_RIGHT_LABELS * float(np.log(right).sum()), slope.ravel()
-
-
-def _softmax(z: np.ndarray) -> np.ndarray:
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)

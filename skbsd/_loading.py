@@ -74,13 +74,6 @@ class TrainingData(NamedTuple):
         part = torch.from_numpy(weight[rows].astype(np.float64))
         return part * (size / part.sum())
 
-    def is_image(self, image_shape: Any) -> bool:
-        """Whether the samples are images."""
-        if image_shape is not None:
-            return True
-        X = self.X[0][0] if is_dataset(self.X) else self.X[0]
-        return getattr(X, "ndim", 0) == 3
-
     def weighted(self, rows: np.ndarray) -> np.ndarray:
         """Leave out the rows of weight zero."""
         return rows if self.weight is None else rows[self.weight[rows] > 0]

@@ -207,6 +207,11 @@ def sample_shape(X: Any, image_shape: Any) -> tuple[int, ...]:
     return tuple(X.shape[1:])
 
 
+def is_image(X: Any, image_shape: Any) -> bool:
+    """Whether the samples are images."""
+    return len(sample_shape(X, image_shape)) == 3
+
+
 def choose_dtype(
     shape: tuple[int, ...],
     n_samples: int,
