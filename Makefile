@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test format clean
+.PHONY: demo docs test test-gpu format clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python examples/quickstart.py
@@ -13,6 +13,10 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# On a machine with a CUDA device; the tests above do without, there too.
+test-gpu: $(VENV)/.test
+	$(BIN)/python -m pytest -m gpu
 
 docs: $(VENV)/.docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going docs docs/_build/html

@@ -10,6 +10,8 @@ from skorch.utils import to_device
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from ._rows import check_rows
+
 
 class Batch(NamedTuple):
     """A batch and the identity of its samples.
@@ -52,7 +54,10 @@ class Batch(NamedTuple):
 
 
 def move(x, device: torch.device):
-    """Copy a batch to a device, without waiting where its memory is pinned.
+    """Copy a batch to a device, without waiting where CUDA can: of pinned memory.
+
+    A copy that waits for nothing may read memory after it was freed and used anew;
+    CUDA's allocator keeps pinned memory until it was read, others do not.
 
     Parameters
     ----------
@@ -60,7 +65,7 @@ def move(x, device: torch.device):
     device : torch.device
     """
     if isinstance(x, Tensor):
-        return x.to(device, non_blocking=True)
+        return x.to(device, non_blocking=device.type == "cuda" and x.is_pinned())
     if isinstance(x, Mapping):
         kind: Any = type(x)  # which may be a tokenizer's own
         return kind({key: move(value, device) for key, value in x.items()})
@@ -260,16 +265,21 @@ class LoaderBatches:
     weight : Tensor of shape (n_samples,) or None
     device : torch.device
         Where batches are wanted.
+    n_rows : int
+        Number of rows of X.
     unique : bool
         Whether a batch is known to hold no sample twice.
     """
 
     is_resident = False
 
-    def __init__(self, loader, weight, device: torch.device, *, unique: bool):
+    def __init__(
+        self, loader, weight, device: torch.device, n_rows: int, *, unique: bool
+    ):
         self.loader = loader
         self.weight = weight
         self.device = device
+        self.n_rows = n_rows
         self.unique = unique
 
     def __len__(self) -> int:
@@ -277,13 +287,15 @@ class LoaderBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for x, y, index in self.loader:
-            index = index.to(self.device, non_blocking=True)
+            if not self.unique:
+                check_rows(index, self.n_rows)  # here, where nothing has to wait for it
+            index = move(index, self.device)
             yield Batch(
                 move(x, self.device),
-                y.to(self.device, non_blocking=True),
+                move(y, self.device),
                 index,
                 None if self.weight is None else self.weight.index_select(0, index),
-                unique=self.unique,
+                unique=True,
             )
 
 

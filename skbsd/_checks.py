@@ -123,14 +123,19 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """Return the device meant; "auto" is cuda, then mps, then cpu."""
+    """Return the device meant; "auto" is cuda, then mps, then cpu.
+
+    "cuda" is the current GPU, by its number: what is current later may be another.
+    """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", torch.cuda.current_device())
         mps = torch.backends.mps.is_available()
         return torch.device("mps" if mps else "cpu")
     try:
         found = torch.device(device)
+        if found.type == "cuda" and found.index is None:
+            found = torch.device("cuda", torch.cuda.current_device())
         torch.zeros(1, device=found).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(

@@ -147,14 +147,14 @@ def posterior_mean(alpha: Tensor) -> Tensor:
     return alpha / alpha.sum(dim=-1, keepdim=True)
 
 
-def smooth(target: Tensor, smoothing: float) -> Tensor:
+def smooth(target: Tensor, smoothing: float | Tensor) -> Tensor:
     """Mix targets with the uniform distribution, as label smoothing does.
 
     Parameters
     ----------
     target : Tensor of shape (n_samples, n_classes)
         Probabilities.
-    smoothing : float
+    smoothing : float or Tensor of shape ()
         Share of the uniform distribution, in [0, 1).
 
     Returns
@@ -169,7 +169,7 @@ def smooth(target: Tensor, smoothing: float) -> Tensor:
     >>> smooth(torch.tensor([[1.0, 0.0]]), 0.5)
     tensor([[0.7500, 0.2500]])
     """
-    if smoothing == 0:
+    if not isinstance(smoothing, Tensor) and smoothing == 0:
         return target
     return (1 - smoothing) * target + smoothing / target.shape[-1]
 

@@ -51,12 +51,9 @@ if triton is not None:
         weight,
         losses,
         gradient,
+        numbers,
         n,
         n_rows,
-        discount,
-        evidence_sum,
-        sharpness,
-        smoothing,
         STRIDE: tl.constexpr,
         SHARPEN: tl.constexpr,
         HALF: tl.constexpr,
@@ -75,6 +72,11 @@ if triton is not None:
         evidence_sum times the prediction itself. Where HALF, the store is in float16,
         and beliefs are rounded to it as by :func:`skbsd._formulas.rounded`.
         """
+        # From memory, and not as arguments, which a CUDA graph would keep for good.
+        evidence_sum = tl.load(numbers)
+        sharpness = tl.load(numbers + 1)
+        smoothing = tl.load(numbers + 2)
+        discount = tl.load(numbers + 3)
         # In 64 bits, as logits and alpha may have more than 2**31 numbers.
         sample = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
         # A thread takes four numbers at once, not eight of a shorter type: where types
@@ -180,30 +182,25 @@ if triton is not None:
         tl.store(visits + row, visited + 1, mask=finite)
 
 
-# An operator that compilers do not look into (unlike `torch.library.triton_op`): there
-# is nothing in it to fuse with its surroundings, and so Triton's interpreter can run
-# it in every version of PyTorch.
 # With TRITON_INTERPRET=1 the kernel runs anywhere, line by line.
 interpreted = triton is not None and not isinstance(_step, triton.JITFunction)
 
 
-@torch.library.custom_op("skbsd::posterior_step", mutates_args=("alpha", "visits"))
-def operator(
+def launch(
     logits: Tensor,
     alpha: Tensor,
     visits: Tensor,
     index: Tensor,
     weight: Tensor | None,
-    evidence_sum: float,
-    sharpness: float,
-    smoothing: float,
-    discount: float,
+    numbers: Tensor,
+    sharpen: bool,
 ) -> tuple[Tensor, Tensor]:
     """Take in the predictions of a batch; return its losses and their gradient.
 
     The rows `index` of `alpha` and `visits` change in place, save where the loss is
-    not finite. A row outside `alpha` has NaN for a loss. The function is as long as the
-    list of the kernel's arguments.
+    not finite. A row outside `alpha` has NaN for a loss. Nothing waits for the device,
+    and nothing is copied to it. The function is as long as the list of the kernel's
+    arguments.
 
     Parameters
     ----------
@@ -217,9 +214,11 @@ def operator(
         Row of each sample of the batch, of type int64. Without repetition.
     weight : Tensor of shape (n,) or None
         Weight of each sample in the loss.
-    evidence_sum, sharpness, smoothing, discount : float
-        The fields of an :class:`UpdateRule`, in its order; the first is its weight,
-        which the evidence sums to.
+    numbers : Tensor of shape (4,)
+        The fields of an :class:`UpdateRule`, in its order and in float32; the first is
+        its weight, which the evidence sums to.
+    sharpen : bool
+        Whether to heed the sharpness, which is taken to be 1 otherwise.
 
     Returns
     -------
@@ -248,14 +247,11 @@ def operator(
             None if weight is None else weight.contiguous(),
             losses,
             gradient,
+            numbers,
             n,
             len(alpha),
-            discount,
-            evidence_sum,
-            sharpness,
-            smoothing,
             STRIDE=logits.stride(0),
-            SHARPEN=sharpness != 1,
+            SHARPEN=sharpen,
             HALF=alpha.dtype == torch.float16,
             BY_UPDATE=by_update,
             BY_ROW=by_row,
@@ -270,10 +266,18 @@ def operator(
     return losses, gradient
 
 
+# An operator that compilers do not look into (unlike `torch.library.triton_op`): there
+# is nothing in it to fuse with its surroundings, and so Triton's interpreter can run
+# it in every version of PyTorch.
+operator = torch.library.custom_op(
+    "skbsd::posterior_step", launch, mutates_args=("alpha", "visits")
+)
+
+
 @operator.register_fake
-def _(logits, alpha, visits, index, weight, *rule):
-    n, n_classes = logits.shape
-    return logits.new_empty(n, dtype=torch.float32), logits.new_empty(n, n_classes)
+def _(logits, alpha, visits, index, weight, numbers, sharpen):
+    losses = logits.new_empty(logits.shape[0], dtype=torch.float32)
+    return losses, logits.new_empty(logits.shape)
 
 
 def posterior_step(
@@ -283,23 +287,47 @@ def posterior_step(
     index: Tensor,
     weight: Tensor | None,
     rule: UpdateRule,
+    numbers: Tensor | None = None,
+    sharpen: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run :func:`operator` by a rule, which an operator cannot take.
+    """Launch the kernel by a rule.
 
     Takes and returns what :func:`skbsd._cpu.posterior_step` does.
+
+    Parameters
+    ----------
+    numbers : Tensor of shape (4,), optional
+        The fields of the rule on the device; by default they are copied there. A CUDA
+        graph reads what they are when it is replayed.
+    sharpen : bool, optional
+        Whether to heed the sharpness; by default where it is not 1. A CUDA graph keeps
+        this for good.
     """
-    losses, gradient = operator(
-        logits,
-        alpha,
-        visits,
-        index,
-        weight,
-        rule.weight,
-        rule.sharpness,
-        rule.smoothing,
-        rule.discount,
-    )
+    # The dispatcher of operators takes longer than the launch.
+    step = operator if torch.compiler.is_compiling() else launch
+    if numbers is None:
+        numbers = numbers_of(rule, logits.device)
+    if sharpen is None:
+        sharpen = rule.sharpness != 1
+    losses, gradient = step(logits, alpha, visits, index, weight, numbers, sharpen)
     return losses.sum(), gradient
+
+
+def numbers_of(rule: UpdateRule, device: torch.device) -> Tensor:
+    """Return the fields of a rule as the kernel reads them.
+
+    Parameters
+    ----------
+    rule : UpdateRule
+    device : torch.device
+
+    Returns
+    -------
+    Tensor of shape (4,)
+        In float32.
+    """
+    fields = [rule.weight, rule.sharpness, rule.smoothing, rule.discount]
+    return torch.tensor(fields, dtype=torch.float32, device=device)
 
 
 def usable(logits: Tensor, alpha: Tensor) -> bool:

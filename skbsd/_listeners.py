@@ -72,7 +72,8 @@ class Listeners:
 
     def begin_batch(self, batch: Batch, *, training: bool) -> tuple:
         """Notify of a batch; return it as callbacks know it, with decoded labels."""
-        pair = batch.x, self._net.classes_[batch.y.cpu().numpy()]
+        pair = LabelledBatch((batch.x, batch.y))
+        pair.classes = self._net.classes_
         self._net.notify("on_batch_begin", batch=pair, training=training)
         return pair
 
@@ -89,6 +90,28 @@ class Listeners:
                 batch=(batch.x, batch.y),
                 training=True,
             )
+
+
+class LabelledBatch(tuple):
+    """A pair (x, y) whose labels are decoded when somebody looks at them.
+
+    To fetch them from a GPU is to wait for it, and most callbacks do not look.
+
+    Attributes
+    ----------
+    classes : ndarray of shape (n_classes,)
+        The labels that the second entry of the tuple indexes.
+    """
+
+    classes: Any
+
+    def __getitem__(self, i):
+        return super().__getitem__(0) if i == 0 else tuple(self)[i]
+
+    def __iter__(self):
+        x, codes = super().__iter__()
+        yield x
+        yield self.classes[codes.cpu().numpy()]
 
 
 def _looks_at_batches(callback: Callback, *, training: bool) -> bool:

@@ -28,6 +28,7 @@ from ._batches import (
     WholeBatches,
     move,
 )
+from ._memory import free_memory
 
 _MOST_REPEATS = 10.0
 
@@ -235,8 +236,7 @@ def on_device(
     if by_loader:
         return data._replace(X=X.cpu())
     if device.type == "cuda" and not X.is_cuda:
-        free, _ = torch.cuda.mem_get_info(device)
-        if X.nbytes > free / 2:
+        if X.nbytes > free_memory(device) / 2:
             return data._replace(X=X)
     return data._replace(X=X.to(device))
 
@@ -296,7 +296,8 @@ def make_batches(
         options["collate_fn"] = IndexedCollate(
             options.get("collate_fn", default_collate)
         )
-    return _load(dataset, loader, options, batch_size, weight, device)
+    n_rows = len(data.y)
+    return _load(dataset, loader, options, batch_size, weight, device, n_rows)
 
 
 def _load(
@@ -306,6 +307,7 @@ def _load(
     batch_size: int,
     weight: Tensor | None,
     device: torch.device,
+    n_rows: int,
 ) -> LoaderBatches:
     """Set up the loader of an indexed dataset."""
     training = loader.side == "iterator_train"
@@ -333,7 +335,7 @@ def _load(
             f"batch_size={batch_size}; drop_last leaves an incomplete one out."
         )
     # Other samplers may draw with replacement.
-    return LoaderBatches(batches, weight, device, unique=own_order)
+    return LoaderBatches(batches, weight, device, n_rows, unique=own_order)
 
 
 def prediction_batches(

@@ -29,6 +29,7 @@ from ._forward import Forward, check_output, infer_prepared
 from ._gathering import gather
 from ._generators import Generators
 from ._loading import Loader, prediction_batches
+from ._memory import in_parts
 from ._optimizer import can_fuse
 from ._preparation import Preparation
 from ._rules import DEFAULT_LR
@@ -576,13 +577,16 @@ class Net(NeuralNetClassifier):
             If X is not of the kind that was fitted.
         """
         check_is_fitted(self)
+        def predict(x):
+            with torch.set_grad_enabled(training):
+                logits = self._logits(x)
+            if logits.ndim != 2:
+                network = type(self.module_).__name__
+                check_output(logits, network, len(self.classes_))
+            return logits
+
         with self._in_mode(training):
-            for x in self._prediction_batches(X):
-                with torch.set_grad_enabled(training):
-                    logits = self._logits(x)
-                    if logits.ndim != 2:
-                        network = type(self.module_).__name__
-                        check_output(logits, network, len(self.classes_))
+            for logits in in_parts(predict, self._prediction_batches(X)):
                 yield to_device(logits, device)
 
     def _logits_of(self, X) -> Tensor:
@@ -592,7 +596,7 @@ class Net(NeuralNetClassifier):
         generators = self._generators.copy()
         with generators.borrowed(self.device_), self._in_mode(False), torch.no_grad():
             batches = prediction_batches(X, loader, *where)
-            return gather((self._logits(x) for x in batches), len(X))
+            return gather(in_parts(self._logits, batches), len(X))
 
     def _prediction_batches(self, X):
         """Check X, and return its batches."""

@@ -18,7 +18,7 @@ from ._accuracy import Correct
 from ._batches import Batch, Batches
 from ._forward import backward
 from ._rules import UpdateRule, is_weighted
-from .posterior import DirichletPosterior, smooth, soft_cross_entropy
+from .posterior import DirichletPosterior, soft_cross_entropy
 
 __all__ = ["Batch", "Objective", "SelfDistillation", "TrainingRun", "to_float32"]
 
@@ -384,11 +384,12 @@ class SelfDistillation(Objective):
 
     def begin_epoch(self) -> None:
         """Have the epoch's rule follow from how the last ones went."""
+        posterior = self.run.posterior
         if self.counts_correct:
-            posterior = self.run.posterior
             self._rule = posterior.agreement.rule(
                 self._prior_strength, posterior.discount
             )
+        posterior.load_rule(self._rule)
 
     def end_epoch(self, correct: Correct) -> None:
         """Add an epoch to the agreement.
@@ -464,8 +465,7 @@ class SelfDistillation(Objective):
         Tensor of shape (n, n_classes)
             Probabilities; each row sums to one.
         """
-        mean = self.run.posterior.mean(batch.rows)
-        return mean if self._rule is None else smooth(mean, self._rule.smoothing)
+        return self.run.posterior.target(batch.rows, self._rule)
 
 
 def to_float32(logits: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from ._formulas import (
     soft_cross_entropy_gradient,
     update_concentration,
 )
+from ._rows import check_rows
 from ._rules import Agreement, UpdateRule
 
 __all__ = [
@@ -148,6 +149,10 @@ class DirichletPosterior:
     tensor([[0.7000, 0.3000],
             [0.3000, 0.7000]])
     """
+
+    # The rule that was applied last, and its numbers on the device.
+    _loaded: UpdateRule | None = None
+    _numbers: Tensor | None = None
 
     def __init__(
         self,
@@ -298,7 +303,7 @@ class DirichletPosterior:
         """
         if not assume_unique:
             index = torch.as_tensor(index, device=self.device).long()
-            self._check_rows(index)
+            check_rows(index, len(self))
         if logits.shape != (index.shape[0], self._alpha.shape[1]):
             raise ValueError(
                 f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
@@ -311,10 +316,35 @@ class DirichletPosterior:
                     f"{tuple(weight.shape)}."
                 )
             weight = weight.detach()
+        arguments = logits.detach(), self._alpha, self.visits, index, weight
+        applied = self._rule(rule)
         backend = self._backend(logits)
-        return backend.posterior_step(
-            logits.detach(), self._alpha, self.visits, index, weight, self._rule(rule)
-        )
+        if backend is _kernels:
+            numbers = self._on_device(applied)
+            return _kernels.posterior_step(
+                *arguments, applied, numbers, sharpen=rule is not None
+            )
+        return backend.posterior_step(*arguments, applied)
+
+    def load_rule(self, rule: UpdateRule | None = None) -> None:
+        """Copy the numbers of a rule to the device, for the steps that follow.
+
+        Steps do so by themselves. Those that were captured in a CUDA graph cannot: they
+        follow the rule that was loaded last.
+
+        Parameters
+        ----------
+        rule : UpdateRule, optional
+            By default the paper's. Steps are captured either with a rule or without.
+
+        Raises
+        ------
+        ValueError
+            If the rule's discount is not that of a posterior whose prior is finite.
+        """
+        applied = self._rule(rule)
+        if self.device.type == "cuda":
+            self._on_device(applied)
 
     def concentration(self, index: Tensor | None = None) -> Tensor:
         """Return the concentrations alpha.
@@ -350,6 +380,31 @@ class DirichletPosterior:
         """
         wide = torch.promote_types(self.dtype, torch.float32)
         return posterior_mean(self._rows(index).to(wide))
+
+    def target(
+        self, index: Tensor | None = None, rule: UpdateRule | None = None
+    ) -> Tensor:
+        """Return what the network is trained towards: the means, smoothed by a rule.
+
+        Parameters
+        ----------
+        index : Tensor of shape (n,), optional
+            Rows to return; by default all.
+        rule : UpdateRule, optional
+            Whose smoothing is applied; by default none is.
+
+        Returns
+        -------
+        Tensor of shape (n, n_classes)
+            Each row sums to one. In float32 at least.
+        """
+        mean = self.mean(index)
+        if rule is None:
+            return mean
+        if self.device.type == "cuda":
+            # From memory, where a CUDA graph finds the number of the rule of the day.
+            return smooth(mean, self._on_device(self._rule(rule))[2])
+        return smooth(mean, rule.smoothing)
 
     def evidence(self) -> Tensor:
         """Return what the beliefs have taken in, without what is left of the prior.
@@ -406,6 +461,7 @@ class DirichletPosterior:
         self.labels = self.labels.to(device)
         self.visits = self.visits.to(device)
         self._alpha = self._alpha.to(device)
+        self._numbers = None
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -486,26 +542,22 @@ class DirichletPosterior:
             )
         return rule
 
+    def _on_device(self, rule: UpdateRule) -> Tensor:
+        """Return the numbers of a rule on the device, always at the same place."""
+        if self._numbers is None:
+            self._numbers = _kernels.numbers_of(rule, self.device)
+        elif rule != self._loaded:
+            # Without waiting: such a small copy has left the host when it returns.
+            numbers = _kernels.numbers_of(rule, torch.device("cpu"))
+            self._numbers.copy_(numbers, non_blocking=True)
+        self._loaded = rule
+        return self._numbers
+
     def _backend(self, logits: Tensor) -> ModuleType:
         """Return the fastest form of the step for these logits."""
         if logits.is_cpu and not _kernels.interpreted and _cpu.usable(self._alpha):
             return _cpu
         return _kernels if _kernels.usable(logits, self._alpha) else _formulas
-
-    def _check_rows(self, index: Tensor) -> None:
-        """Raise for rows that are not there, or occur twice."""
-        rows, counts = index.unique(return_counts=True)
-        if len(rows) and not (rows[0] >= 0 and rows[-1] < len(self)):
-            raise ValueError(
-                f"rows must lie in [0, {len(self)}), got values from {rows[0].item()} "
-                f"to {rows[-1].item()}."
-            )
-        if len(rows) < len(index):
-            raise ValueError(
-                f"row {rows[counts > 1][0].item()} occurs more than once in the batch. "
-                "Each row may be updated once per step; draw batches without "
-                "replacement."
-            )
 
     def _rows(self, index: Tensor | None) -> Tensor:
         return self._alpha.clone() if index is None else self._alpha[index]

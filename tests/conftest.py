@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,15 @@ from sklearn.preprocessing import StandardScaler
 
 # The networks of the tests are too small to gain from a second thread.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """Hide GPUs, unless tests are chosen by their mark: figures are the CPU's.
+
+    device="auto" would take them. `make test-gpu` runs what is about them.
+    """
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What only a CUDA device can show. Skipped where there is none."""
 
 import itertools
+import os
 import pickle
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from skbsd._batches import ResidentBatches
 
 pytestmark = [
     pytest.mark.gpu,
+    # What the mode that finds waits says as it is set.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
@@ -78,7 +81,7 @@ def test_loads_where_there_is_no_gpu(iris, tmp_path):
     )
     result = subprocess.run(
         [sys.executable, "-c", code, str(file)],
-        env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""},
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         check=True,
@@ -90,6 +93,7 @@ def test_loads_where_there_is_no_gpu(iris, tmp_path):
 def strict(monkeypatch):
     """Have the loop fail where it waits for the device between two batches."""
     iterate, passes = ResidentBatches.__iter__, itertools.count()
+    before = torch.cuda.get_sync_debug_mode()
 
     def strictly(self):
         # The first epoch, two passes with validation, compiles kernels, chooses
@@ -104,6 +108,8 @@ def strict(monkeypatch):
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(ResidentBatches, "__iter__", strictly)
+    yield
+    torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.mark.parametrize("contrastive", [None, 0.2])

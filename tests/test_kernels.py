@@ -11,7 +11,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from skbsd import _kernels
 from skbsd._formulas import rounded
-from skbsd._kernels import operator, posterior_step, usable
+from skbsd._kernels import launch, numbers_of, operator, posterior_step, usable
 from skbsd.posterior import (
     UpdateRule,
     posterior_mean,
@@ -90,14 +90,18 @@ class Case:
         return self
 
     def step(self):
-        return operator(
+        return launch(
             self.logits,
             self.alpha,
             self.visits,
             self.index,
             self.weight,
-            *astuple(self.rule),
+            *self.numbers(),
         )
+
+    def numbers(self):
+        rule = self.rule
+        return numbers_of(rule, torch.device(DEVICE)), rule.sharpness != 1
 
     def check(self):
         """Step, and compare everything the step returns and changes."""
@@ -309,7 +313,7 @@ class TestOperator:
                 case.visits,
                 case.index,
                 case.weight if weighted else None,
-                *astuple(case.rule),
+                *case.numbers(),
             ),
         )
 
