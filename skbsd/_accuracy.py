@@ -54,29 +54,61 @@ class CorrectCounter:
         if self._n_values >= self._limit:
             self._count()
 
-    def result(self) -> Correct:
-        """Return the counts, which waits for the device.
+    def include(self, correct: Tensor, total: int | Tensor) -> None:
+        """Add what was counted elsewhere.
+
+        Parameters
+        ----------
+        correct : Tensor of shape ()
+        total : int or Tensor of shape ()
+        """
+        self._correct.append(correct)
+        self._total.append(total)
+
+    def sums(self) -> tuple[Tensor, ...]:
+        """Return how many were correct and of how many, on the device.
 
         Returns
         -------
-        Correct
+        tuple of Tensor of shape ()
+            As the fields of :class:`Correct`, or none where nothing was counted.
         """
         self._count()
         if not self._correct:
-            return Correct()
-        return Correct(torch.stack(self._correct).sum().item(), float(sum(self._total)))
+            return ()
+        correct = torch.stack(self._correct).sum()
+        total = sum(self._total)
+        if not isinstance(total, Tensor):
+            total = torch.full_like(correct, total)
+        return correct, total
 
     def _count(self) -> None:
         if not self._collected:
             return
         logits, labels, weights = zip(*self._collected, strict=True)
-        correct = torch.cat(logits).argmax(dim=1) == torch.cat(labels)
-        if weights[0] is None:
-            self._correct.append(correct.sum())
-            self._total.append(correct.shape[0])
-        else:
-            weight = torch.cat(weights)
-            self._correct.append((correct * weight).sum())
-            self._total.append(weight.sum())
+        weight = None if weights[0] is None else torch.cat(weights)
+        self.include(*count(torch.cat(logits), torch.cat(labels), weight))
         self._collected = []
         self._n_values = 0
+
+
+def count(
+    logits: Tensor, labels: Tensor, weight: Tensor | None
+) -> tuple[Tensor, int | Tensor]:
+    """Count samples whose label is predicted, without waiting for the device.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n, n_classes)
+    labels : Tensor of shape (n,)
+    weight : Tensor of shape (n,) or None
+
+    Returns
+    -------
+    correct, total : Tensor of shape (), or int
+        Numbers of samples, or sums of their weights.
+    """
+    correct = logits.argmax(dim=1) == labels
+    if weight is None:
+        return correct.sum(), correct.shape[0]
+    return (correct * weight).sum(), weight.sum()

@@ -32,7 +32,7 @@ def describe(module: Any) -> dict[str, Any] | None:
         same = _shape_of(build(description)) == _shape_of(module)
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
         return None  # parts are missing
-    return description if same and not any(map(_is_altered, module.modules())) else None
+    return description if same and not any(map(is_altered, module.modules())) else None
 
 
 def build(description: dict[str, Any]) -> nn.Module:
@@ -158,8 +158,13 @@ def _shape_of(module: nn.Module) -> tuple:
     return repr(module), [type(m) for m in module.modules()]
 
 
-def _is_altered(module: nn.Module) -> bool:
-    """Whether a module does something that its class does not tell."""
+def is_altered(module: nn.Module) -> bool:
+    """Whether a module does something that its class does not tell.
+
+    Parameters
+    ----------
+    module : nn.Module
+    """
     return (
         "forward" in vars(module)
         or bool(module._forward_hooks)

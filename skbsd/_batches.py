@@ -103,38 +103,137 @@ class ResidentBatches:
     shuffle : bool
         Draw a new order for each pass, from torch's generator of the device. A pass
         of one batch keeps its order.
+
+    Attributes
+    ----------
+    transform : callable or None
+        What is done to inputs that were gathered: called with some of them, and with
+        their rows. Where all are gathered at once, in a few large parts.
     """
 
     is_resident = True
     # Bytes that a second copy of the inputs may take.
     COPY = 2**28
+    # Numbers that are transformed at once: a few arrays of as many are in use.
+    PART = 2**25
 
     def __init__(self, x, y, weight, rows, batch_size: int, *, shuffle: bool):
         self.x = x
         self.y = y
         self.weight = weight
         self.rows = rows
-        self._sizes = batch_sizes(len(rows), batch_size)
-        self.shuffle = shuffle and len(self._sizes) > 1
+        self.batch_size = batch_size
+        self.sizes = batch_sizes(len(rows), batch_size)
+        self.shuffle = shuffle and len(self.sizes) > 1
+        self.transform: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = self.rows
-        if self.shuffle:
-            drawn = torch.randperm(len(order), device=order.device)
-            order = order.index_select(0, drawn)
-        rows = order.split(self._sizes)
-        if self.x.nbytes <= self.COPY:
-            x = iter(self.x.index_select(0, order).split(self._sizes))
+        return self.batches(self.draw(), self.sizes)
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether there is room for all inputs once more."""
+        return self.x.nbytes <= self.COPY
+
+    @property
+    def whole(self) -> int:
+        """How many batches are of full size."""
+        return self.sizes.count(self.batch_size)
+
+    def draw(self) -> Tensor:
+        """Return the rows in the order of a pass."""
+        if not self.shuffle:
+            return self.rows
+        drawn = torch.randperm(len(self.rows), device=self.rows.device)
+        return self.rows.index_select(0, drawn)
+
+    def batches(self, order: Tensor, sizes: list[int]) -> Iterator[Batch]:
+        """Yield batches of these sizes, of the rows in an order."""
+        rows = order.split(sizes)
+        if self.is_copied:
+            x = iter(self.inputs(order).split(sizes))
         else:
-            x = (self.x.index_select(0, index) for index in rows)
-        y = self.y.index_select(0, order).split(self._sizes)
+            x = (self.inputs(index) for index in rows)
+        y = self.y.index_select(0, order).split(sizes)
         weight = repeat(None)
         if self.weight is not None:
-            weight = self.weight.index_select(0, order).split(self._sizes)
+            weight = self.weight.index_select(0, order).split(sizes)
         yield from map(Batch, x, y, rows, weight, repeat(True))
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Gather inputs, and transform them."""
+        x = self.x.index_select(0, rows)
+        if self.transform is None:
+            return x
+        size = max(self.batch_size, self.PART // max(1, x[0].numel()))
+        parts = zip(x.split(size), rows.split(size), strict=True)
+        return torch.cat([self.transform(*part) for part in parts])
+
+
+class EpochInPlace:
+    """The order of a pass over resident batches, always in the same memory.
+
+    Parameters
+    ----------
+    batches : ResidentBatches
+
+    Attributes
+    ----------
+    size, n : int
+        Size of a whole batch, and how many there are.
+    device : torch.device
+    is_weighted : bool
+    """
+
+    def __init__(self, batches: ResidentBatches):
+        self._batches = batches
+        self._order = torch.empty_like(batches.rows)
+        self._inputs: Tensor | None = None  # where they are transformed
+        self.device = batches.x.device
+        self.is_weighted = batches.weight is not None
+        self.size = batches.batch_size
+        self.n = batches.whole
+
+    def draw(self) -> None:
+        """Draw the order of the next pass, and transform its inputs."""
+        order = self._batches.draw()
+        self._order.copy_(order)
+        if self._batches.transform is None:
+            return
+        inputs = self._batches.inputs(order)
+        if self._inputs is None:
+            self._inputs = inputs
+        else:
+            self._inputs.copy_(inputs)
+
+    def at(self, places: Tensor) -> Batch:
+        """Return the batch of the samples at some places of the order.
+
+        Parameters
+        ----------
+        places : Tensor of int of shape (n,)
+        """
+        batches = self._batches
+        rows = self._order.index_select(0, places)
+        if self._inputs is None:
+            x = batches.x.index_select(0, rows)
+        else:
+            x = self._inputs.index_select(0, places)
+        y = batches.y.index_select(0, rows)
+        weight = batches.weight
+        if weight is not None:
+            weight = weight.index_select(0, rows)
+        return Batch(x, y, rows, weight, unique=True)
+
+    def rest(self) -> Iterator[Batch]:
+        """Yield the batches after the whole ones."""
+        places = torch.arange(self.size * self.n, len(self._order), device=self.device)
+        sizes = self._batches.sizes[self.n :]
+        for part in places.split(sizes) if sizes else ():
+            yield self.at(part)
 
 
 class IndexedDataset(Dataset):

@@ -72,6 +72,7 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         "posterior_dtype": [StrOptions({"float32", "float16"})],
         "channels_last": ["boolean", StrOptions({"auto"})],
         "compile": ["boolean"],
+        "cuda_graph": ["boolean", StrOptions({"auto"})],
         "device": [str, torch.device],
         "train_split": [callable, None],
         "class_weight": [StrOptions({"balanced"}), dict, None],
@@ -134,7 +135,7 @@ def check_device(device: str | torch.device) -> torch.device:
         return torch.device("mps" if mps else "cpu")
     try:
         found = torch.device(device)
-        if found.type == "cuda" and found.index is None:
+        if found == torch.device("cuda"):
             found = torch.device("cuda", torch.cuda.current_device())
         torch.zeros(1, device=found).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -1,14 +1,16 @@
 """One pass over the batches, and what an epoch has come to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._accuracy import Correct, CorrectCounter
-from ._batches import Batches
+from ._batches import Batch, Batches
+from ._capture import CapturedSteps
 from ._listeners import Listeners
 
 
@@ -24,6 +26,48 @@ class EpochRecord:
 
     train: Correct = field(default_factory=Correct)
     valid: Correct = field(default_factory=Correct)
+
+
+class StepValues:
+    """What the steps of a pass have returned, on the device until it is over."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self._values: dict[str, list[Tensor]] = {"loss": []}
+
+    def add(self, result: dict[str, Tensor], size: int) -> None:
+        """Add a step's.
+
+        Parameters
+        ----------
+        result : dict of str to Tensor
+            The "loss", perhaps further numbers, and "y_pred", which is left out.
+        size : int
+            Number of samples.
+        """
+        self.sizes.append(size)
+        self._values["loss"].append(result["loss"])
+        if len(result) > 2:
+            for name, value in result.items():
+                if name not in ("loss", "y_pred"):
+                    self._values.setdefault(name, []).append(value)
+
+    def extend(self, values: dict[str, Tensor]) -> None:
+        """Add those of several steps, whose sizes are added apart."""
+        for name, several in values.items():
+            self._values.setdefault(name, []).append(several)
+
+    def losses(self) -> list[Tensor]:
+        """Return the losses of the steps."""
+        return self._values["loss"]
+
+    def means(self) -> dict[str, Tensor]:
+        """Return the means of the further numbers."""
+        return {
+            name: _flat(values).mean()
+            for name, values in self._values.items()
+            if name != "loss"
+        }
 
 
 @dataclass(frozen=True)
@@ -42,19 +86,27 @@ class Pass:
         Of training, else of validation.
     counter : CorrectCounter or None
         What counts correct predictions.
+    captured : CapturedSteps, optional
+        What takes the steps of the whole batches.
     """
 
     batches: Batches
     step: Callable[[Any], dict[str, Tensor]]
     training: bool
     counter: CorrectCounter | None
+    captured: CapturedSteps | None = None
 
     @property
     def prefix(self) -> str:
         """What its figures in the history begin with."""
         return "train" if self.training else "valid"
 
-    def run(self, listeners: Listeners, history: Any) -> Correct:
+    def run(
+        self,
+        listeners: Listeners,
+        history: Any,
+        look: Callable[[], list[Tensor]] = list,
+    ) -> tuple[Correct, list[float]]:
         """Go through the batches, and record their losses.
 
         Parameters
@@ -62,49 +114,99 @@ class Pass:
         listeners : Listeners
         history : skorch.history.History
             Whose last row is the epoch's.
+        look : callable, optional
+            Returns further tensors, whose values are wanted when the pass is over.
+
+        Returns
+        -------
+        correct : Correct
+        further : list of float
+            What `look` has returned.
         """
         records = history[-1]["batches"]
         first = len(records)
-        losses: list[Tensor] = []
-        sizes: list[int] = []
+        values = StepValues()
         watched = listeners.to_batches(training=self.training)
         go = self._watched if watched else self._unwatched
+        if self.captured is not None:
+            go = self._captured
+        further: list[Tensor] = []
         try:
-            go(losses, sizes, listeners, history)
+            go(values, listeners, history)
+            further = look()
         finally:
             # Once per epoch: to read a number means to wait for the device. Also when
             # interrupted, so that the history tells what was done.
-            values = torch.stack(losses).tolist() if losses else []
+            counted = () if self.counter is None else self.counter.sums()
+            means = values.means()
+            losses, correct, others, further_values = read(
+                values.losses(), counted, means.values(), further
+            )
             if not watched:
                 records.extend({} for _ in losses)
             for record, value, size in zip(
-                records[first:], values, sizes, strict=False
+                records[first:], losses, values.sizes, strict=False
             ):
                 record[f"{self.prefix}_loss"] = value
                 record[f"{self.prefix}_batch_size"] = size
-        correct = Correct() if self.counter is None else self.counter.result()
         history.record(f"{self.prefix}_batch_count", len(losses))
-        return correct
+        for name, value in zip(means, others, strict=True):
+            history.record(name, value)
+        return Correct(*correct), further_values
 
-    def _unwatched(self, losses, sizes, listeners, history) -> None:
-        step, counter = self.step, self.counter
+    def _unwatched(self, values: StepValues, listeners, history) -> None:
         for batch in self.batches:
-            done = step(batch)
-            losses.append(done["loss"])
-            sizes.append(batch.rows.shape[0])
-            if counter is not None:
-                counter.add(batch, done["y_pred"])
+            self._take(batch, values)
 
-    def _watched(self, losses, sizes, listeners, history) -> None:
+    def _take(self, batch: Batch, values: StepValues) -> None:
+        done = self.step(batch)
+        values.add(done, batch.rows.shape[0])
+        if self.counter is not None:
+            self.counter.add(batch, done["y_pred"])
+
+    def _captured(self, values: StepValues, listeners, history) -> None:
+        captured = self.captured
+        assert captured is not None
+        try:
+            values.sizes.extend(captured.run())
+        finally:
+            n = len(values.sizes)
+            values.extend(captured.values(n))
+            if self.counter is not None:
+                captured.count(self.counter, n)
+        for batch in captured.rest():
+            self._take(batch, values)
+
+    def _watched(self, values: StepValues, listeners, history) -> None:
         for batch in self.batches:
             pair = listeners.begin_batch(batch, training=self.training)
             done = self.step(batch)
-            losses.append(done["loss"])
-            sizes.append(batch.rows.shape[0])
+            size = batch.rows.shape[0]
+            values.add(done, size)
             if self.counter is not None:
                 self.counter.add(batch, done["y_pred"])
             done["y_pred"] = done["y_pred"].detach()
             if listeners.to_losses:
                 history.record_batch(f"{self.prefix}_loss", done["loss"].item())
-            history.record_batch(f"{self.prefix}_batch_size", sizes[-1])
+            history.record_batch(f"{self.prefix}_batch_size", size)
             listeners.end_batch(pair, done, training=self.training)
+
+
+def read(*groups: Iterable[Tensor]) -> list[list[float]]:
+    """Return the values of groups of tensors; a GPU is waited for once.
+
+    Parameters
+    ----------
+    *groups : iterable of Tensor
+        On one device.
+    """
+    flat = [_flat(group) for group in groups]
+    if not any(group.is_cuda for group in flat):
+        return [group.tolist() for group in flat]
+    values = iter(torch.cat([group.double() for group in flat if len(group)]).tolist())
+    return [list(islice(values, len(group))) for group in flat]
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    return torch.cat(flat) if flat else torch.empty(0)

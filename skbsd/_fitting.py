@@ -42,6 +42,7 @@ class Estimator(Trainee, Protocol):
     posterior_dtype: str
     channels_last: Any
     compile: bool
+    cuda_graph: Any
     device: Any
     random_state: Any
     checkpoint: Any
@@ -53,6 +54,7 @@ class Estimator(Trainee, Protocol):
     choice_: Choice
     classes_inferred_: Any
     compile_time_: float
+    cuda_graph_: bool
     data_loading_: str
     image_mean_: Any
     image_std_: Any
@@ -349,6 +351,7 @@ class Fitting:
                 net.lr_schedule,
                 net.augmentation,
                 net.image_shape,
+                net.cuda_graph,
             ),
         )
 
@@ -389,6 +392,7 @@ class Fitting:
         net = self.net
         net.n_iter_ = count_epochs(net.history)
         net.compile_time_ += run.forward.compile_time
+        net.cuda_graph_ = run.has_graph
         net._projection = getattr(run.objective, "projection", None)
 
     def _checkpoint(self) -> RunCheckpoint | None:

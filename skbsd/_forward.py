@@ -33,6 +33,10 @@ class Forward:
     ----------
     compile_time : float
         Seconds that the first training step with each shape took.
+    reuses_output : bool
+        Whether a compiled network writes its next output in the same place.
+    dtype : torch.dtype
+        Of the logits, as far as the precision says.
     """
 
     def __init__(
@@ -47,8 +51,10 @@ class Forward:
         self._timed: set = set()
         self._device_type = device.type
         self._bfloat16 = precision == "bfloat16" or (
-            precision == "auto" and _has_bfloat16(device)
+            precision == "auto" and _has_bfloat16(device) and _gains(module)
         )
+        self.dtype = torch.bfloat16 if self._bfloat16 else torch.float32
+        self.reuses_output = _is_graph(compile_options or {})
         # Kept beside the module, whose state and pickle so stay its own.
         self._compiled: Any = None
         if compile_options is not None:
@@ -286,6 +292,53 @@ def _takes_channels_last(
     except Exception:
         return False
     return True
+
+
+# Linear layers of fewer inputs or outputs are bound by launches, which casts add to.
+_WIDE = 512
+
+
+def _gains(module: nn.Module) -> bool:
+    """Whether a network is faster in bfloat16: it convolves, or is wide."""
+    return any(
+        min(p.shape[:2]) >= _WIDE or p.ndim > 2
+        for p in module.parameters()
+        if not is_lazy(p) and p.ndim > 1
+    )
+
+
+def _is_graph(compile_options: dict) -> bool:
+    """Whether torch.compile makes CUDA graphs itself."""
+    options = compile_options.get("options") or {}
+    modes = ("reduce-overhead", "max-autotune")
+    return compile_options.get("mode") in modes or options.get(
+        "triton.cudagraphs", False
+    )
+
+
+@contextmanager
+def fast_convolutions(device: torch.device) -> Iterator[None]:
+    """Have cuDNN try which of its algorithms is fastest for each shape.
+
+    It is left alone where algorithms have to be deterministic.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+    deterministic = (
+        torch.are_deterministic_algorithms_enabled()
+        or torch.backends.cudnn.deterministic
+    )
+    if device.type != "cuda" or deterministic:
+        yield
+        return
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @cache

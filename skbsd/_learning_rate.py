@@ -4,7 +4,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
+
+from ._optimizer import rates_from_memory
 
 
 def one_cycle(progress: float) -> float:
@@ -26,6 +31,9 @@ def constant(progress: float) -> float:
 SCHEDULES = {"one-cycle": one_cycle, "cosine": cosine, "constant": constant}
 
 
+_CPU = torch.device("cpu")
+
+
 class LearningRate:
     """The schedule of one call of `fit`, applied to an optimizer.
 
@@ -41,13 +49,23 @@ class LearningRate:
         "constant" leaves the rates alone: a callback may set them.
     n_steps : int
         Length of the schedule.
+    device : torch.device
+        On GPUs rates are rounded to float32, as they are stored for CUDA graphs.
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: str, n_steps: int):
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: str,
+        n_steps: int,
+        device: torch.device = _CPU,
+    ):
         # Not its groups: loading a state replaces them.
         self._optimizer = optimizer
+        self._is_rounded = device.type == "cuda"
         self._factor = SCHEDULES[schedule]
         self._n_steps = n_steps
+        self._factors: np.ndarray | None = None
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -67,7 +85,70 @@ class LearningRate:
         """Set the rates of a step, counted from 0."""
         if self._factor is constant:
             return
-        # The middle of the step: the first and the last count too.
-        factor = self._factor((step + 0.5) / self._n_steps)
+        factor = self._factor_of(step)
         for group in self._optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            rate = group["initial_lr"] * factor
+            group["lr"] = float(np.float32(rate)) if self._is_rounded else rate
+
+    def rates(self, steps: range) -> np.ndarray:
+        """Return the rates of some steps.
+
+        Parameters
+        ----------
+        steps : range
+
+        Returns
+        -------
+        ndarray of shape (n_groups, n_steps)
+            In float32.
+        """
+        if self._factors is None:
+            of_all = map(self._factor_of, range(self._n_steps))
+            self._factors = np.fromiter(of_all, np.float64, self._n_steps)
+        key = "lr" if self._factor is constant else "initial_lr"
+        highest = np.array([group[key] for group in self._optimizer.param_groups])
+        factors = self._factors[steps.start : steps.stop]
+        return np.outer(highest, factors).astype(np.float32)
+
+    def _factor_of(self, step: int) -> float:
+        # The middle of the step: the first and the last count too.
+        return self._factor((step + 0.5) / self._n_steps)
+
+
+class RatesInMemory:
+    """The rates of the next steps in memory of the device, where a CUDA graph looks.
+
+    Parameters
+    ----------
+    schedule : LearningRate
+    n_steps : int
+        How many steps there are rates for.
+    device : torch.device
+    """
+
+    def __init__(self, schedule: LearningRate, n_steps: int, device: torch.device):
+        self._schedule = schedule
+        self._rates = torch.from_numpy(schedule.rates(range(n_steps))).to(device)
+        self._current = torch.empty_like(self._rates[:, :1])
+
+    def load(self, step: int) -> None:
+        """Copy the rates of the steps from `step` on to the device."""
+        rates = self._schedule.rates(range(step, step + self._rates.shape[1]))
+        if len(rates) != len(self._rates):  # a callback has added parameters
+            self._rates = self._rates.new_empty(rates.shape)
+            self._current = torch.empty_like(self._rates[:, :1])
+        self._rates.copy_(torch.from_numpy(rates), non_blocking=True)
+
+    @contextmanager
+    def applied(self, optimizer: Optimizer, number: Tensor) -> Iterator[None]:
+        """Have an optimizer read the rates of the step of this number.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+        number : Tensor of int of shape (1,)
+            Counted from the step that was loaded first.
+        """
+        torch.index_select(self._rates, 1, number, out=self._current)
+        with rates_from_memory(optimizer, [*self._current.flatten()]):
+            yield

@@ -235,9 +235,9 @@ def on_device(
         X = _narrow(X, dtype)
     if by_loader:
         return data._replace(X=X.cpu())
-    if device.type == "cuda" and not X.is_cuda:
-        if X.nbytes > free_memory(device) / 2:
-            return data._replace(X=X)
+    moves = device.type == "cuda" and not X.is_cuda
+    if moves and X.nbytes > free_memory(device) / 2:
+        return data._replace(X=X)
     return data._replace(X=X.to(device))
 
 

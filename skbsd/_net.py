@@ -577,6 +577,7 @@ class Net(NeuralNetClassifier):
             If X is not of the kind that was fitted.
         """
         check_is_fitted(self)
+
         def predict(x):
             with torch.set_grad_enabled(training):
                 logits = self._logits(x)

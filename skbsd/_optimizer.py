@@ -1,13 +1,16 @@
 """What PyTorch's optimizers need beside their own code."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim import optimizer as hooks
+
+_FUSIBLE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 def can_fuse(optimizer: type, module: nn.Module, device: torch.device) -> bool:
@@ -22,7 +25,7 @@ def can_fuse(optimizer: type, module: nn.Module, device: torch.device) -> bool:
     """
     sparse = any(getattr(m, "sparse", False) for m in module.modules())
     return (
-        optimizer in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+        optimizer in _FUSIBLE
         and device.type in ("cpu", "cuda")
         and not sparse
         and all(p.is_floating_point() for p in module.parameters())
@@ -55,18 +58,54 @@ def step_function(optimizer: Optimizer) -> Callable[[], Any]:
         To be asked for anew in each epoch, as hooks come and go.
     """
     step = type(optimizer).step
-    listened_to = (
+    listened_to = is_hooked(optimizer) or torch.autograd._profiler_enabled()
+    unwrapped = getattr(step, "__wrapped__", None)
+    if listened_to or unwrapped is None or not getattr(step, "hooked", False):
+        return optimizer.step
+    return partial(unwrapped, optimizer)
+
+
+def is_hooked(optimizer: Optimizer) -> bool:
+    """Whether anything is called before or after a step, or in its place."""
+    return bool(
         "step" in vars(optimizer)
         or optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
         or hooks._global_optimizer_pre_hooks
         or hooks._global_optimizer_post_hooks
-        or torch.autograd._profiler_enabled()
     )
-    unwrapped = getattr(step, "__wrapped__", None)
-    if listened_to or unwrapped is None or not getattr(step, "hooked", False):
-        return optimizer.step
-    return partial(unwrapped, optimizer)
+
+
+def is_fused(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is one of torch's, and fused."""
+    return type(optimizer) in _FUSIBLE and all(
+        group["fused"] for group in optimizer.param_groups
+    )
+
+
+@contextmanager
+def rates_from_memory(optimizer: Optimizer, rates: list[Tensor]) -> Iterator[None]:
+    """Have a fused optimizer read its rates from the device, as in a CUDA graph.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    rates : list of Tensor of shape ()
+        Of its groups.
+    """
+    before: list[dict[str, Any]] = [
+        {name: group[name] for name in ("lr", "capturable") if name in group}
+        for group in optimizer.param_groups
+    ]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+        if "capturable" in group:
+            group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, values in zip(optimizer.param_groups, before, strict=True):
+            group.update(values)
 
 
 def forget_gradients(optimizer: Optimizer) -> None:
@@ -114,7 +153,7 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
         beyond a tensor that is too small.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    fused = type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+    fused = type(optimizer) in _FUSIBLE
     for index, values in state["state"].items():
         for name, value in values.items():
             if not (fused and isinstance(value, torch.Tensor)):

@@ -230,12 +230,12 @@ def choose_dtype(
     return "float64" if is_exact else "float32"
 
 
-def augment(x: Tensor, augmentation: Any) -> Tensor:
+def augment(x: Tensor, augmentation: Any, arguments: tuple = ()) -> Tensor:
     """Apply an augmentation, by name or callable, and check what it returns."""
     function = augmentation
     if isinstance(function, str):  # others need not be hashable
         function = AUGMENTATIONS[function]
-    out = function(x)
+    out = function(x, *arguments)
     kind, shape = getattr(out, "dtype", type(out)), getattr(out, "shape", None)
     if kind != x.dtype or shape != x.shape:
         raise ValueError(

@@ -2,7 +2,9 @@
 
 import dis
 import math
+import warnings
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ._accuracy import CorrectCounter
-from ._batches import Batch, Batches
+from ._batches import Batch, Batches, EpochInPlace, ResidentBatches
+from ._capture import CapturedSteps, is_ours, obstacle
 from ._epoch import EpochRecord, Pass
-from ._forward import Forward, OutputCheck, infer_prepared
+from ._forward import Forward, OutputCheck, fast_convolutions, infer_prepared
 from ._learning_rate import LearningRate
 from ._listeners import Listeners
-from ._optimizer import forget_gradients, needs_closure, step_function
-from ._preparation import Preparation
+from ._optimizer import forget_gradients, is_hooked, needs_closure, step_function
+from ._preparation import Preparation, augment
 from ._sklearn_tasks import FitTasks
 from .objectives import Objective
 from .posterior import DirichletPosterior
@@ -71,6 +74,7 @@ class Settings:
     lr_schedule : {"one-cycle", "cosine", "constant"}
     augmentation : str, callable or None
     image_shape : tuple of int or None
+    cuda_graph : bool or "auto"
     """
 
     max_epochs: int
@@ -78,6 +82,7 @@ class Settings:
     lr_schedule: str
     augmentation: Any
     image_shape: Any
+    cuda_graph: bool | str
 
 
 class Run:
@@ -115,6 +120,8 @@ class Run:
         How many steps were taken.
     record : EpochRecord
         Of the epoch that runs.
+    has_graph : bool
+        Whether steps are replayed from a CUDA graph.
     """
 
     def __init__(
@@ -163,8 +170,11 @@ class Run:
             net.optimizer_,
             "constant" if replaced else settings.lr_schedule,
             settings.max_epochs * len(batches),
+            net.device_,
         )
         self._weights = WeightsBackup(net.module_)
+        self._augments_ahead = self._prepare_augmentation()
+        self._captured: CapturedSteps | None = None
 
     # Epochs
 
@@ -189,7 +199,13 @@ class Run:
             Where the user interrupts. skorch's callbacks stop with one too: as an epoch
             ends, it is no interruption.
         """
-        with self._learning_rate.applied(), self.objective.active():
+        with ExitStack() as contexts:
+            contexts.enter_context(self._learning_rate.applied())
+            contexts.enter_context(fast_convolutions(self.net.device_))
+            self._captured = self._capture()
+            if self._captured is not None:
+                contexts.enter_context(self._captured.active())
+            contexts.enter_context(self.objective.active())
             while self.epoch < self.max_epochs:
                 stops = self._run_epoch()
                 for call in after_epoch:
@@ -217,13 +233,53 @@ class Run:
         self.epoch += 1
         return self._tasks.end_epoch() or stops
 
+    def _capture(self) -> CapturedSteps | None:
+        """Return what captures the steps, where they can and should be captured."""
+        wanted = self._settings.cuda_graph
+        if wanted is False or self.net.device_.type != "cuda":
+            return None
+        batches = self.batches
+        reason = obstacle(
+            self.net,
+            batches,
+            self._listeners,
+            self.forward,
+            self.objective,
+            self.augmentation,
+            self.max_epochs,
+            asked_for=wanted is True,
+        )
+        if reason is None and isinstance(batches, ResidentBatches):
+            return CapturedSteps(
+                self,
+                EpochInPlace(batches),
+                self._learning_rate,
+                counts_correct=self.objective.counts_correct,
+            )
+        if wanted is True:
+            warnings.warn(
+                f"cuda_graph=True has no effect: {reason}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return None
+
+    @property
+    def has_graph(self) -> bool:
+        return self._captured is not None and self._captured.has_graph
+
     def _training_pass(self) -> None:
         counter = self._counter() if self.objective.counts_correct else None
         self._take_step = step_function(self.optimizer)
-        training = Pass(self.batches, self.net.train_step, True, counter)
+        captured = self._captured
+        if captured is not None and (captured.failed or is_hooked(self.optimizer)):
+            captured = None
+        training = Pass(self.batches, self.net.train_step, True, counter, captured)
         self._set_training(True)
-        self.record.train = training.run(self._listeners, self.net.history)
-        self._check_finite()
+        self.record.train, sums = training.run(
+            self._listeners, self.net.history, self._weights.sums
+        )
+        self._check_finite(sums)
         self.objective.end_epoch(self.record.train)
         self._output.look_closer()
 
@@ -233,27 +289,20 @@ class Run:
         counter = self._counter() if self._listeners.to_accuracy else None
         validation = Pass(self.valid_batches, self.net.validation_step, False, counter)
         self._set_training(False)
-        self.record.valid = validation.run(self._listeners, self.net.history)
+        self.record.valid, _ = validation.run(self._listeners, self.net.history)
 
     def _set_training(self, training: bool) -> None:
         if self.module.training != training:  # to set it walks all modules
             self.net._set_training(training)
 
     def _counter(self) -> CorrectCounter:
-        # A compiled network may write its next output in the same place.
-        return CorrectCounter(buffer=0) if self.is_compiled else CorrectCounter()
+        return CorrectCounter(0) if self.forward.reuses_output else CorrectCounter()
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, sums: list[float]) -> None:
         """Raise, with the weights from before the epoch, if training diverged."""
         epoch = self.net.history[-1]
         losses = [batch["train_loss"] for batch in epoch["batches"]]
-        # A sum passes on what is not finite, and is fast.
-        sums = [
-            p.detach().sum().float() for p in self.module.parameters() if not is_lazy(p)
-        ]
-        if sums:
-            losses += torch.stack(sums).tolist()
-        if all(map(math.isfinite, losses)):
+        if all(map(math.isfinite, losses + sums)):
             return
         self._weights.restore()
         self.optimizer.state.clear()
@@ -277,9 +326,14 @@ class Run:
         if self._needs_closure:
             result = self._step_with_closure(batch)
         else:
-            result = self._evaluate(batch)
-            self._take_step()
+            result = self.evaluate_and_step(batch)
         self.step += 1
+        return result
+
+    def evaluate_and_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute gradients and apply them, at the rate that is set."""
+        result = self._evaluate(batch)
+        self._take_step()
         return result
 
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
@@ -321,7 +375,37 @@ class Run:
 
     def prepare(self, x: Any) -> Any:
         """Augment a batch, and make of it what the network takes."""
-        return self._prepared(x, self.augmentation)
+        return self._prepared(x, None if self._augments_ahead else self.augmentation)
+
+    def _prepare_augmentation(self) -> bool:
+        """Have images augmented as they are gathered, where nothing else is seen.
+
+        On a GPU, all images of an epoch at once take fewer launches than batches do.
+        """
+        augmentation, batches = self.augmentation, self.batches
+        by_row = getattr(augmentation, "by_row", False)
+        if (
+            augmentation is None
+            or not isinstance(batches, ResidentBatches)
+            or not vars(type(self.objective)).get("augments_once", False)
+        ):
+            return False
+        on_gpu = batches.x.is_cuda and batches.is_copied and is_ours(augmentation)
+        if not (on_gpu or by_row):
+            return False
+
+        def transform(x: Tensor, rows: Tensor) -> Tensor:
+            if self._settings.image_shape is not None:
+                x = x.reshape(len(x), *self._settings.image_shape)
+            return augment(x, augmentation, (rows, self._n_epochs) if by_row else ())
+
+        batches.transform = transform
+        return True
+
+    @property
+    def _n_epochs(self) -> int:
+        """How many epochs are finished, those of earlier calls included."""
+        return len(self.net.history) - 1
 
     def _prepared(self, x: Any, augmentation: Any) -> Any:
         return self.preparation(
@@ -372,7 +456,8 @@ class WeightsBackup:
 
     def __init__(self, module: nn.Module):
         self._module = module
-        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._tensors: list[Tensor] = []
+        self._copies: list[Tensor] = []
         self._saves = 0
 
     @torch.no_grad()
@@ -380,14 +465,22 @@ class WeightsBackup:
         """Copy them, into the same memory as the last time."""
         self._saves += 1
         if self._saves > 2:  # nothing is lazy after the first epoch
-            for now, before in self._pairs:
-                before.copy_(now)
+            torch._foreach_copy_(self._copies, self._tensors)
             return
         tensors = [*self._module.parameters(), *self._module.buffers()]
-        self._pairs = [(t, t.detach().clone()) for t in tensors if not is_lazy(t)]
+        self._tensors = [t.detach() for t in tensors if not is_lazy(t)]
+        self._copies = [t.clone() for t in self._tensors]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put them back."""
-        for now, before in self._pairs:
-            now.copy_(before)
+        if self._tensors:
+            torch._foreach_copy_(self._tensors, self._copies)
+
+    @torch.no_grad()
+    def sums(self) -> list[Tensor]:
+        """Return sums of the parameters, which pass on what is not finite."""
+        parameters = [p.detach() for p in self._module.parameters() if not is_lazy(p)]
+        if parameters and parameters[0].is_cuda:
+            return list(torch._foreach_norm(parameters, 1))
+        return [p.sum().float() for p in parameters]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ._batches import Batch
+from ._optimizer import rates_from_memory
 from .contrastive import Contrastive, contrastive_loss
 from .objectives import SelfDistillation, TrainingRun, to_float32
 from .posterior import soft_cross_entropy
@@ -130,11 +131,16 @@ class Projection:
         """Whether a further call can go on with it."""
         return self.network is network and self.setting == setting
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float | Tensor) -> None:
         """Learn from the gradients at the network's rate, and forget them."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+        groups = self.optimizer.param_groups
+        if isinstance(lr, Tensor):
+            with rates_from_memory(self.optimizer, [lr] * len(groups)):
+                self.optimizer.step()
+        else:
+            for group in groups:
+                group["lr"] = lr
+            self.optimizer.step()
         self.optimizer.zero_grad()
 
 
@@ -160,6 +166,8 @@ class TwoViews(SelfDistillation):
     ----------
     projection : Projection or None
         None until the first embeddings tell how large they are.
+    augmentation : str or callable
+        Of the second view.
     """
 
     def __init__(
@@ -174,11 +182,11 @@ class TwoViews(SelfDistillation):
     ):
         super().__init__(prior_strength, evidence)
         self.projection = projection
+        self.augmentation = setting.augmentation
         self._setting = setting
         self._images = images
         self._build_optimizer = build_optimizer
         self._watch: EmbeddingWatch | None = None
-        self._losses: list[Tensor] = []
 
     def begin(self, run: TrainingRun) -> None:
         """Find the layer that the embedding is taken from."""
@@ -230,7 +238,11 @@ class TwoViews(SelfDistillation):
         loss.backward()
         # Parameters that no pattern of the user's names are the last group.
         projection.step(self.run.optimizer.param_groups[-1]["lr"])
-        return {"loss": loss.detach(), "y_pred": mean}
+        return {
+            "loss": loss.detach(),
+            "y_pred": mean,
+            "contrastive_loss": contrast.detach(),
+        }
 
     def _check_batch(self, batch: Batch) -> None:
         if not isinstance(batch.x, Tensor):
@@ -269,7 +281,6 @@ class TwoViews(SelfDistillation):
             agreement=target @ target.T if setting.supervised else None,
             weight=weight,
         )
-        self._losses.append(contrast.detach())
         return contrast, self.projection
 
     def _new_projection(self, width: int) -> Projection:
@@ -281,14 +292,6 @@ class TwoViews(SelfDistillation):
         ).to(self.run.posterior.device, self.run.dtype)
         optimizer = self._build_optimizer(head)
         return Projection(head, optimizer, self.run.module, self._setting)
-
-    def end_epoch(self, correct: Any) -> None:
-        """Write the mean of the contrastive losses into the history."""
-        super().end_epoch(correct)
-        if self._losses:
-            mean = torch.stack(self._losses).mean().item()
-            self.run.write("contrastive_loss", mean)
-            self._losses = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: the projection."""

@@ -140,6 +140,14 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Train the network compiled with :func:`torch.compile`, once per shape of a
         batch: a last batch of another size makes it twice. ``compile__*`` are passed
         on. Prediction runs it as it is.
+    cuda_graph : bool or "auto", default="auto"
+        On a CUDA device, record a training step once as a CUDA graph and replay it,
+        so that the host does not limit how fast small networks are trained. This is
+        for arrays on the device, SGD, Adam and AdamW, and where no callback looks at
+        single batches. "auto" does so for networks, objectives and augmentations of
+        this library. With True it is done for others too, whose code in Python is then
+        run for the first steps only. Where it is not possible, a warning says so and
+        the operations of each step are launched one by one. No effect elsewhere.
     device : str or torch.device, default="auto"
         "auto" is cuda, then mps, then cpu, what there is first.
     train_split : callable, default=None
@@ -212,6 +220,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     data_loading_ : {"resident", "loader"}
         Whether the training data lay on the device, or came through a DataLoader:
         a Dataset, arrays too large for the device, or ``iterator_train__*`` set.
+    cuda_graph_ : bool
+        Whether training steps were replayed from a CUDA graph in the last call.
     compile_time_ : float
         Seconds that the first training step with each shape took, which compile the
         network; 0 without `compile`.
@@ -301,6 +311,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         posterior_dtype="float32",
         channels_last="auto",
         compile=False,
+        cuda_graph="auto",
         device="auto",
         train_split=None,
         class_weight=None,
@@ -333,6 +344,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self.posterior_dtype = posterior_dtype
         self.channels_last = channels_last
         self.compile = compile
+        self.cuda_graph = cuda_graph
         self.device = device
         self.train_split = train_split
         self.class_weight = class_weight

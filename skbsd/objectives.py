@@ -177,6 +177,10 @@ class Objective:
         Whether it heeds sample weights, as `batch.weight`; otherwise they are refused.
     counts_correct : bool
         Whether `end_epoch` wants to know how many predictions were correct.
+    augments_once : bool
+        Whether it sees each batch once per step, through `run.logits`, so that images
+        may be augmented before. It counts for a class that states it, and not for its
+        subclasses.
 
     See Also
     --------
@@ -203,6 +207,7 @@ class Objective:
     run: TrainingRun
     accepts_weight = False
     counts_correct = False
+    augments_once = False
 
     def begin(self, run: TrainingRun) -> None:
         """Take note of the call, before its first step.
@@ -268,7 +273,8 @@ class Objective:
         Returns
         -------
         dict of str to Tensor
-            The "loss" and "y_pred", the logits, on the device.
+            The "loss" and "y_pred", the logits, on the device. Further tensors of shape
+            () are averaged over the epoch and written into the history by name.
         """
         logits = self.run.logits(batch.x)
         loss = self.loss(to_float32(logits), batch)
@@ -362,6 +368,7 @@ class SelfDistillation(Objective):
     """
 
     accepts_weight = True
+    augments_once = True
 
     def __init__(self, prior_strength: float | str, evidence: str):
         self._prior_strength = prior_strength

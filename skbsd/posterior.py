@@ -542,6 +542,22 @@ class DirichletPosterior:
             )
         return rule
 
+    def on_kernel(self, dtype: torch.dtype) -> bool:
+        """Tell whether steps run as one kernel on a GPU.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            Of the logits.
+
+        Returns
+        -------
+        bool
+            False on the CPU, and where the kernel cannot be compiled.
+        """
+        logits = torch.empty(0, self.n_classes, dtype=dtype, device=self.device)
+        return self._backend(logits) is _kernels
+
     def _on_device(self, rule: UpdateRule) -> Tensor:
         """Return the numbers of a rule on the device, always at the same place."""
         if self._numbers is None:

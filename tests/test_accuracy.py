@@ -7,6 +7,10 @@ from skbsd._accuracy import CorrectCounter
 from skbsd._batches import Batch
 
 
+def counts(counter):
+    return tuple(tensor.item() for tensor in counter.sums())
+
+
 def _batches(weighted):
     generator = torch.Generator().manual_seed(0)
     for n in (7, 5, 1):
@@ -27,19 +31,20 @@ def test_counts_what_is_predicted(waiting, weighted):
             weight = batch.weight[i].item() if weighted else 1
             right += weight * (row.argmax() == label).item()
             total += weight
-    assert counter.result() == pytest.approx((right, total))
+    assert counts(counter) == pytest.approx((right, total))
 
 
 def test_does_not_wait_where_outputs_are_overwritten():
     """A compiled network may write its next output in the same place."""
-    counter = CorrectCounter(buffer=0)
+    counter, before = CorrectCounter(buffer=0), 0
     for batch, logits in _batches(weighted=False):
         expected = (logits.argmax(dim=1) == batch.y).sum().item()
-        before, _ = counter.result()
         counter.add(batch, logits)
         logits.fill_(torch.nan)
-        assert counter.result()[0] - before == expected
+        after, _ = counts(counter)
+        assert after - before == expected
+        before = after
 
 
 def test_nothing_was_counted():
-    assert CorrectCounter().result() == (0.0, 0.0)
+    assert counts(CorrectCounter()) == ()

@@ -170,7 +170,7 @@ class TestDataPath:
         assert torch.equal(batch[0], x[[1, 5]])
         assert [t.tolist() for t in batch[1:]] == [[1, 2], [1, 5]]
         (loaded,) = LoaderBatches(
-            [batch], torch.arange(6.0), torch.device("cpu"), unique=True
+            [batch], torch.arange(6.0), torch.device("cpu"), 6, unique=True
         )
         assert loaded.weight.tolist() == [1.0, 5.0]
 

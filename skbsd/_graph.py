@@ -1,0 +1,104 @@
+"""A function as a CUDA graph: what it launches is recorded, and launched at once."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Graph:
+    """A function without arguments, and its recording.
+
+    Parameters
+    ----------
+    function : callable
+        Does the same operations, in the same memory, each time it is called.
+    device : torch.device
+        With its index.
+    """
+
+    def __init__(self, function: Callable[[], None], device: torch.device):
+        self._function = function
+        self._device = device
+        self._recorded: torch.cuda.CUDAGraph | None = None
+        # Autograd remembers the stream that a parameter was used on, so that calls
+        # before a recording have to be on its stream too.
+        self._stream = torch.cuda.Stream(device)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether there is a recording to replay."""
+        return self._recorded is not None
+
+    def call(self) -> None:
+        """Call the function, one operation at a time."""
+        with self._on_stream():
+            self._function()
+
+    def record(self) -> None:
+        """Record what the function does, without doing it.
+
+        The random numbers of a recording come from a generator state that is tied to
+        it; it gets one of its own, as the state is of no more use where this fails.
+        """
+        generator = torch.cuda.default_generators[self._device.index]
+        before = generator.graphsafe_get_state()
+        generator.graphsafe_set_state(before.clone_state())
+        recorded = torch.cuda.CUDAGraph()
+        try:
+            with self._on_stream(), _no_garbage_collection():
+                # The device is left to other threads.
+                recorded.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self._function()
+                finally:
+                    recorded.capture_end()
+        except BaseException:
+            generator.graphsafe_set_state(before)
+            raise
+        self._recorded = recorded
+
+    def replay(self) -> None:
+        """Do what was recorded."""
+        assert self._recorded is not None
+        self._recorded.replay()
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
+
+
+@contextmanager
+def same_generator(device: torch.device) -> Iterator[None]:
+    """Leave the generator as it is, but for the numbers that recordings have drawn.
+
+    Parameters
+    ----------
+    device : torch.device
+        With its index.
+    """
+    generator = torch.cuda.default_generators[device.index]
+    before = generator.graphsafe_get_state()
+    try:
+        yield
+    finally:
+        drawn = generator.get_state()
+        generator.graphsafe_set_state(before)
+        generator.set_state(drawn)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Free no tensors of others, which is not allowed while a graph is recorded."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
