@@ -7,6 +7,11 @@ from contextlib import contextmanager
 import torch
 
 
+def records_graphs(device: torch.device) -> bool:
+    """Whether a device can record what is launched on it."""
+    return device.type == "cuda"
+
+
 class Graph:
     """A function without arguments, and its recording.
 

@@ -119,6 +119,8 @@ def _looks_at_batches(callback: Callback, *, training: bool) -> bool:
         return False
     if isinstance(callback, EpochScoring):
         return callback.on_train == training
+    if type(callback) is LRScheduler:
+        return callback.step_every == "batch"
     return _overrides(callback, Callback)
 
 

@@ -58,7 +58,11 @@ def step_function(optimizer: Optimizer) -> Callable[[], Any]:
         To be asked for anew in each epoch, as hooks come and go.
     """
     step = type(optimizer).step
-    listened_to = is_hooked(optimizer) or torch.autograd._profiler_enabled()
+    listened_to = (
+        "step" in vars(optimizer)
+        or is_hooked(optimizer)
+        or torch.autograd._profiler_enabled()
+    )
     unwrapped = getattr(step, "__wrapped__", None)
     if listened_to or unwrapped is None or not getattr(step, "hooked", False):
         return optimizer.step
@@ -66,9 +70,13 @@ def step_function(optimizer: Optimizer) -> Callable[[], Any]:
 
 
 def is_hooked(optimizer: Optimizer) -> bool:
-    """Whether anything is called before or after a step, or in its place."""
+    """Whether anything is called before or after each step, or in its place.
+
+    That a scheduler of torch's notes that steps are taken does not count.
+    """
+    step = vars(optimizer).get("step")
     return bool(
-        "step" in vars(optimizer)
+        (step is not None and not hasattr(step, "_wrapped_by_lr_sched"))
         or optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
         or hooks._global_optimizer_pre_hooks

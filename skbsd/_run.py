@@ -18,6 +18,7 @@ from ._batches import Batch, Batches, EpochInPlace, ResidentBatches
 from ._capture import CapturedSteps, is_ours, obstacle
 from ._epoch import EpochRecord, Pass
 from ._forward import Forward, OutputCheck, fast_convolutions, infer_prepared
+from ._graph import records_graphs
 from ._learning_rate import LearningRate
 from ._listeners import Listeners
 from ._optimizer import forget_gradients, is_hooked, needs_closure, step_function
@@ -236,7 +237,7 @@ class Run:
     def _capture(self) -> CapturedSteps | None:
         """Return what captures the steps, where they can and should be captured."""
         wanted = self._settings.cuda_graph
-        if wanted is False or self.net.device_.type != "cuda":
+        if wanted is False or not records_graphs(self.net.device_):
             return None
         batches = self.batches
         reason = obstacle(
