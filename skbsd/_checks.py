@@ -2,7 +2,6 @@
 
 import math
 import os
-import zlib
 from collections.abc import Sized
 from numbers import Integral, Real
 from typing import Any
@@ -311,23 +310,6 @@ def _as_numpy(values) -> np.ndarray:
     if isinstance(values, torch.Tensor):
         return values.detach().cpu().numpy()
     return np.asarray(values)
-
-
-def fingerprint(X, y: np.ndarray) -> tuple:
-    """Return what tells whether two calls were given the same samples."""
-    return (*_checksum(X), *_checksum(y))
-
-
-def _checksum(values) -> tuple:
-    if isinstance(values, Dataset):
-        # Its contents may be random or costly; its labels stand for it.
-        tensors = values.tensors if type(values) is TensorDataset else ()
-        return (type(values).__name__, *map(_checksum, tensors))
-    if isinstance(values, torch.Tensor):
-        values = values.cpu().numpy()
-    values = np.ascontiguousarray(values)
-    octets = values.reshape(-1).view(np.uint8).data
-    return (values.shape, values.dtype.str, zlib.crc32(octets))
 
 
 def fitted_classifier(estimator: Any, attribute: str) -> Any:

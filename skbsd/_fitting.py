@@ -9,6 +9,7 @@ from skorch.utils import is_dataset
 from . import _checks
 from ._batches import Batches
 from ._checkpoint import CheckpointFile
+from ._fingerprint import fingerprint
 from ._forward import Forward, wants_channels_last
 from ._generators import Generators
 from ._loading import Loader, Split, TrainingData, make_batches, on_device
@@ -160,7 +161,7 @@ class Fitting:
                 net.choice_ = self.choice
                 if self.fresh:
                     self._begin_afresh(data)
-                net.posterior_ = self._posterior()
+                net.posterior_ = self._posterior(data)
                 batches = self._batches(data)
                 is_done = checkpoint is not None and checkpoint.is_done
                 if not is_done:
@@ -257,13 +258,20 @@ class Fitting:
         if last:
             net.module_.to(memory_format=torch.channels_last)
 
-    def _posterior(self) -> DirichletPosterior:
+    def _same_on_device(self, data: TrainingData) -> Any:
+        """Return X as it was given, or a copy of the same numbers on a GPU."""
+        X, given = data.X, self.data.X
+        copied = isinstance(X, torch.Tensor) and X.is_cuda and not is_dataset(given)
+        same_type = copied and str(X.dtype).removeprefix("torch.") == str(given.dtype)
+        return X if same_type else given
+
+    def _posterior(self, data: TrainingData) -> DirichletPosterior:
         """Return the last call's where the samples are the same, or a new one."""
         net, codes = self.net, torch.from_numpy(self.data.codes)
         choice = self.choice
         prior = (choice.prior_strength, choice.discount, net.prior_floor)
-        fingerprint = (prior, *_checks.fingerprint(self.data.X, self.data.codes))
-        if hasattr(net, "posterior_") and fingerprint == net._fingerprint:
+        identity = (prior, *fingerprint(self._same_on_device(data), data.codes))
+        if hasattr(net, "posterior_") and identity == net._fingerprint:
             labels = net.posterior_.labels
             if not torch.equal(labels, codes.to(labels)):
                 raise ValueError(
@@ -272,7 +280,7 @@ class Fitting:
                     "or call fit to start afresh."
                 )
             return net.posterior_
-        net._fingerprint = fingerprint
+        net._fingerprint = identity
         vars(net).pop("out_of_fold_proba_", None)  # of other samples
         half = net.posterior_dtype == "float16"
         dtype = torch.float16 if half else net._preparation.float_dtype

@@ -30,9 +30,7 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(_capture, "same_generator", lambda device: nullcontext())
     monkeypatch.setattr(_run, "records_graphs", lambda device: True)
     # NumPy's operations are none of torch's.
-    monkeypatch.setattr(
-        posterior.DirichletPosterior, "_backend", lambda *_: _formulas
-    )
+    monkeypatch.setattr(posterior.DirichletPosterior, "_backend", lambda *_: _formulas)
     monkeypatch.setattr(posterior.DirichletPosterior, "on_kernel", lambda *_: True)
     init = LearningRate.__init__
 

@@ -12,7 +12,7 @@ import torch
 from modules import Linear
 from numpy.testing import assert_allclose
 
-from skbsd import BSDClassifier
+from skbsd import BSDClassifier, _loading
 from skbsd._batches import ResidentBatches
 
 pytestmark = [
@@ -165,7 +165,7 @@ def test_step_is_the_kernel_and_agrees_with_the_cpu():
 
 
 def test_arrays_that_do_not_fit_are_pinned_and_loaded(iris, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1, 1))
+    monkeypatch.setattr(_loading, "free_memory", lambda device: 1)
     model = quick(device="cuda").fit(*iris)
     assert model.data_loading_ == "loader"
     assert model.score(*iris) > 0.9

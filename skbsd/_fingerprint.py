@@ -1,0 +1,77 @@
+"""What tells whether two calls of `fit` were given the same samples."""
+
+import hashlib
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+# Numbers of 64 bits that are summed up to one; on a GPU, as many rows at once.
+_ROW = 4096
+
+
+def fingerprint(X: Any, y: np.ndarray) -> tuple:
+    """Return what tells whether two calls were given the same samples.
+
+    Parameters
+    ----------
+    X : ndarray, Tensor or Dataset
+        A tensor on a GPU is read there. It has the fingerprint of the same array.
+    y : ndarray of shape (n_samples,)
+        Class indices.
+    """
+    return (*_checksum(X), *_checksum(y))
+
+
+def _checksum(values: Any) -> tuple:
+    if isinstance(values, Dataset):
+        # Its contents may be random or costly; its labels stand for it.
+        tensors = values.tensors if type(values) is TensorDataset else ()
+        return (type(values).__name__, *map(_checksum, tensors))
+    if isinstance(values, Tensor) and not values.is_cuda:
+        values = values.cpu().numpy()
+    if isinstance(values, Tensor):
+        octets: Any = values.contiguous().view(-1).view(torch.uint8)
+    else:
+        octets = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    kind = str(values.dtype).removeprefix("torch.")
+    return (tuple(values.shape), kind, _digest(octets))
+
+
+def _digest(octets: Any) -> str:
+    """Hash octets: first weighted sums of long rows, which is fast, and then these.
+
+    Weights are odd, modulo 2**64, so that a change of a single number always shows.
+    """
+    whole = len(octets) // (8 * _ROW) * 8 * _ROW
+    content = hashlib.blake2b(digest_size=16)
+    on_device = isinstance(octets, Tensor)
+    sums = _sums_on_device if on_device else _sums
+    if whole:
+        content.update(sums(octets[:whole]).tobytes())
+    rest = octets[whole:].cpu().numpy() if on_device else octets[whole:]
+    content.update(rest.tobytes())
+    return content.hexdigest()
+
+
+def _sums(octets: np.ndarray) -> np.ndarray:
+    return np.einsum("ij,j->i", octets.view(np.int64).reshape(-1, _ROW), _weights())
+
+
+def _sums_on_device(octets: Tensor) -> np.ndarray:
+    if octets.data_ptr() % 8:
+        octets = octets.clone()
+    rows = octets.view(torch.int64).view(-1, _ROW)
+    weights = torch.from_numpy(_weights()).to(octets.device)
+    sums = [(part * weights).sum(dim=1) for part in rows.split(_ROW)]
+    return torch.cat(sums).cpu().numpy()
+
+
+@cache
+def _weights() -> np.ndarray:
+    """Return odd numbers of 64 bits without a pattern, the same in every process."""
+    octets = hashlib.shake_128(b"skbsd").digest(8 * _ROW)
+    return np.frombuffer(octets, "<i8").astype(np.int64) | 1
