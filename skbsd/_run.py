@@ -457,8 +457,8 @@ class WeightsBackup:
 
     def __init__(self, module: nn.Module):
         self._module = module
-        self._tensors: list[Tensor] = []
-        self._copies: list[Tensor] = []
+        # By type, of which a single launch copies all.
+        self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []
         self._saves = 0
 
     @torch.no_grad()
@@ -466,17 +466,20 @@ class WeightsBackup:
         """Copy them, into the same memory as the last time."""
         self._saves += 1
         if self._saves > 2:  # nothing is lazy after the first epoch
-            torch._foreach_copy_(self._copies, self._tensors)
+            for now, before in self._pairs:
+                torch._foreach_copy_(before, now)
             return
-        tensors = [*self._module.parameters(), *self._module.buffers()]
-        self._tensors = [t.detach() for t in tensors if not is_lazy(t)]
-        self._copies = [t.clone() for t in self._tensors]
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in (*self._module.parameters(), *self._module.buffers()):
+            if not is_lazy(tensor):
+                by_type.setdefault(tensor.dtype, []).append(tensor.detach())
+        self._pairs = [(now, [t.clone() for t in now]) for now in by_type.values()]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put them back."""
-        if self._tensors:
-            torch._foreach_copy_(self._tensors, self._copies)
+        for now, before in self._pairs:
+            torch._foreach_copy_(now, before)
 
     @torch.no_grad()
     def sums(self) -> list[Tensor]:
