@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .networks import MLP, ResNet, SmallResNet
+from .networks import MLP, ResNet, SmallResNet, SpeedNet
 
 NETWORKS: dict[str, type[nn.Module]] = {
-    network.__name__: network for network in (MLP, SmallResNet, ResNet)
+    network.__name__: network for network in (MLP, SmallResNet, ResNet, SpeedNet)
 }
 
 
@@ -142,6 +142,14 @@ def _arguments(module: Any) -> dict[str, Any]:
             "in_channels": module.stem[0].in_channels,
             "n_classes": module.head.out_features,
             "widths": [block.conv2.out_channels for block in blocks],
+        }
+    if isinstance(module, SpeedNet):
+        speed_blocks: list[Any] = list(module.blocks)
+        return {
+            "in_channels": module.whitening.weight.shape[1],
+            "n_classes": module.head.out_features,
+            "widths": [block.convs[0].out_channels for block in speed_blocks],
+            "depth": len(speed_blocks[0].convs),
         }
     body: Any = module.body
     stages = (body.layer1, body.layer2, body.layer3, body.layer4)

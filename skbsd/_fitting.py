@@ -12,6 +12,7 @@ from ._checkpoint import CheckpointFile
 from ._fingerprint import fingerprint
 from ._forward import Forward, wants_channels_last
 from ._generators import Generators
+from ._initialisation import initialize_from_data
 from ._loading import Loader, Split, TrainingData, make_batches, on_device
 from ._optimizer import match_strides
 from ._preparation import Preparation, choose_dtype, sample_shape
@@ -243,6 +244,8 @@ class Fitting:
                 net.calibration_ = self._calibration
             net.initialize()
         self._choose_memory_format()
+        if not self.keep:
+            self._initialize_from(data)
 
     def _choose_memory_format(self) -> None:
         net = self.net
@@ -257,6 +260,9 @@ class Fitting:
         net._preparation = net._preparation.changed(channels_last=last)
         if last:
             net.module_.to(memory_format=torch.channels_last)
+
+    def _initialize_from(self, data: TrainingData) -> None:
+        initialize_from_data(self.net, data, self.split.rows, self.device)
 
     def _same_on_device(self, data: TrainingData) -> Any:
         """Return X as it was given, or a copy of the same numbers on a GPU."""
@@ -326,6 +332,7 @@ class Fitting:
             net._initialize_optimizer()
             net.initialized_ = True
             self._choose_memory_format()
+            self._initialize_from(data)
         match_strides(net.optimizer_)
 
     def _new_run(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skbsd.augmentation import color_jitter, cutout, flip_crop, resized_crop, strong
-from skbsd.networks import MLP, ResNet, SmallResNet, default_network
+from skbsd.networks import MLP, ResNet, SmallResNet, SpeedNet, default_network
 
 
 class TestDefaultNetwork:
@@ -49,6 +49,64 @@ class TestResNet:
     def test_other_depths(self):
         with pytest.raises(ValueError, match=r"one of \(18, 34.*got 20"):
             ResNet(depth=20)
+
+
+class TestSpeedNet:
+    @pytest.mark.parametrize("depth", [2, 3])
+    @pytest.mark.parametrize("shape", [(1, 9, 9), (3, 32, 32), (2, 17, 40)])
+    def test_shapes(self, shape, depth):
+        network = SpeedNet(shape[0], 7, widths=(8, 12, 6), depth=depth)
+        out = network(torch.randn(2, *shape))
+        assert out.shape == (2, 7)
+        out.sum().backward()
+        assert all(p.grad is not None for p in network.parameters())
+
+    def test_what_is_frozen_is_no_parameter(self):
+        names = {name for name, _ in SpeedNet().named_parameters()}
+        assert {n for n in names if "whitening" in n} == {"whitening.bias"}
+        assert not [n for n in names if "norms" in n and n.endswith("weight")]
+        assert len([n for n in names if n.endswith(".bias")]) == 7
+
+    def test_convolutions_begin_as_partial_identities(self):
+        for block in SpeedNet(widths=(30, 40, 20), depth=3).blocks:
+            for conv in block.convs:
+                n = min(conv.in_channels, conv.out_channels)
+                x = torch.randn(1, conv.in_channels, 5, 5)
+                torch.testing.assert_close(conv(x)[:, :n], x[:, :n])
+
+    def test_filters_whiten(self):
+        generator = torch.Generator().manual_seed(0)
+        mix = torch.eye(3) + 0.5
+        noise = torch.randn(600, 3, 9, 9, generator=generator)
+        x = torch.einsum("cd,ndhw->nchw", mix, noise)
+        x = torch.nn.functional.avg_pool2d(x, 2, stride=1).double()
+        network = SpeedNet().double()
+        network.initialize_from(x)
+        out = network.whitening(x).transpose(0, 1).flatten(1)
+        moments = out @ out.T / out.shape[1]
+        plain = torch.eye(12).double()
+        expected = torch.cat([torch.cat([plain, -plain], 1)] * 2)
+        expected[12:] *= -1
+        torch.testing.assert_close(moments, expected, atol=0.05, rtol=0)
+        # Noise is not made large: of what does not vary, there is none.
+        network.initialize_from(torch.zeros(3, 3, 9, 9).double())
+        assert network.whitening.weight.isfinite().all()
+
+    def test_filters_are_the_same_in_each_memory_format(self):
+        x = torch.randn(300, 3, 8, 8)
+        one, other = SpeedNet(), SpeedNet().to(memory_format=torch.channels_last)
+        one.initialize_from(x)
+        state = torch.get_rng_state()
+        other.initialize_from(x.contiguous(memory_format=torch.channels_last))
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.testing.assert_close(one.whitening.weight, other.whitening.weight)
+        assert other.whitening.weight.is_contiguous(memory_format=torch.channels_last)
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="depth must be 2 or 3, got 4"):
+            SpeedNet(depth=4)
+        with pytest.raises(ValueError, match=r"at least 9 pixels.*got \(8, 12\)"):
+            SpeedNet(1, 2, widths=(4, 4, 4))(torch.zeros(1, 1, 8, 12))
 
 
 class TestFlipCrop:
