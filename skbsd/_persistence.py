@@ -25,7 +25,7 @@ from ._generators import Generators
 from ._optimizer import load_state
 from ._preparation import Preparation
 from ._rules import Choice
-from .augmentation import flip_crop, strong
+from .augmentation import FlipCrop, flip_crop, strong
 from .calibration import Calibration
 from .contrastive import Contrastive
 from .posterior import DirichletPosterior
@@ -78,6 +78,7 @@ _RECORDS: dict[str, Any] = {
     "contrastive": Contrastive,
     "calibration": Calibration,
     "choice": Choice,
+    "flip_crop": FlipCrop,
 }
 
 # Whose arguments mean nothing without it.

@@ -4,12 +4,15 @@
 :class:`skbsd.BSDClassifier` knows by name: "flip-crop" and "strong".
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
     "AUGMENTATIONS",
+    "FlipCrop",
     "color_jitter",
     "cutout",
     "flip_crop",
@@ -18,7 +21,9 @@ __all__ = [
 ]
 
 
-def flip_crop(images: Tensor, padding: int | None = None) -> Tensor:
+def flip_crop(
+    images: Tensor, padding: int | None = None, mode: str = "zeros"
+) -> Tensor:
     """Mirror each image with probability 1/2 and shift it by a few pixels.
 
     Parameters
@@ -26,14 +31,26 @@ def flip_crop(images: Tensor, padding: int | None = None) -> Tensor:
     images : Tensor of shape (n, channels, height, width)
         Of any type; uint8 stays uint8.
     padding : int, optional
-        Largest shift in each direction, in pixels; what a shift uncovers is filled
-        with zeros. By default an eighth of the shorter side (4 for 32 pixels).
+        Largest shift in each direction, in pixels. By default an eighth of the shorter
+        side (4 for 32 pixels).
+    mode : {"zeros", "reflect"}, default="zeros"
+        What a shift uncovers is filled with: zeros, or the image as reflected at its
+        outermost pixels.
 
     Returns
     -------
     Tensor of shape (n, channels, height, width)
         New images; every sample has its own draw from torch's generator of the
         device.
+
+    Raises
+    ------
+    ValueError
+        For another mode, and for images too small to be reflected.
+
+    See Also
+    --------
+    FlipCrop : With settings of one's own, as `augmentation` of a classifier.
 
     Examples
     --------
@@ -42,20 +59,163 @@ def flip_crop(images: Tensor, padding: int | None = None) -> Tensor:
     >>> flip_crop(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
     torch.Size([2, 3, 32, 32])
     """
-    n, _, height, width = images.shape
-    if padding is None:
-        padding = max(1, min(height, width) // 8)
-    device = images.device
+    padding = _checked_padding(images, padding, mode)
+    n, device = len(images), images.device
     shift = torch.randint(2 * padding + 1, (2, n, 1), device=device)
     mirror = torch.rand(n, 1, device=device) < 0.5
-    row = shift[0] + torch.arange(height, device=device)
-    column = torch.arange(width, device=device)
+    return _moved(images, shift, mirror, padding, mode)
+
+
+@dataclass(frozen=True)
+class FlipCrop:
+    """:func:`flip_crop` with settings, to be passed as `augmentation`.
+
+    Parameters
+    ----------
+    padding : int, optional
+        Largest shift in each direction, in pixels. By default an eighth of the shorter
+        side.
+    mode : {"zeros", "reflect"}, default="zeros"
+        What a shift uncovers is filled with.
+    alternating : bool, default=False
+        Mirror an image in every other epoch [1]_, beginning with the first or the
+        second, as its row in X decides. In two epochs each image is so seen in both
+        ways once, which chance would do for half of them.
+
+    Raises
+    ------
+    ValueError
+        For a negative padding or another mode.
+
+    See Also
+    --------
+    flip_crop : The function.
+
+    References
+    ----------
+    .. [1] K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU",
+       arXiv:2404.00498.
+
+    Examples
+    --------
+    >>> from skbsd import BSDClassifier
+    >>> from skbsd.augmentation import FlipCrop
+    >>> model = BSDClassifier(augmentation=FlipCrop(2, "reflect", alternating=True))
+    """
+
+    padding: int | None = None
+    mode: str = "zeros"
+    alternating: bool = False
+
+    def __post_init__(self):
+        _check_mode(self.mode)
+        if self.padding is not None and not self.padding >= 0:
+            raise ValueError(
+                f"padding must be a number of pixels or None, got {self.padding!r}."
+            )
+
+    @property
+    def by_row(self) -> bool:
+        """Whether it wants to know the rows of the images and the epoch."""
+        return self.alternating
+
+    def __call__(
+        self,
+        images: Tensor,
+        rows: Tensor | None = None,
+        epoch: int | Tensor | None = None,
+    ) -> Tensor:
+        """Mirror and shift each image.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, channels, height, width)
+            Of any type; uint8 stays uint8.
+        rows : Tensor of shape (n,), optional
+            Rows of X that the images are, int64. Without them, and with
+            ``alternating=False``, images are mirrored at random.
+        epoch : int or Tensor of shape (), optional
+            How many epochs are finished; needed with `rows`.
+
+        Returns
+        -------
+        Tensor of shape (n, channels, height, width)
+            New images.
+
+        Raises
+        ------
+        ValueError
+            For images too small to be reflected, and for rows without an epoch.
+        """
+        if not self.alternating or rows is None:
+            return flip_crop(images, self.padding, self.mode)
+        if epoch is None:
+            raise ValueError("epoch must be a number where rows are given, got None.")
+        padding = _checked_padding(images, self.padding, self.mode)
+        device = images.device
+        shift = torch.randint(2 * padding + 1, (2, len(images), 1), device=device)
+        mirror = ((_random_bit(rows) + epoch) % 2).bool().unsqueeze(1)
+        return _moved(images, shift, mirror, padding, self.mode)
+
+
+def _random_bit(rows: Tensor) -> Tensor:
+    """Return 0 or 1 for each row, as if drawn at random, and always the same.
+
+    Two rounds of Steele's splitmix64, whose multiplications wrap around.
+    """
+    z = (rows + 1) * -0x61C8864680B583EB
+    z = (z ^ (z >> 30)) * -0x40A7B892E31B1A47
+    z = (z ^ (z >> 27)) * -0x6B2FB644ECCEEE15
+    return (z >> 40) & 1
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in ("zeros", "reflect"):
+        raise ValueError(f"mode must be 'zeros' or 'reflect', got {mode!r}.")
+
+
+def _checked_padding(images: Tensor, padding: int | None, mode: str) -> int:
+    """Return the padding, that of the images' size by default."""
+    _check_mode(mode)
+    side = min(images.shape[2:])
+    if padding is None:
+        return max(1, side // 8)
+    if mode == "reflect" and padding >= side:
+        raise ValueError(
+            f"padding={padding} cannot be filled with the reflection of images of "
+            f"{tuple(images.shape[2:])} pixels; expected less than {side}."
+        )
+    return padding
+
+
+def _moved(
+    images: Tensor, shift: Tensor, mirror: Tensor, padding: int, mode: str
+) -> Tensor:
+    """Mirror and shift images, all in one gather.
+
+    `shift` of shape (2, n, 1) is from 0 to twice the padding, which is in the middle
+    where it is the padding; `mirror` has shape (n, 1).
+    """
+    _, channels, height, width = images.shape
+    # Of each pixel, the one that takes its place.
+    row = shift[0] + torch.arange(height, device=images.device)
+    column = torch.arange(width, device=images.device)
     column = shift[1] + torch.where(mirror, width - 1 - column, column)
-    # Of each pixel, the one that takes its place: all in one gather.
-    pixel = row.unsqueeze(2) * (width + 2 * padding) + column.unsqueeze(1)
-    padded = F.pad(images, (padding,) * 4).flatten(2)
-    pixel = pixel.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
+    if mode == "reflect":
+        row = _reflected(row - padding, height)
+        column = _reflected(column - padding, width)
+        pixel = row.unsqueeze(2) * width + column.unsqueeze(1)
+        padded = images.flatten(2)
+    else:
+        pixel = row.unsqueeze(2) * (width + 2 * padding) + column.unsqueeze(1)
+        padded = F.pad(images, (padding,) * 4).flatten(2)
+    pixel = pixel.flatten(1).unsqueeze(1).expand(-1, channels, -1)
     return padded.gather(2, pixel).view(images.shape)
+
+
+def _reflected(index: Tensor, size: int) -> Tensor:
+    """Return the pixel within a side that one outside is the reflection of."""
+    return (size - 1) - ((size - 1) - index.abs()).abs()
 
 
 def resized_crop(images: Tensor, min_area: float = 0.5) -> Tensor:

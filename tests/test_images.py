@@ -2,8 +2,17 @@
 
 import pytest
 import torch
+from helpers import quick
 
-from skbsd.augmentation import color_jitter, cutout, flip_crop, resized_crop, strong
+from skbsd import BSDClassifier
+from skbsd.augmentation import (
+    FlipCrop,
+    color_jitter,
+    cutout,
+    flip_crop,
+    resized_crop,
+    strong,
+)
 from skbsd.networks import MLP, ResNet, SmallResNet, SpeedNet, default_network
 
 
@@ -147,6 +156,91 @@ class TestFlipCrop:
     def test_floats(self, images):
         out = flip_crop(images.float())
         assert out.dtype == torch.float32
+
+    def test_results_are_those_of_before(self, images):
+        torch.manual_seed(3)
+        out = flip_crop(images)
+        torch.manual_seed(3)
+        shift = torch.randint(3, (2, 400, 1))
+        mirror = torch.rand(400, 1) < 0.5
+        padded = torch.nn.functional.pad(images, (1,) * 4)
+        for i in range(0, 400, 40):
+            y, x = shift[:, i, 0].tolist()
+            window = padded[i, :, y : y + 6, x : x + 7]
+            assert torch.equal(out[i], window.flip(-1) if mirror[i] else window)
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+    def test_reflected_borders(self, images, dtype):
+        images = images.to(dtype)
+        torch.manual_seed(3)
+        out = flip_crop(images, 2, "reflect")
+        torch.manual_seed(3)
+        shift = torch.randint(5, (2, 400, 1))
+        mirror = torch.rand(400, 1) < 0.5
+        padded = torch.nn.functional.pad(images.double(), (2,) * 4, mode="reflect")
+        for i in range(400):
+            y, x = shift[:, i, 0].tolist()
+            window = padded[i, :, y : y + 6, x : x + 7]
+            expected = window.flip(-1) if mirror[i] else window
+            assert torch.equal(out[i].double(), expected)
+        assert out.dtype == dtype
+
+    def test_alternating(self, images):
+        augment = FlipCrop(0, alternating=True)
+        assert augment.by_row
+        rows = torch.arange(400) * 7
+        first, second, third = (augment(images, rows, epoch) for epoch in range(3))
+        assert torch.equal(second, first.flip(-1))
+        assert torch.equal(third, first)
+        mirrored = (first != images).flatten(1).any(1)
+        assert mirrored.sum() == pytest.approx(200, abs=40)
+        # It is the row that decides, not the place in the batch.
+        order = torch.randperm(400)
+        again = augment(images[order], rows[order], torch.tensor(4))
+        assert torch.equal(again, first[order])
+
+    def test_rows_decide_as_chance_would(self):
+        images = torch.tensor([0.0, 1.0]).expand(20_000, 1, 1, 2)
+        out = FlipCrop(0, alternating=True)(images, torch.arange(20_000), 0)
+        bits = 2 * out[:, 0, 0, 0] - 1
+        for lag in range(1, 70):
+            assert abs((bits[lag:] * bits[:-lag]).mean()) < 0.03
+        assert abs(bits.mean()) < 0.03
+
+    def test_shifts_are_drawn_where_mirroring_alternates(self, images):
+        augment = FlipCrop(2, "reflect", alternating=True)
+        same = images[:1].expand(400, -1, -1, -1)
+        out = augment(same, torch.zeros(400, dtype=torch.int64), 0)
+        assert 20 <= len(out.unique(dim=0)) <= 25
+
+    @pytest.mark.parametrize("alternating", [False, True])
+    def test_without_rows_it_is_the_function(self, images, alternating):
+        augment = FlipCrop(1, "reflect", alternating)
+        assert augment.by_row is alternating
+        torch.manual_seed(0)
+        out = augment(images)
+        torch.manual_seed(0)
+        assert torch.equal(out, flip_crop(images, 1, "reflect"))
+
+    def test_errors(self, images):
+        with pytest.raises(ValueError, match=r"mode must be 'zeros' or.*got 'wrap'"):
+            flip_crop(images, mode="wrap")
+        with pytest.raises(ValueError, match=r"mode must be 'zeros' or.*got 'wrap'"):
+            FlipCrop(mode="wrap")
+        with pytest.raises(ValueError, match=r"padding must be.*got -1"):
+            FlipCrop(-1)
+        with pytest.raises(ValueError, match=r"padding=6 cannot.*expected less than 6"):
+            flip_crop(images, 6, "reflect")
+        with pytest.raises(ValueError, match=r"epoch must be a number.*got None"):
+            FlipCrop(alternating=True)(images, torch.arange(400))
+
+    def test_in_a_fit_and_in_a_file(self, uint8_digits, tmp_path):
+        X, y = uint8_digits[0][:60], uint8_digits[1][:60]
+        augment = FlipCrop(1, "reflect", alternating=True)
+        model = quick(augmentation=augment, max_epochs=1).fit(X, y)
+        model.save(tmp_path / "model.skbsd")
+        loaded = BSDClassifier.load(tmp_path / "model.skbsd")
+        assert loaded.augmentation == augment
 
 
 def _images(dtype):
