@@ -27,6 +27,7 @@ from sklearn.utils.validation import (
 )
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
+from ._averaging import AVERAGES
 from ._check_callbacks import check_monitors as check_monitors
 from ._check_inputs import check_X as check_X
 from ._rules import resolve_prior_strength
@@ -59,6 +60,7 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         "lr": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "optimizer": [callable],
         "lr_schedule": [StrOptions(set(schedules))],
+        "averaging": [StrOptions(set(AVERAGES)), None],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "augmentation": [StrOptions(set(augmentations)), callable, None],
         "contrastive": [

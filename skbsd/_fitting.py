@@ -40,6 +40,7 @@ class Estimator(Trainee, Protocol):
     lr_schedule: str
     augmentation: Any
     image_shape: Any
+    averaging: str | None
     precision: str
     posterior_dtype: str
     channels_last: Any
@@ -367,6 +368,7 @@ class Fitting:
                 net.augmentation,
                 net.image_shape,
                 net.cuda_graph,
+                net.averaging,
             ),
         )
 

@@ -661,7 +661,8 @@ class Net(NeuralNetClassifier):
 
     def __setstate__(self, state):
         # Of versions that had not these parameters.
-        state = {"calibration": None, "label_noise": "auto"} | state
+        later = {"averaging": None}
+        state = {"calibration": None, "label_noise": "auto", **later} | state
         _versions.compare(
             {
                 "scikit-learn": state.pop("_sklearn_version", None),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ._accuracy import CorrectCounter
+from ._averaging import averaging_for
 from ._batches import Batch, Batches, EpochInPlace, ResidentBatches
 from ._capture import CapturedSteps, is_ours, obstacle
 from ._epoch import EpochRecord, Pass
@@ -76,6 +77,7 @@ class Settings:
     augmentation : str, callable or None
     image_shape : tuple of int or None
     cuda_graph : bool or "auto"
+    averaging : {"ema"} or None
     """
 
     max_epochs: int
@@ -84,6 +86,7 @@ class Settings:
     augmentation: Any
     image_shape: Any
     cuda_graph: bool | str
+    averaging: str | None = None
 
 
 class Run:
@@ -123,6 +126,8 @@ class Run:
         Of the epoch that runs.
     has_graph : bool
         Whether steps are replayed from a CUDA graph.
+    averaging : NoAveraging
+        The average of the weights, where there is one.
     """
 
     def __init__(
@@ -173,6 +178,9 @@ class Run:
             settings.max_epochs * len(batches),
             net.device_,
         )
+        self.averaging = averaging_for(
+            settings.averaging, net.module_, settings.max_epochs * len(batches)
+        )
         self._weights = WeightsBackup(net.module_)
         self._augments_ahead = self._prepare_augmentation()
         self._captured: CapturedSteps | None = None
@@ -207,6 +215,7 @@ class Run:
             if self._captured is not None:
                 contexts.enter_context(self._captured.active())
             contexts.enter_context(self.objective.active())
+            contexts.callback(self.averaging.put)
             while self.epoch < self.max_epochs:
                 stops = self._run_epoch()
                 for call in after_epoch:
@@ -218,10 +227,12 @@ class Run:
         """Run an epoch; return whether a callback wants to stop."""
         self._tasks.begin_epoch()
         self._weights.save()
+        self.averaging.take_back()
         self.record = EpochRecord()
         self.objective.begin_epoch()
         self.net.notify("on_epoch_begin", **self._datasets)
         self._training_pass()
+        self.averaging.put()
         self._validation_pass()
         stops = False
         try:
@@ -306,6 +317,7 @@ class Run:
         if all(map(math.isfinite, losses + sums)):
             return
         self._weights.restore()
+        self.averaging.forget()
         self.optimizer.state.clear()
         del epoch["train_batch_count"]  # the epoch does not count
         raise DivergenceError(
@@ -335,6 +347,7 @@ class Run:
         """Compute gradients and apply them, at the rate that is set."""
         result = self._evaluate(batch)
         self._take_step()
+        self.averaging.update()
         return result
 
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
@@ -362,6 +375,7 @@ class Run:
             return loss
 
         self.optimizer.step(closure)  # type: ignore[arg-type]
+        self.averaging.update()
         return first
 
     # What objectives call

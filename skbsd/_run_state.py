@@ -89,6 +89,7 @@ class RunState:
             "step": run.step,
             "module": _module_state(run.module),
             "frozen": [name for name, p in parameters if not p.requires_grad],
+            "averaging": run.averaging.state_dict(),
             "optimizer": run.optimizer.state_dict(),
             "posterior": run.posterior.state_dict(),
             "objective": self._objective_state(),
@@ -105,6 +106,7 @@ class RunState:
         _load_module(run.module, state["module"])
         for name, parameter in run.module.named_parameters():
             parameter.requires_grad_(name not in state["frozen"])
+        run.averaging.load_state_dict(state["averaging"])
         run.optimizer.load_state_dict(state["optimizer"])
         match_strides(run.optimizer)
         run.posterior.load_state_dict(state["posterior"])

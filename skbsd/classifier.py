@@ -110,6 +110,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         among the callbacks takes its place.
     weight_decay : float, default=1e-2
         Passed to the optimizer, where it has such an argument.
+    averaging : {"ema"} or None, default=None
+        "ema" averages the weights exponentially over the last steps, about 5 % of the
+        call's, and predicts with the average: in validation, to callbacks at the end of
+        an epoch, and after `fit`. The running statistics of batch normalisation are
+        averaged too. :meth:`partial_fit` trains on from the average, and begins a new
+        one.
     augmentation : {"flip-crop", "strong"} or callable, default=None
         Applied to every training batch on the device. "flip-crop" is
         :func:`skbsd.augmentation.flip_crop`, "strong"
@@ -304,6 +310,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         optimizer=torch.optim.AdamW,
         lr_schedule="one-cycle",
         weight_decay=1e-2,
+        averaging=None,
         augmentation=None,
         contrastive=None,
         image_shape=None,
@@ -337,6 +344,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.weight_decay = weight_decay
+        self.averaging = averaging
         self.augmentation = augmentation
         self.contrastive = contrastive
         self.image_shape = image_shape
