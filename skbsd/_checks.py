@@ -31,6 +31,7 @@ from ._averaging import AVERAGES
 from ._check_callbacks import check_monitors as check_monitors
 from ._check_inputs import check_X as check_X
 from ._rules import resolve_prior_strength
+from ._views import VIEWS
 from .contrastive import Contrastive
 
 
@@ -70,6 +71,7 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         ],
         "image_shape": [tuple, list, None],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
+        "prediction_views": [StrOptions(set(VIEWS)), None],
         "posterior_dtype": [StrOptions({"float32", "float16"})],
         "channels_last": ["boolean", StrOptions({"auto"})],
         "compile": ["boolean"],

@@ -34,6 +34,7 @@ from ._optimizer import can_fuse
 from ._preparation import Preparation
 from ._rules import DEFAULT_LR
 from ._run import Run
+from ._views import mean_logits
 from .networks import default_network
 
 _PREFIXES = (
@@ -86,6 +87,7 @@ class Net(NeuralNetClassifier):
     classes_: Any
     image_shape: Any
     precision: Any
+    prediction_views: Any
     _params_to_validate: set[str]
     # Facts of the inputs; the states of the generators between two calls.
     _preparation = Preparation()
@@ -487,7 +489,8 @@ class Net(NeuralNetClassifier):
         self.check_is_fitted()
         x, _ = unpack_data(batch)
         with torch.set_grad_enabled(training), self._in_mode(training):
-            return self._logits(to_tensor(x, self.device_))
+            views = None if training else self.prediction_views
+            return self._logits(to_tensor(x, self.device_), views)
 
     def get_loss(self, y_pred, y_true, X=None, training=False) -> Tensor:
         """Compute the cross-entropy of logits with class indices.
@@ -544,13 +547,20 @@ class Net(NeuralNetClassifier):
             )
         return self._run
 
-    def _logits(self, x) -> Any:
-        """Run the network on a batch as it was given, without augmentation."""
+    def _logits(self, x, views: str | None = None) -> Any:
+        """Run the network on a batch as it was given, without augmentation.
+
+        With `views`, logits are averaged over views of each image.
+        """
         x = self._preparation(
             x, caller=type(self).__name__, image_shape=self.image_shape
         )
-        network = type(self.module_).__name__
-        return infer_prepared(self.infer, x, self._preparation.shape, network)
+        shape, network = self._preparation.shape, type(self.module_).__name__
+        if views is None:
+            return infer_prepared(self.infer, x, shape, network)
+        return mean_logits(
+            lambda view: infer_prepared(self.infer, view, shape, network), x, views
+        )
 
     def forward_iter(self, X, training=False, device="cpu"):
         """Yield the logits of one batch after the other.
@@ -560,7 +570,8 @@ class Net(NeuralNetClassifier):
         X : array-like, DataFrame, Tensor or Dataset
             A table or images, as in :meth:`fit`.
         training : bool, default=False
-            Run the network in training mode, with dropout and gradients.
+            Run the network in training mode, with dropout and gradients, and without
+            `prediction_views`.
         device : str or torch.device, default="cpu"
             Where the logits are wanted.
 
@@ -578,9 +589,11 @@ class Net(NeuralNetClassifier):
         """
         check_is_fitted(self)
 
+        views = None if training else self.prediction_views
+
         def predict(x):
             with torch.set_grad_enabled(training):
-                logits = self._logits(x)
+                logits = self._logits(x, views)
             if logits.ndim != 2:
                 network = type(self.module_).__name__
                 check_output(logits, network, len(self.classes_))
@@ -597,7 +610,9 @@ class Net(NeuralNetClassifier):
         generators = self._generators.copy()
         with generators.borrowed(self.device_), self._in_mode(False), torch.no_grad():
             batches = prediction_batches(X, loader, *where)
-            return gather(in_parts(self._logits, batches), len(X))
+            views = self.prediction_views
+            logits = in_parts(lambda x: self._logits(x, views), batches)
+            return gather(logits, len(X))
 
     def _prediction_batches(self, X):
         """Check X, and return its batches."""
@@ -661,7 +676,7 @@ class Net(NeuralNetClassifier):
 
     def __setstate__(self, state):
         # Of versions that had not these parameters.
-        later = {"averaging": None}
+        later = {"averaging": None, "prediction_views": None}
         state = {"calibration": None, "label_noise": "auto", **later} | state
         _versions.compare(
             {

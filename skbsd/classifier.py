@@ -23,8 +23,10 @@ from ._html import HTMLRepresentation
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData, checked_data, split_rows
 from ._net import Net
+from ._preparation import sample_shape
 from ._sklearn_tasks import CallbackSupportMixin, with_callbacks
 from ._two_views import TwoViews
+from ._views import check_shows_images
 from .augmentation import AUGMENTATIONS
 from .calibration import Calibration
 from .contrastive import Contrastive
@@ -129,6 +131,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         the same.
     image_shape : tuple of (channels, height, width), default=None
         Take each row of a 2-D X as a flattened image.
+    prediction_views : {"flip", "flip-shift"} or None, default=None
+        Average the logits of predictions over views of each image: the image and its
+        mirror image ("flip", which takes twice the time), and both moved by a pixel up
+        and left and down and right with reflected borders as well ("flip-shift", six
+        times; the two that are not moved count half). The calibration is that of the
+        averages. Validation while training is of single images.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         "bfloat16" runs the network under autocast. "auto" does so on GPUs that have
         it and uses float32 elsewhere, but float64 for the default network on the CPU
@@ -314,6 +322,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         augmentation=None,
         contrastive=None,
         image_shape=None,
+        prediction_views=None,
         precision="auto",
         posterior_dtype="float32",
         channels_last="auto",
@@ -348,6 +357,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self.augmentation = augmentation
         self.contrastive = contrastive
         self.image_shape = image_shape
+        self.prediction_views = prediction_views
         self.precision = precision
         self.posterior_dtype = posterior_dtype
         self.channels_last = channels_last
@@ -746,6 +756,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             image_shape=self.image_shape,
             caller=caller,
         )
+        if self.prediction_views is not None:
+            shape = sample_shape(data.X, self.image_shape)
+            check_shows_images(shape, self.prediction_views)
         if is_dataset(X):
             return data
         if keep and self._has_classes():
