@@ -18,8 +18,9 @@ from torch import nn
 
 from skbsd import BSDClassifier, _capture, _formulas, _run, posterior
 from skbsd._learning_rate import LearningRate
+from skbsd.augmentation import FlipCrop
 from skbsd.contrastive import Contrastive
-from skbsd.networks import SmallResNet
+from skbsd.networks import SmallResNet, SpeedNet
 from skbsd.objectives import SelfDistillation
 
 
@@ -92,6 +93,7 @@ EXTRA = {"valid_loss", "valid_acc", "contrastive_loss"}
         {"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9},
         {"class_weight": {0: 1.0, 1: 2.0, 2: 3.0}},
         {"train_split": ValidSplit(5, stratified=True)},
+        {"train_split": ValidSplit(5, stratified=True), "averaging": "ema"},
         {"optimizer__param_groups": [("*.bias", {"lr": 0.05, "weight_decay": 0})]},
     ],
     ids=str,
@@ -110,9 +112,11 @@ def test_learns_the_same(table, kwargs):
     "kwargs",
     [
         {"augmentation": "flip-crop"},
+        {"augmentation": FlipCrop(alternating=True)},
         {"contrastive": Contrastive(supervised=True)},
         {"contrastive": Contrastive(weight=0.0), "augmentation": "flip-crop"},
         {"module": SmallResNet, "module__in_channels": 1, "module__n_classes": 10},
+        {"module": SpeedNet, "module__in_channels": 1, "module__widths": (8, 8)},
     ],
     ids=str,
 )
