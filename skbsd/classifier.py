@@ -122,7 +122,11 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Applied to every training batch on the device. "flip-crop" is
         :func:`skbsd.augmentation.flip_crop`, "strong"
         :func:`skbsd.augmentation.strong`. A callable gets the batch as it was
-        given to `fit` (uint8 images as uint8) and returns one of the same shape.
+        given to `fit` (uint8 images as uint8) and returns one of the same shape; with
+        an attribute `by_row` that is true, as of
+        :class:`skbsd.augmentation.FlipCrop` where it alternates, it gets the rows of
+        the images and the number of finished epochs too, where these are known: not
+        from a loader, and not with `contrastive`.
     contrastive : float or Contrastive, default=None
         Weight of a contrastive loss, for images of which many labels are wrong: each
         batch is seen in two views, whose embeddings are drawn together. A
@@ -139,7 +143,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         averages. Validation while training is of single images.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         "bfloat16" runs the network under autocast. "auto" does so on GPUs that have
-        it and uses float32 elsewhere, but float64 for the default network on the CPU
+        it, for networks that convolve or have layers of at least 512 inputs and
+        outputs, and uses float32 elsewhere, but float64 for the default network on the CPU
         where all of a table fits in one batch: such a fit is deterministic, and does
         not depend on the order of the rows.
     posterior_dtype : {"float32", "float16"}, default="float32"
