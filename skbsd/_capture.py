@@ -23,7 +23,7 @@ from ._forward import Forward
 from ._graph import Graph, same_generator
 from ._learning_rate import LearningRate, RatesInMemory
 from ._listeners import Listeners
-from ._optimizer import is_fused, is_hooked
+from ._optimizer import forget_gradients, is_fused, is_hooked
 from .objectives import Objective
 
 # Steps that are taken one operation at a time before one is recorded: in the first,
@@ -173,7 +173,7 @@ class CapturedSteps:
             try:
                 yield
             finally:
-                self._graph = None
+                self._drop()
 
     def run(self) -> Iterator[int]:
         """Take the steps of the whole batches; yield the size of each when it is done.
@@ -188,7 +188,8 @@ class CapturedSteps:
         granted = _taken_for_granted(run.module, run.optimizer)
         if granted != self._taken_for_granted:
             # Such as layers that a callback has frozen since.
-            self._taken_for_granted, self._graph = granted, None
+            self._taken_for_granted = granted
+            self._drop()
         for _ in range(self._epoch.n):
             self._take_step()
             run.step += 1
@@ -209,6 +210,12 @@ class CapturedSteps:
             counter.include(self._correct.float(), self._total.float())
         else:
             counter.include(self._correct.long(), n * self._epoch.size)
+
+    def _drop(self) -> None:
+        if self._graph is not None:
+            forget_gradients(self._run.optimizer)  # they lie in the graph's memory
+            self._graph.drop()
+            self._graph = None
 
     def _take_step(self) -> None:
         if self._graph is None:

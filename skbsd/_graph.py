@@ -3,8 +3,11 @@
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
+
+from ._memory import release_reserve
 
 
 def records_graphs(device: torch.device) -> bool:
@@ -29,7 +32,7 @@ class Graph:
         self._recorded: torch.cuda.CUDAGraph | None = None
         # Autograd remembers the stream that a parameter was used on, so that calls
         # before a recording have to be on its stream too.
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _stream(device)
 
     @property
     def is_recorded(self) -> bool:
@@ -47,6 +50,7 @@ class Graph:
         The random numbers of a recording come from a generator state that is tied to
         it; it gets one of its own, as the state is of no more use where this fails.
         """
+        release_reserve(self._device)
         generator = torch.cuda.default_generators[self._device.index]
         before = generator.graphsafe_get_state()
         generator.graphsafe_set_state(before.clone_state())
@@ -69,6 +73,11 @@ class Graph:
         assert self._recorded is not None
         self._recorded.replay()
 
+    def drop(self) -> None:
+        """Forget the recording, whose memory nothing else may use any more."""
+        self._recorded = None
+        release_reserve(self._device)
+
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
         current = torch.cuda.current_stream(self._device)
@@ -76,6 +85,15 @@ class Graph:
         with torch.cuda.stream(self._stream):
             yield
         current.wait_stream(self._stream)
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return one stream for all recordings: cuBLAS keeps memory for each that it meets.
+
+    Fits take turns, as torch's generators belong to the process.
+    """
+    return torch.cuda.Stream(device)
 
 
 @contextmanager

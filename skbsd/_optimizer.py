@@ -105,10 +105,12 @@ def rates_from_memory(optimizer: Optimizer, rates: list[Tensor]) -> Iterator[Non
         {name: group[name] for name in ("lr", "capturable") if name in group}
         for group in optimizer.param_groups
     ]
+    # Else torch would warn of it.
+    is_recorded = rates[0].is_cuda and torch.cuda.is_current_stream_capturing()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
         if "capturable" in group:
-            group["capturable"] = True
+            group["capturable"] = is_recorded
     try:
         yield
     finally:

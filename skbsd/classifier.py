@@ -144,9 +144,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         "bfloat16" runs the network under autocast. "auto" does so on GPUs that have
         it, for networks that convolve or have layers of at least 512 inputs and
-        outputs, and uses float32 elsewhere, but float64 for the default network on the CPU
-        where all of a table fits in one batch: such a fit is deterministic, and does
-        not depend on the order of the rows.
+        outputs, and uses float32 elsewhere, but float64 for the default network on the
+        CPU where all of a table fits in one batch: such a fit is deterministic, and
+        does not depend on the order of the rows.
     posterior_dtype : {"float32", "float16"}, default="float32"
         How new beliefs are stored: "float16" halves their memory, 4 bytes per sample
         and class. Arithmetic is in float32, but what is stored is rounded to 11 bits,

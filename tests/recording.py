@@ -50,6 +50,9 @@ class Recording:
         # A graph does nothing as it is recorded. Here it has.
         self._is_fresh = True
 
+    def drop(self):
+        self._operations = []
+
     @torch.no_grad()
     def replay(self):
         self.n_replays += 1
