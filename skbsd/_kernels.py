@@ -98,7 +98,8 @@ if triton is not None:
             z, before = _read(logits + lane, alpha + lane, inside, in_store, "")
             highest = tl.max(z, axis=1, keep_dims=True)
             lowest = tl.min(tl.where(inside, z, float("inf")), axis=1, keep_dims=True)
-            total = tl.sum(tl.exp(z - highest), axis=1, keep_dims=True)
+            powers = tl.exp(z - highest)
+            total = tl.sum(powers, axis=1, keep_dims=True)
             if SHARPEN:
                 sharp = tl.exp(sharpness * (z - highest))
                 sharp_total = tl.sum(sharp, axis=1, keep_dims=True)
@@ -145,6 +146,14 @@ if triton is not None:
         # Whether the loss is, in which every class has a positive target.
         finite = (lowest - highest - log_total > -float("inf")) & (mass < float("inf"))
 
+        # Factors of the row, in place of divisions. One over the stand-in of an infinite
+        # prior is no normal number; beliefs in units of 2**32 take it into range.
+        unit = 2.3283064365386963e-10
+        share = (1 - smoothing) / (mass * unit)
+        uniform = smoothing / K
+        one_over_total = 1 / total
+        if SHARPEN:
+            sharp_weight = evidence_sum / sharp_total
         if HALF:
             phase = (BY_UPDATE * visited.to(tl.int64) + BY_ROW * row) & 0x1FFF
             phase = phase.to(tl.int32)
@@ -157,13 +166,17 @@ if triton is not None:
                     logits + column, alpha + column, inside, in_store, "evict_first"
                 )
             log_proba = z - highest - log_total
-            proba = tl.exp(log_proba)
-            if SHARPEN:
-                sharpened = tl.exp(sharpness * (z - highest)) / sharp_total
+            # Of the longest rows, registers have no room for powers.
+            if BLOCK >= K and BLOCK <= 8192:
+                proba = powers * one_over_total
             else:
-                sharpened = proba
-            after = discount * before + evidence_sum * sharpened
-            target = (1 - smoothing) * after / mass + smoothing / K
+                proba = tl.exp(log_proba)
+            if SHARPEN:
+                evidence = sharp_weight * tl.exp(sharpness * (z - highest))
+            else:
+                evidence = evidence_sum * proba
+            after = discount * before + evidence
+            target = (after * unit) * share + uniform
             slope = (proba - target) * scale
             # Past the last class the product is 0 * -inf.
             terms += tl.where(inside, target * log_proba, 0.0)
