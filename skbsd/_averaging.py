@@ -15,8 +15,8 @@ _HORIZON = 0.05
 _STATISTICS = ("running_mean", "running_var")
 
 
-class NoAveraging:
-    """Stands in where weights are not averaged."""
+class Averaging:
+    """What a run does to average weights; this one does nothing."""
 
     def update(self) -> None:
         """Do nothing after a step."""
@@ -38,13 +38,14 @@ class NoAveraging:
         """Take nothing."""
 
 
-class WeightAverage(NoAveraging):
+class WeightAverage(Averaging):
     r"""Exponential moving average of a network's weights, and when it is in use.
 
     The network holds the weights of the last step while it is trained (`take_back`),
     and the average whenever it predicts (`put`): in validation, for callbacks at the
     end of an epoch, and at the end. Both are copied within the network's own memory,
-    which optimizers and recorded graphs know.
+    which optimizers and recorded graphs know. A callback that changes weights does so
+    as an epoch begins: at its end the average is there, which is not trained on.
 
     An update is :math:`a \leftarrow a + (\theta - a) / h` from :math:`a = 0`, with a
     constant h. The same update is done to a number that starts at 0 and moves towards
@@ -71,7 +72,7 @@ class WeightAverage(NoAveraging):
         # for the device.
         self._move = get_ema_multi_avg_fn(decay)
         self._sources: list[Tensor] = []  # of the network
-        self._now: list[Tensor] = []  # the same without gradients, and a 1
+        self._one: list[Tensor] = []  # a single 1, averaged as they are
         self._averages: list[Tensor] = []
         self._last: list[Tensor] = []  # what the average has taken the place of
         self._is_put = False
@@ -93,29 +94,36 @@ class WeightAverage(NoAveraging):
         if not tensors:
             return False
         self._sources = tensors
-        self._now = [t.detach() for t in tensors] + [tensors[0].new_ones(())]
-        self._averages = [torch.zeros_like(t) for t in self._now]
-        self._last = [torch.empty_like(t) for t in self._now[:-1]]
+        self._one = [tensors[0].new_ones(())]
+        self._averages = [torch.zeros_like(t) for t in (*self._data(), *self._one)]
+        self._last = [torch.empty_like(t) for t in self._data()]
         return True
+
+    def _data(self) -> list[Tensor]:
+        """Return where the weights are stored now: callbacks may move them."""
+        return [source.detach() for source in self._sources]
 
     def update(self) -> None:
         """Take in the weights as a step has left them."""
         if self._averages or self._allocate():
-            self._move(self._averages, self._now, None)
+            self._move(self._averages, self._data() + self._one, None)
 
     @torch.no_grad()
     def put(self) -> None:
         """Put the average into the network, unless there is none or it is there."""
         # The share of its weights that an average has seen, as the 1 tells.
-        if self._is_put or not self._averages or float(self._averages[-1]) == 0:
+        if self._is_put or not self._averages:
             return
-        share = self._averages[-1]
-        torch._foreach_copy_(self._last, self._now[:-1])
-        for source, now, average in zip(
-            self._sources, self._now, self._averages, strict=False
+        share = float(self._averages[-1])
+        if share == 0:
+            return
+        now = self._data()
+        torch._foreach_copy_(self._last, now)
+        for source, data, average in zip(
+            self._sources, now, self._averages, strict=False
         ):
             if source.requires_grad or not isinstance(source, nn.Parameter):
-                torch.div(average, share, out=now)
+                torch.div(average, share, out=data)
         self._is_put = True
 
     @torch.no_grad()
@@ -123,12 +131,12 @@ class WeightAverage(NoAveraging):
         """Put the weights of the last step back, to be trained on."""
         if self._is_put:
             self._is_put = False
-            torch._foreach_copy_(self._now[:-1], self._last)
+            torch._foreach_copy_(self._data(), self._last)
         self._allocate()
 
     def forget(self) -> None:
         """Begin anew, where the weights in the network are no longer of this run."""
-        self._sources, self._now, self._averages, self._last = [], [], [], []
+        self._sources, self._one, self._averages, self._last = [], [], [], []
         self._is_put = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,7 +157,7 @@ class WeightAverage(NoAveraging):
             self._is_put = bool(state["last"])
 
 
-def averaging_for(name: str | None, module: nn.Module, n_steps: int) -> NoAveraging:
+def averaging_for(name: str | None, module: nn.Module, n_steps: int) -> Averaging:
     """Return what the parameter `averaging` names.
 
     Parameters
@@ -159,4 +167,4 @@ def averaging_for(name: str | None, module: nn.Module, n_steps: int) -> NoAverag
     n_steps : int
         Of the run.
     """
-    return NoAveraging() if name is None else WeightAverage(module, n_steps)
+    return Averaging() if name is None else WeightAverage(module, n_steps)

@@ -17,14 +17,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ._accuracy import CorrectCounter, count
-from ._architecture import is_altered
-from ._batches import Batch, Batches, EpochInPlace, ResidentBatches
-from ._forward import Forward
+from ._batches import Batch, EpochInPlace
+from ._capturable import HOOKS, is_static
 from ._graph import Graph, same_generator
 from ._learning_rate import LearningRate, RatesInMemory
-from ._listeners import Listeners
-from ._optimizer import forget_gradients, is_fused, is_hooked
-from .objectives import Objective
+from ._optimizer import forget_gradients, is_hooked
 
 # Steps that are taken one operation at a time before one is recorded: in the first,
 # kernels are compiled and chosen, and an optimizer begins to remember.
@@ -36,78 +33,6 @@ FEWEST_STEPS = 20
 _STATIC = ("skbsd.networks", "torch.nn.", "torchvision.models.resnet")
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
-
-
-def obstacle(
-    net: Any,
-    batches: Batches,
-    listeners: Listeners,
-    forward: Forward,
-    objective: Objective,
-    augmentation: Any,
-    n_epochs: int,
-    *,
-    asked_for: bool,
-) -> str | None:
-    """Return why steps cannot be captured, or None.
-
-    Parameters
-    ----------
-    net : BSDClassifier
-    batches : ResidentBatches or LoaderBatches
-    listeners : Listeners
-    forward : Forward
-    objective : Objective
-    augmentation : str, callable or None
-    n_epochs : int
-    asked_for : bool
-        Whether the user vouches for what is not of this library: code in Python, which
-        a recording does not run again.
-    """
-    if not isinstance(batches, ResidentBatches):
-        return "the data come through a loader"
-    if batches.transform is not None and not batches.is_copied:
-        return "the images are too large to be augmented ahead"
-    if batches.whole * n_epochs < FEWEST_STEPS:
-        return f"there are fewer than {FEWEST_STEPS} batches of the same size"
-    if listeners.to_batches(training=True) or listeners.to_gradients:
-        return "a callback looks at single batches or gradients"
-    if not is_fused(net.optimizer_) or is_hooked(net.optimizer_):
-        return "the optimizer is not one of torch's, fused and without hooks"
-    if not is_ours(net.train_step):
-        return f"{type(net).__name__} has a train_step of its own"
-    if forward.reuses_output:
-        return "the compiled network is a CUDA graph already"
-    if objective.counts_correct and not net.posterior_.on_kernel(forward.dtype):
-        return "the kernel of the posterior step is not there"
-    if asked_for:
-        return None
-    second = getattr(objective, "augmentation", None)
-    parts = (objective, net.train_step_single, net.infer, augmentation, second)
-    if not (all(map(is_ours, parts)) and _is_static(net.module_)):
-        return "network, objective or augmentation are not of this library"
-    return None
-
-
-def is_ours(part: Any) -> bool:
-    """Whether a function, or the class of an object, is of this library.
-
-    Parameters
-    ----------
-    part : object
-        None and names are.
-    """
-    if part is None or isinstance(part, str):
-        return True
-    return str(getattr(part, "__module__", "")).partition(".")[0] == "skbsd"
-
-
-def _is_static(module: nn.Module) -> bool:
-    """Whether a network does the same operations for each batch."""
-    return is_ours(module) and all(
-        type(m).__module__.startswith(_STATIC) and not is_altered(m)
-        for m in module.modules()
-    )
 
 
 class Stepping(Protocol):
@@ -133,6 +58,8 @@ class CapturedSteps:
     learning_rate : LearningRate
     counts_correct : bool
         Whether correct predictions are counted.
+    asked_for : bool
+        Whether the user vouches for networks that are not of this library.
 
     Attributes
     ----------
@@ -149,12 +76,14 @@ class CapturedSteps:
         learning_rate: LearningRate,
         *,
         counts_correct: bool,
+        asked_for: bool,
     ):
         self.failed = self.has_graph = False
         self._run = run
         self._epoch = epoch
         self._learning_rate = learning_rate
         self._counts_correct = counts_correct
+        self._asked_for = asked_for
         device = epoch.device
         self._places = torch.arange(epoch.size, device=device)
         self._number = torch.zeros(1, dtype=torch.int64, device=device)
@@ -175,6 +104,12 @@ class CapturedSteps:
             finally:
                 self._drop()
 
+    def is_possible(self) -> bool:
+        """Tell whether the next pass can be recorded, after what callbacks did."""
+        run = self._run
+        is_known = self._asked_for or is_static(run.module)
+        return is_known and not self.failed and not is_hooked(run.optimizer)
+
     def run(self) -> Iterator[int]:
         """Take the steps of the whole batches; yield the size of each when it is done.
 
@@ -191,7 +126,7 @@ class CapturedSteps:
             self._taken_for_granted = granted
             self._drop()
         for _ in range(self._epoch.n):
-            self._take_step()
+            self._take()
             run.step += 1
             yield self._epoch.size
         self._learning_rate.set(run.step - 1)
@@ -217,7 +152,7 @@ class CapturedSteps:
             self._graph.drop()
             self._graph = None
 
-    def _take_step(self) -> None:
+    def _take(self) -> None:
         if self._graph is None:
             self._graph, self._n_calls = Graph(self._body, self._epoch.device), 0
         graph = self._graph
@@ -239,8 +174,9 @@ class CapturedSteps:
             graph.record()
         except Exception as error:  # of any kind, as networks are
             self.failed = True
+            cause = error.__context__ or error  # that of the end hides what came first
             warnings.warn(
-                f"the training step cannot be recorded as a CUDA graph ({error!r}); "
+                f"the training step cannot be recorded as a CUDA graph ({cause!r}); "
                 "its operations are launched one by one, which takes longer where "
                 "batches are small. cuda_graph=False does so without this warning.",
                 RuntimeWarning,
@@ -286,7 +222,8 @@ def _taken_for_granted(module: nn.Module, optimizer: Optimizer) -> tuple:
         [len(group["params"]) for group in optimizer.param_groups],
         groups,
         [
-            {k: v for k, v in vars(m).items() if isinstance(v, _PLAIN)}
+            (type(m), {k: v for k, v in vars(m).items() if isinstance(v, _PLAIN)})
             for m in module.modules()
         ],
+        [[*getattr(m, name)] for m in module.modules() for name in HOOKS],
     )

@@ -129,7 +129,7 @@ class Pass:
         watched = listeners.to_batches(training=self.training)
         go = self._watched if watched else self._unwatched
         if self.captured is not None:
-            go = self._captured
+            go = self._replayed
         further: list[Tensor] = []
         try:
             go(values, listeners, history)
@@ -164,7 +164,7 @@ class Pass:
         if self.counter is not None:
             self.counter.add(batch, done["y_pred"])
 
-    def _captured(self, values: StepValues, listeners, history) -> None:
+    def _replayed(self, values: StepValues, listeners, history) -> None:
         captured = self.captured
         assert captured is not None
         try:
@@ -201,7 +201,7 @@ def read(*groups: Iterable[Tensor]) -> list[list[float]]:
         On one device.
     """
     flat = [_flat(group) for group in groups]
-    if not any(group.is_cuda for group in flat):
+    if not any(group.is_cuda and len(group) for group in flat):
         return [group.tolist() for group in flat]
     values = iter(torch.cat([group.double() for group in flat if len(group)]).tolist())
     return [list(islice(values, len(group))) for group in flat]

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import torch
@@ -54,17 +54,18 @@ class Graph:
         generator = torch.cuda.default_generators[self._device.index]
         before = generator.graphsafe_get_state()
         generator.graphsafe_set_state(before.clone_state())
-        recorded = torch.cuda.CUDAGraph()
+        recorded, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         try:
             with self._on_stream(), _no_garbage_collection():
                 # The device is left to other threads.
-                recorded.capture_begin(capture_error_mode="thread_local")
+                recorded.capture_begin(pool, capture_error_mode="thread_local")
                 try:
                     self._function()
                 finally:
                     recorded.capture_end()
         except BaseException:
             generator.graphsafe_set_state(before)
+            _leave_pool(self._device, pool)
             raise
         self._recorded = recorded
 
@@ -74,7 +75,7 @@ class Graph:
         self._recorded.replay()
 
     def drop(self) -> None:
-        """Forget the recording, whose memory nothing else may use any more."""
+        """Forget the recording. No tensor in its memory may be in use by then."""
         self._recorded = None
         release_reserve(self._device)
 
@@ -85,6 +86,20 @@ class Graph:
         with torch.cuda.stream(self._stream):
             yield
         current.wait_stream(self._stream)
+
+
+def _leave_pool(device: torch.device, pool: tuple[int, int]) -> None:
+    """Have the allocator forget a recording that failed.
+
+    Later versions of torch do so themselves. In earlier ones a recording that the
+    device has refused stays open, and memory can no longer be given back.
+    """
+    if hasattr(torch.cuda.CUDAGraph, "capture_end_pre"):
+        return
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        # They raise where the recording was closed before it failed.
+        with suppress(RuntimeError):
+            getattr(torch._C, name)(device.index, pool)
 
 
 @cache

@@ -147,7 +147,7 @@ if triton is not None:
         finite = (lowest - highest - log_total > -float("inf")) & (mass < float("inf"))
 
         # Factors of the row, in place of divisions. One over the stand-in of an
-        # infinite prior is no normal number; beliefs in units of 2**32 have it in range.
+        # infinite prior is no normal number; in units of 2**32 it is.
         unit = 2.3283064365386963e-10
         share = (1 - smoothing) / (mass * unit)
         uniform = smoothing / K

@@ -49,6 +49,15 @@ _PREFIXES = (
 # Options of an optimizer that speak against fusing it, or decide it.
 _NOT_FUSED = {"capturable", "differentiable", "foreach", "fused"}
 
+# What an estimator of a version without these parameters did.
+_LATER_PARAMETERS = {
+    "averaging": None,
+    "calibration": None,
+    "cuda_graph": "auto",
+    "label_noise": "auto",
+    "prediction_views": None,
+}
+
 # What no copy of an estimator has: a call of fit that runs, what only a further one
 # can use, and contexts of scikit-learn's callbacks.
 _TRANSIENT = (
@@ -675,9 +684,7 @@ class Net(NeuralNetClassifier):
         return state
 
     def __setstate__(self, state):
-        # Of versions that had not these parameters.
-        later = {"averaging": None, "prediction_views": None}
-        state = {"calibration": None, "label_noise": "auto", **later} | state
+        state = _LATER_PARAMETERS | state
         _versions.compare(
             {
                 "scikit-learn": state.pop("_sklearn_version", None),

@@ -11,20 +11,21 @@ from typing import Any, Protocol
 import torch
 from skorch.callbacks import Callback, LRScheduler
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from ._accuracy import CorrectCounter
 from ._averaging import averaging_for
+from ._backup import WeightsBackup
 from ._batches import Batch, Batches, EpochInPlace, ResidentBatches
-from ._capture import CapturedSteps, is_ours, obstacle
+from ._capturable import is_ours, obstacle
+from ._capture import CapturedSteps
 from ._epoch import EpochRecord, Pass
 from ._forward import Forward, OutputCheck, fast_convolutions, infer_prepared
 from ._graph import records_graphs
 from ._learning_rate import LearningRate
 from ._listeners import Listeners
-from ._optimizer import forget_gradients, is_hooked, needs_closure, step_function
+from ._optimizer import forget_gradients, needs_closure, step_function
 from ._preparation import Preparation, augment
-from ._sklearn_tasks import FitTasks
+from ._sklearn_tasks import FitTasks, count_epochs
 from .objectives import Objective
 from .posterior import DirichletPosterior
 
@@ -125,8 +126,8 @@ class Run:
     record : EpochRecord
         Of the epoch that runs.
     has_graph : bool
-        Whether steps are replayed from a CUDA graph.
-    averaging : NoAveraging
+        Whether steps were replayed from a CUDA graph, when it is over.
+    averaging : Averaging
         The average of the weights, where there is one.
     """
 
@@ -184,6 +185,7 @@ class Run:
         self._weights = WeightsBackup(net.module_)
         self._augments_ahead = self._prepare_augmentation()
         self._captured: CapturedSteps | None = None
+        self.has_graph = False
 
     # Epochs
 
@@ -210,18 +212,25 @@ class Run:
         """
         with ExitStack() as contexts:
             contexts.enter_context(self._learning_rate.applied())
-            contexts.enter_context(fast_convolutions(self.net.device_))
-            self._captured = self._capture()
+            if isinstance(self.batches, ResidentBatches):  # of two shapes
+                contexts.enter_context(fast_convolutions(self.net.device_))
+            self._captured = self._captured_steps()
             if self._captured is not None:
                 contexts.enter_context(self._captured.active())
             contexts.enter_context(self.objective.active())
-            contexts.callback(self.averaging.put)
+            contexts.callback(self._finish)
             while self.epoch < self.max_epochs:
                 stops = self._run_epoch()
                 for call in after_epoch:
                     call()
                 if stops:
                     break
+
+    def _finish(self) -> None:
+        """Leave the averaged weights, and nothing large that the run was done with."""
+        self.averaging.put()
+        self.averaging.forget()
+        self.has_graph = self._captured is not None and self._captured.has_graph
 
     def _run_epoch(self) -> bool:
         """Run an epoch; return whether a callback wants to stop."""
@@ -245,30 +254,23 @@ class Run:
         self.epoch += 1
         return self._tasks.end_epoch() or stops
 
-    def _capture(self) -> CapturedSteps | None:
+    def _captured_steps(self) -> CapturedSteps | None:
         """Return what captures the steps, where they can and should be captured."""
         wanted = self._settings.cuda_graph
         if wanted is False or not records_graphs(self.net.device_):
             return None
         batches = self.batches
-        reason = obstacle(
-            self.net,
-            batches,
-            self._listeners,
-            self.forward,
-            self.objective,
-            self.augmentation,
-            self.max_epochs,
-            asked_for=wanted is True,
-        )
+        asked_for = wanted is True
+        reason = obstacle(self, self.net, self._listeners, asked_for=asked_for)
         if reason is None and isinstance(batches, ResidentBatches):
             return CapturedSteps(
                 self,
                 EpochInPlace(batches),
                 self._learning_rate,
                 counts_correct=self.objective.counts_correct,
+                asked_for=asked_for,
             )
-        if wanted is True:
+        if asked_for:
             warnings.warn(
                 f"cuda_graph=True has no effect: {reason}.",
                 RuntimeWarning,
@@ -276,15 +278,11 @@ class Run:
             )
         return None
 
-    @property
-    def has_graph(self) -> bool:
-        return self._captured is not None and self._captured.has_graph
-
     def _training_pass(self) -> None:
         counter = self._counter() if self.objective.counts_correct else None
         self._take_step = step_function(self.optimizer)
         captured = self._captured
-        if captured is not None and (captured.failed or is_hooked(self.optimizer)):
+        if captured is not None and not captured.is_possible():
             captured = None
         training = Pass(self.batches, self.net.train_step, True, counter, captured)
         self._set_training(True)
@@ -420,7 +418,7 @@ class Run:
     @property
     def _n_epochs(self) -> int:
         """How many epochs are finished, those of earlier calls included."""
-        return len(self.net.history) - 1
+        return count_epochs(self.net.history)
 
     def _prepared(self, x: Any, augmentation: Any) -> Any:
         return self.preparation(
@@ -459,46 +457,3 @@ def _raised_by_statement(error: BaseException) -> bool:
         return False
     instruction = innermost.tb_frame.f_code.co_code[innermost.tb_lasti]
     return instruction == dis.opmap["RAISE_VARARGS"]
-
-
-class WeightsBackup:
-    """A network's parameters and buffers from before an epoch.
-
-    Parameters
-    ----------
-    module : nn.Module
-    """
-
-    def __init__(self, module: nn.Module):
-        self._module = module
-        # By type, of which a single launch copies all.
-        self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []
-        self._saves = 0
-
-    @torch.no_grad()
-    def save(self) -> None:
-        """Copy them, into the same memory as the last time."""
-        self._saves += 1
-        if self._saves > 2:  # nothing is lazy after the first epoch
-            for now, before in self._pairs:
-                torch._foreach_copy_(before, now)
-            return
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for tensor in (*self._module.parameters(), *self._module.buffers()):
-            if not is_lazy(tensor):
-                by_type.setdefault(tensor.dtype, []).append(tensor.detach())
-        self._pairs = [(now, [t.clone() for t in now]) for now in by_type.values()]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put them back."""
-        for now, before in self._pairs:
-            torch._foreach_copy_(now, before)
-
-    @torch.no_grad()
-    def sums(self) -> list[Tensor]:
-        """Return sums of the parameters, which pass on what is not finite."""
-        parameters = [p.detach() for p in self._module.parameters() if not is_lazy(p)]
-        if parameters and parameters[0].is_cuda:
-            return list(torch._foreach_norm(parameters, 1))
-        return [p.sum().float() for p in parameters]

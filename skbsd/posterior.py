@@ -401,9 +401,9 @@ class DirichletPosterior:
         mean = self.mean(index)
         if rule is None:
             return mean
-        if self.device.type == "cuda":
-            # From memory, where a CUDA graph finds the number of the rule of the day.
-            return smooth(mean, self._on_device(self._rule(rule))[2])
+        if self._numbers is not None and self._rule(rule) == self._loaded:
+            # From memory, where a CUDA graph finds the number of a later rule too.
+            return smooth(mean, self._numbers[2])
         return smooth(mean, rule.smoothing)
 
     def evidence(self) -> Tensor:

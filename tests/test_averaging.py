@@ -16,7 +16,7 @@ from test_checkpoint import killed_after
 from torch import nn
 
 from skbsd import BSDClassifier
-from skbsd._averaging import NoAveraging, WeightAverage, averaging_for
+from skbsd._averaging import Averaging, WeightAverage, averaging_for
 
 __all__ = ["killed_after"]  # a fixture
 
@@ -133,7 +133,7 @@ class TestFormula:
         averaging.put()
         assert torch.equal(module.weight, before)
         WeightAverage(nn.ReLU(), 100).update()
-        assert type(averaging_for(None, module, 100)) is NoAveraging
+        assert type(averaging_for(None, module, 100)) is Averaging
 
 
 class TestInAFit:

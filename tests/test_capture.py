@@ -177,6 +177,15 @@ def test_goes_on_from_a_checkpoint(table, tmp_path):
     assert_same(resumed, quick(**kwargs).fit(*table))
 
 
+def _halve(module, args, output):
+    return output / 2
+
+
+def move_weights(module):
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+
+
 def load_copies(optimizer):
     optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
 
@@ -200,9 +209,12 @@ class Change(Callback):
         (lambda net: net.set_params(optimizer__weight_decay=0.5), 2),
         (lambda net: net.module_.layers[0].requires_grad_(False), 2),
         (lambda net: net.module_.layers.append(nn.Dropout(0.0)), 2),
+        (lambda net: net.module_.layers.insert(1, nn.Sigmoid()), 2),
+        (lambda net: net.module_.layers.register_forward_hook(_halve), 2),
+        (lambda net: move_weights(net.module_), 2),
         (lambda net: load_copies(net.optimizer_), 2),
     ],
-    ids=["rate", "decay", "frozen", "layer", "state"],
+    ids=["rate", "decay", "frozen", "layer", "other", "hook", "moved", "state"],
 )
 def test_follows_what_callbacks_change(table, change, graphs):
     recorded, eager = both(
@@ -331,6 +343,31 @@ def test_hooks_make_a_network_unknown(table):
 
 def _look(module, args, output):
     pass
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda net: net.module_.register_forward_hook(_look),
+        lambda net: net.module_.layers[0].weight.register_hook(lambda grad: grad / 2),
+        lambda net: setattr(net.module_.layers, "2", Own()),
+        lambda net: net.optimizer_.register_step_post_hook(lambda *_: None),
+    ],
+    ids=["hook", "gradient", "layer", "optimizer"],
+)
+def test_goes_on_one_by_one_where_a_network_becomes_unknown(table, add):
+    settings = {"batch_size": 32, "max_epochs": 6, "evidence": "plain"}
+    settings["callbacks"] = [Change(add, epoch=4)]
+    one = quick(cuda_graph="auto", **settings).fit(*table)
+    (graph,) = Recording.made
+    assert one.cuda_graph_
+    assert graph.n_replays == 3 * 7 - 3
+    assert_same(one, quick(cuda_graph=False, **settings).fit(*table))
+
+
+class Own(nn.Module):
+    def forward(self, x):
+        return x.relu()
 
 
 def test_freezing_by_skorch(table):

@@ -16,7 +16,9 @@ from skorch.dataset import ValidSplit
 from torch import nn
 
 from skbsd import BSDClassifier, _batches, _fitting, _gathering
+from skbsd._backup import WeightsBackup
 from skbsd._batches import IndexedDataset, IndexedTensor, LoaderBatches
+from skbsd._epoch import read
 
 SPLIT = ValidSplit(5, stratified=True)
 
@@ -439,3 +441,27 @@ def test_backward_is_torchs():
     backward(network(x), gradient)
     for parameter, grad in zip(network.parameters(), expected, strict=True):
         assert torch.equal(parameter.grad, grad)
+
+
+class TestBackup:
+    @pytest.mark.parametrize("move", [False, True])
+    def test_follows_weights_that_are_moved(self, move):
+        """A callback may store them elsewhere, as `module.to(...)` does."""
+        module = torch.nn.Linear(3, 2)
+        backup = WeightsBackup(module)
+        for _ in range(2):
+            backup.save()
+        if move:
+            module.weight.data = module.weight.data.clone()
+        with torch.no_grad():
+            module.weight.fill_(1.0)
+        backup.save()
+        with torch.no_grad():
+            module.weight.fill_(float("nan"))
+        backup.restore()
+        assert (module.weight == 1).all()
+
+
+def test_nothing_to_read():
+    assert read([], (), [torch.zeros(0)]) == [[], [], []]
+    assert read([torch.ones(2)], [torch.tensor(3)]) == [[1.0, 1.0], [3]]

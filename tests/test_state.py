@@ -9,9 +9,12 @@ import pytest
 import torch
 from helpers import quick, same_weights
 from modules import Convolution, Linear
+from numpy.testing import assert_array_equal
 from skorch.callbacks import EpochScoring
 from torch import nn
 
+from skbsd import BSDClassifier
+from skbsd._net import _LATER_PARAMETERS
 from skbsd._state import PickledComponents
 from skbsd.posterior import DirichletPosterior
 
@@ -217,3 +220,15 @@ class TestSkops:
         other = quick()
         other.__setstate__(state)
         assert not hasattr(other, "module_")
+
+
+def test_of_a_version_with_fewer_parameters(iris):
+    model = quick().fit(*iris)
+    state = model.__getstate__()
+    for name in _LATER_PARAMETERS:
+        del state[name]
+    other = BSDClassifier.__new__(BSDClassifier)
+    other.__setstate__(state)
+    assert repr(other) == repr(model)
+    assert_array_equal(other.predict_proba(iris[0]), model.predict_proba(iris[0]))
+    other.partial_fit(*iris)
