@@ -62,6 +62,7 @@ COLUMNS = (
     "epochs",
     "batch_size",
     "compile",
+    "graph",
     "n",
     "device",
 )
@@ -238,6 +239,8 @@ def build(args, seed: int, epochs: int) -> BSDClassifier:
         optimizer=torch.optim.SGD,
         optimizer__nesterov=True,
         lr_schedule="one-cycle",
+        # Of networks and losses of this file too, which "auto" does not know.
+        cuda_graph=not args.no_graph,
         device=args.device,
         random_state=seed,
         **parameters,
@@ -309,6 +312,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--compile-mode", default="max-autotune-no-cudagraphs")
+    parser.add_argument("--no-graph", action="store_true", help="launch each operation")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--images", type=int, help="train and test on so many")
     parser.add_argument(
@@ -377,8 +381,10 @@ def main(argv: list[str] | None = None) -> None:
         )
         settings = args.recipe, args.target, args.loss, seed
         times = (f"{t:.4f}" for t in (taken, compilation, predicting))
-        what = args.epochs, args.batch_size, args.compile, len(train[1]), args.device
-        results.add(*settings, f"{accuracy:.2f}", *times, *what)
+        how = args.epochs, args.batch_size, args.compile, model.cuda_graph_
+        results.add(
+            *settings, f"{accuracy:.2f}", *times, *how, len(train[1]), args.device
+        )
         if args.compare_small:
             small.append(compare_small(args, seed, taken, train, test))
     verdict = "reached" if statistics.fmean(accuracies) >= args.target else "missed"

@@ -16,6 +16,19 @@ from skbsd.augmentation import (
 from skbsd.networks import MLP, ResNet, SmallResNet, SpeedNet, default_network
 
 
+class Seeing(torch.nn.Linear):
+    """Keeps what it is trained on."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+        self.seen = []
+
+    def forward(self, x):
+        if self.training:
+            self.seen.append(x)
+        return super().forward(x.flatten(1))
+
+
 class TestDefaultNetwork:
     @pytest.mark.parametrize("shape", [(5,), (1, 8, 8), (3, 32, 32), (2, 9, 17)])
     def test_shapes(self, shape):
@@ -233,6 +246,22 @@ class TestFlipCrop:
             flip_crop(images, 6, "reflect")
         with pytest.raises(ValueError, match=r"epoch must be a number.*got None"):
             FlipCrop(alternating=True)(images, torch.arange(400))
+
+    def test_epochs_alternate_in_a_fit(self, uint8_digits):
+        X, y = uint8_digits[0][:60], uint8_digits[1][:60]
+        model = quick(
+            module=Seeing(),
+            augmentation=FlipCrop(0, alternating=True),
+            batch_size=-1,
+            cuda_graph=False,
+        )
+        first, second, third = model.fit(X, y).module_.seen
+        assert torch.equal(second, first.flip(-1))
+        assert torch.equal(third, first)
+        assert not torch.equal(first, second)
+        # Further calls go on.
+        *_, fourth, _, _ = model.partial_fit(X, y).module_.seen
+        assert torch.equal(fourth, second)
 
     def test_in_a_fit_and_in_a_file(self, uint8_digits, tmp_path):
         X, y = uint8_digits[0][:60], uint8_digits[1][:60]

@@ -79,3 +79,13 @@ def test_files(model, tmp_path, monkeypatch):
         BSDClassifier.load(path)
     assert len(caught) == 1  # torch's does not matter
     assert caught[0].filename == __file__
+
+
+def test_a_state_from_before_some_parameters(model):
+    state = model.__getstate__()
+    for name in ("averaging", "cuda_graph", "prediction_views"):
+        del state[name]
+    older = quick()
+    vars(older).clear()
+    older.__setstate__(state)
+    assert older.get_params() == model.get_params()
