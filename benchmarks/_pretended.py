@@ -1,0 +1,328 @@
+"""A GPU that is not there: what training has it do, and where the host waits for it.
+
+Tensors on it are on torch's meta device: they have shapes and no values. They say that
+they are on CUDA, so that training takes the way that it takes there, and every
+operation on them is noted. Outside of what is `guarded`, reading them gives ones.
+
+Shapes follow those of a GPU, and operations do too, but for two things: there is no
+autocast, whose casts are missing, and no kernel is chosen by what a GPU can do.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import optimizer as optimizers
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from skbsd import _kernels
+
+_CUDA = torch.device("cuda", 0)
+_META = torch.device("meta")
+
+# Functions that copy what Python or NumPy holds.
+_MAKERS = (
+    torch.tensor,
+    torch.as_tensor,
+    torch.asarray,
+    torch.from_numpy,
+    Tensor.new_tensor,  # of what comes after the tensor itself
+)
+_INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+_COPYING = {"_to_copy", "copy", "copy_"}
+# Operations that do nothing on the device, beside those that return views.
+_IDLE = {
+    "_record_function_enter_new",
+    "_record_function_exit",
+    "_unsafe_view",
+    "empty",
+    "empty_like",
+    "empty_permuted",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+}
+
+
+class HostError(AssertionError):
+    """Something was done on the host, or with it, where the device works alone."""
+
+
+class Device:
+    """What a pretended GPU has been asked for.
+
+    Attributes
+    ----------
+    launched : list of str
+        What was launched, in order: names of operations, and "graph" for the replay of
+        a recording.
+    recorded : list of list of str
+        The operations of each recording.
+    is_recording : bool
+        Whether operations are recorded now, and nothing may be done on the host.
+    """
+
+    def __init__(self) -> None:
+        self.launched: list[str] = []
+        self.recorded: list[list[str]] = []
+        self.is_recording = False
+        self._is_guarded = False
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether waiting for the device is an error now, and copying to it."""
+        return self._is_guarded or self.is_recording
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Have waiting for the device be an error, and copying to it."""
+        self._is_guarded = True
+        try:
+            yield
+        finally:
+            self._is_guarded = False
+
+    def note(self, name: str) -> None:
+        """Note what is launched, or recorded."""
+        (self.recorded[-1] if self.is_recording else self.launched).append(name)
+
+    def begin_recording(self) -> None:
+        """Begin a recording, in which nothing may be done on the host."""
+        self.recorded.append([])
+        self.is_recording = True
+
+    def end_recording(self) -> None:
+        """End it."""
+        self.is_recording = False
+
+    def synchronize(self, *_: Any) -> None:
+        """Wait for the device."""
+        if self.is_guarded:
+            raise HostError("the host waits for the device")
+
+    def check(self, name: str, tags: Any, given: list[Tensor], target: Any) -> None:
+        """Raise where an operation waits for the device or copies to it."""
+        there = [t for t in given if t.is_meta]
+        here = [t for t in given if not t.is_meta]
+        if there and _is_read(name, tags, given):
+            raise HostError(f"{name} reads what is on the device")
+        if name == "_to_copy" and target and given[0].is_meta != (target == _META):
+            raise HostError(f"{name} copies between host and device")
+        # A single number of the host is passed to the device with the launch.
+        if there and any(t.ndim or name in _COPYING for t in here):
+            raise HostError(f"{name} has tensors on host and device")
+
+
+def _is_read(name: str, tags: Any, given: list[Tensor]) -> bool:
+    if name in _INDEXING:  # which look for the places where a mask is true
+        return any(t.dtype in (torch.bool, torch.uint8) for t in given[1:])
+    return torch.Tag.data_dependent_output in tags or (
+        torch.Tag.dynamic_output_shape in tags
+    )
+
+
+class _Operations(TorchDispatchMode):
+    """Shows a device all operations, and computes those that need values."""
+
+    def __init__(self, device: Device):
+        super().__init__()
+        self._device = device
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # to see the tensors as they are
+            return self._run(func, args, kwargs)
+
+    def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        name = func._schema.name.partition("::")[2]
+        given = _tensors((args, kwargs))
+        target = kwargs.get("device")
+        if self._device.is_guarded:
+            self._device.check(name, func.tags, given, target)
+        out = _without_values(func, name, given, args, kwargs)
+        there = {t.is_meta for t in (*given, *_tensors(out))}
+        if self._device.is_recording and False in there:
+            raise HostError(f"{name} works on the host, which a replay does not")
+        if True in there and name not in _IDLE and not _is_view(func):
+            self._device.note(name)
+        return out
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _is_view(func: Any) -> bool:
+    aliases = [value.alias_info for value in func._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _without_values(func, name: str, given: list[Tensor], args, kwargs) -> Any:
+    """Call an operation, or say what it would where that takes values."""
+    if not any(t.is_meta for t in given):
+        return func(*args, **kwargs)
+    if name == "_local_scalar_dense":
+        return 1
+    if name == "equal":
+        return True
+    if name == "allclose":
+        return False
+    if name.startswith("_fused_"):  # works in place, and not on every device
+        return None
+    target = kwargs.get("device")
+    if name == "_to_copy" and target is not None and target != _META:
+        return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+    return func(*args, **kwargs)
+
+
+class _Names(TorchFunctionMode):
+    """Has tensors on the meta device say that they are on a GPU."""
+
+    def __init__(self, device: Device):
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func == Tensor.is_cuda.__get__:
+            return args[0].is_meta
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+        if self._device.is_guarded and _indexes_by_list(func, args):
+            raise HostError("an index copies from the host to the device")
+        args = tuple(map(_real, args))
+        kwargs = {name: _real(value) for name, value in (kwargs or {}).items()}
+        out = func(*args, **kwargs)
+        if func == Tensor.device.__get__:
+            return _CUDA if out == _META else out
+        if (
+            self._device.is_guarded
+            and func in _MAKERS
+            and out.is_meta
+            and not isinstance(args[func is Tensor.new_tensor], Tensor)
+        ):
+            raise HostError(f"{func.__name__} copies from the host to the device")
+        return out
+
+
+def _indexes_by_list(func: Any, args: tuple) -> bool:
+    if func not in (Tensor.__getitem__, Tensor.__setitem__) or not args[0].is_meta:
+        return False
+    parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+    return any(isinstance(part, list | np.ndarray) for part in parts)
+
+
+def _real(value: Any) -> Any:
+    if isinstance(value, torch.device | str) and str(value).partition(":")[0] == "cuda":
+        return _META
+    return value
+
+
+class _Generator:
+    """Stands for a generator of CUDA, and draws nothing."""
+
+    def get_state(self):
+        return torch.zeros(1, dtype=torch.uint8)
+
+    def graphsafe_get_state(self):
+        return self
+
+    clone_state = graphsafe_get_state
+
+    def set_state(self, state) -> None:
+        pass
+
+    graphsafe_set_state = set_state
+
+
+class _Stream:
+    """Stands for the stream of a device, and for the function that returns it."""
+
+    def __init__(self, device: Device):
+        self._device = device
+
+    def __call__(self, *_: Any) -> "_Stream":
+        return self
+
+    def is_capturing(self) -> bool:
+        return self._device.is_recording
+
+    def wait_stream(self, other: "_Stream") -> None:
+        pass
+
+    def synchronize(self) -> None:
+        self._device.synchronize()
+
+
+def _graph_class(device: Device) -> type:
+    class Graph:
+        """Stands for torch.cuda.CUDAGraph."""
+
+        def capture_begin(self, **options: Any) -> None:
+            device.begin_recording()
+
+        def capture_end(self) -> None:
+            device.end_recording()
+
+        def replay(self) -> None:
+            device.note("graph")
+
+    return Graph
+
+
+def _stand_ins(device: Device) -> dict[str, Any]:
+    """Return what of `torch.cuda` there is without a GPU, by name."""
+    generator, stream = _Generator(), _Stream(device)
+    return {
+        "CUDAGraph": _graph_class(device),
+        "Stream": stream,
+        "current_device": lambda: 0,
+        "current_stream": stream,
+        "default_generators": (generator,),
+        "device": nullcontext,
+        "get_rng_state": lambda *_: generator.get_state(),
+        "is_available": lambda: True,
+        "is_bf16_supported": lambda *_, **__: True,
+        "is_current_stream_capturing": lambda: device.is_recording,
+        "manual_seed": lambda _: None,
+        "mem_get_info": lambda *_: (2**36, 2**36),
+        "memory_allocated": lambda *_: 0,
+        "memory_reserved": lambda *_: 0,
+        "set_rng_state": lambda *_: None,
+        "stream": nullcontext,
+        "synchronize": device.synchronize,
+    }
+
+
+@contextmanager
+def pretended() -> Iterator[Device]:
+    """Pretend that there is a GPU, within the context and this thread.
+
+    Yields
+    ------
+    Device
+        It.
+    """
+    device = Device()
+    fusing = optimizers._get_fused_kernels_supported_devices()
+    with ExitStack() as stack:
+        for patch in (
+            mock.patch.multiple(torch.cuda, **_stand_ins(device)),
+            mock.patch.object(torch.accelerator, "current_stream", _Stream(device)),
+            # On the meta device, the kernel is what is said of it for compilers.
+            mock.patch.object(_kernels, "launch", _kernels.operator),
+            mock.patch.object(
+                optimizers,
+                "_get_fused_kernels_supported_devices",
+                return_value=[*fusing, "meta"],
+            ),
+            _Operations(device),
+            _Names(device),
+        ):
+            stack.enter_context(patch)
+        yield device
