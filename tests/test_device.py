@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from skbsd import BSDClassifier
 from skbsd._batches import ResidentBatches
 from skbsd.contrastive import Contrastive
+from skbsd.posterior import DirichletPosterior, UpdateRule
 
 RNG = np.random.default_rng(0)
 N, BATCH_SIZE = 100, 16
@@ -217,6 +218,28 @@ def test_what_does_not_wait_is_allowed(guarded, device):
         _ = x.shape, len(y), x.to(torch.float64), x.to("cuda")
 
     fit(TABLE, model=faulty(harmless, device), **EAGER)
+
+
+def test_rule_is_loaded_once_and_always_to_the_same_place(device):
+    labels = torch.zeros(4, dtype=torch.int64, device="cuda")
+    posterior = DirichletPosterior(labels, 3)
+    assert posterior.on_kernel(torch.float32)
+    rules = [UpdateRule(weight=weight) for weight in (1.0, 2.0, 2.0, 1.0)]
+    places, copies = set(), []
+    for rule in rules:
+        before = len(device.launched)
+        posterior.load_rule(rule)
+        copies.append(len(device.launched) - before)
+        places.add(posterior._numbers)
+        with device.guarded():  # nothing is left to be copied
+            posterior.update(
+                torch.zeros(4, 3, device="cuda"), labels, None, rule, assume_unique=True
+            )
+            posterior.target(labels, rule)
+    assert copies == [0, 1, 0, 1]  # the first is made of the numbers
+    assert len(places) == 1
+    with device.guarded(), pytest.raises(HostError, match="host and device"):
+        posterior.load_rule(UpdateRule(weight=3.0))
 
 
 def test_nothing_is_left_of_the_pretence(iris):

@@ -11,7 +11,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from skbsd import _kernels
 from skbsd._formulas import rounded
 from skbsd._kernels import launch, numbers_of, operator, posterior_step, usable
 from skbsd.posterior import (
+    DirichletPosterior,
     UpdateRule,
     posterior_mean,
     prior_concentration,
@@ -296,6 +297,96 @@ class TestStep:
         assert losses.shape == (0,)
         assert gradient.shape == (0, n_classes)
         assert torch.equal(case.alpha, before)
+
+
+class TestSharedPrograms:
+    """Several rows to a program, the last of which may have fewer."""
+
+    __test__ = RUNS
+    pytestmark = MARKS
+
+    @pytest.mark.parametrize(
+        ("n_classes", "tile", "rows"), [(2, 32, 16), (3, 16, 4), (10, 64, 4)]
+    )
+    @pytest.mark.parametrize("left", [1, 0, -1])
+    def test_rows_in_registers(self, monkeypatch, n_classes, tile, rows, left):
+        monkeypatch.setattr(_kernels, "TILE", tile)
+        Case(2 * rows + left, n_classes).check()
+        case = Case(2 * rows + left, n_classes, store=torch.float16)
+        case.weigh().by(sharpness=2.0).check()
+
+    # The last chunk holds one class, some, and all but one.
+    @pytest.mark.parametrize("n_classes", [33, 45, 63])
+    @pytest.mark.parametrize("n", [3, 4, 5])
+    def test_rows_in_chunks(self, monkeypatch, n_classes, n):
+        for name, value in {"LONGEST_ROW": 16, "CHUNK": 16, "TILE": 32}.items():
+            monkeypatch.setattr(_kernels, name, value)
+        Case(n, n_classes).check()
+        case = Case(n, n_classes, store=torch.float16)
+        case.weigh().by(sharpness=2.0, smoothing=0.1).check()
+
+    def test_row_that_is_not_finite_leaves_its_neighbours(self, monkeypatch):
+        monkeypatch.setattr(_kernels, "TILE", 64)
+        case = Case(7, 10).weigh()
+        case.logits[2], case.logits[4, 3] = math.nan, -math.inf
+        losses, _ = case.check()
+        finite = losses.isfinite().tolist()
+        assert finite == [True, True, False, True, False, True, True]
+
+
+class TestNumbers:
+    """What a rule says is read from memory in each launch."""
+
+    __test__ = RUNS
+    pytestmark = MARKS
+
+    RULES = (
+        UpdateRule(weight=0.3, sharpness=2.0),
+        UpdateRule(weight=2.0, sharpness=0.5, smoothing=0.2, discount=0.9),
+        UpdateRule(),
+    )
+
+    def test_change_between_launches(self, n_classes):
+        numbers = torch.empty(4, device=DEVICE)
+        one, other = Case(5, n_classes), Case(5, n_classes)
+        for rule in self.RULES:
+            numbers.copy_(numbers_of(rule, torch.device("cpu")))
+            loss, gradient = posterior_step(
+                one.logits,
+                one.alpha,
+                one.visits,
+                one.index,
+                None,
+                self.RULES[0],
+                numbers,
+                sharpen=True,
+            )
+            losses, slope = other.by(**asdict(rule)).check()
+            torch.testing.assert_close(loss, losses.sum())
+            torch.testing.assert_close(gradient, slope)
+            torch.testing.assert_close(one.alpha, other.alpha)
+
+    @pytest.mark.parametrize("given", [True, False])
+    def test_posterior_keeps_them_in_place(self, given):
+        posterior = DirichletPosterior(
+            torch.arange(N) % 3, 3, device=DEVICE, discount=1.0 if given else 0.9
+        )
+        rules = [UpdateRule(weight=w, sharpness=2.0, smoothing=0.1) for w in (0.5, 2.0)]
+        case = Case(5, 3)
+        places = set()
+        for rule in rules if given else (None, None):
+            before = posterior.concentration(case.index)
+            posterior.update(case.logits, case.index, rule=rule, assume_unique=True)
+            used = UpdateRule(discount=0.9) if rule is None else rule
+            proba = sharpen(case.logits.softmax(1), used.sharpness)
+            torch.testing.assert_close(
+                posterior.concentration(case.index),
+                used.discount * before + used.weight * proba,
+            )
+            numbers = posterior._numbers
+            places.add(numbers.data_ptr())
+            assert torch.equal(numbers, numbers_of(used, numbers.device))
+        assert len(places) == 1
 
 
 class TestOperator:

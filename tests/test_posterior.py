@@ -350,6 +350,51 @@ class TestStep:
         torch.testing.assert_close(total, exact, rtol=0.003, atol=0)
 
 
+class TestTarget:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+    def test_is_the_smoothed_mean(self, labels, generator, dtype):
+        posterior = make(labels, dtype=dtype)
+        index = torch.tensor([6, 2, 5])
+        rule = UpdateRule(weight=2.0, sharpness=3.0, smoothing=0.2, discount=0.9)
+        logits = draw(generator, 3, K)
+        posterior.step(logits, index, rule=rule)
+        evidence = 2 * (3 * logits).softmax(1)
+        alpha = 0.9 * make(labels).concentration(index) + evidence
+        mean = alpha / alpha.sum(1, keepdim=True)
+        tolerance = {"atol": 1e-3, "rtol": 0} if dtype == torch.float16 else {}
+        for target, expected in (
+            (posterior.target(index, rule), 0.8 * mean + 0.2 / K),
+            (posterior.target(index), mean),
+        ):
+            torch.testing.assert_close(target.double(), expected, **tolerance)
+            assert target.dtype == torch.promote_types(dtype, torch.float32)
+        everything = posterior.target(rule=rule)
+        assert everything.shape == (N, K)
+        assert torch.equal(everything[index], posterior.target(index, rule))
+
+    def test_is_what_the_loss_was_taken_to(self, labels, generator):
+        posterior = make(labels)
+        index, logits = torch.arange(4), draw(generator, 4, K)
+        rule = UpdateRule(smoothing=0.3, discount=0.9)
+        loss = posterior.step(logits, index, rule=rule)
+        expected = cross_entropy(logits, posterior.target(index, rule))
+        torch.testing.assert_close(loss, expected)
+
+
+class TestLoadedRule:
+    def test_must_have_the_discount(self, labels):
+        with pytest.raises(ValueError, match=r"discount must be .* 0\.9, got 1\.0"):
+            make(labels).load_rule(UpdateRule())
+        make(labels).load_rule()
+        make(labels).load_rule(UpdateRule(discount=0.9))
+        make(labels, prior_strength=math.inf).load_rule(UpdateRule(discount=0.5))
+
+    def test_changes_no_belief(self, labels):
+        posterior = make(labels)
+        posterior.load_rule(UpdateRule(weight=5.0, discount=0.9))
+        assert torch.equal(posterior.concentration(), make(labels).concentration())
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("kwargs", "message"),
