@@ -138,8 +138,9 @@ def test_keeps_to_registers_and_moves_them_together(
     done = compiled(kernel, n_classes, *types, rule, weighted=full)
     registers, stack = resources(done, tmp_path)
     assert stack <= 32  # next to nothing is spilled
-    # At least 20 warps at once, of a multiprocessor with 2**16 registers.
-    assert registers <= 96
+    # A multiprocessor has 2**16, for 21 warps at once; for 16 where rows are so short
+    # that a thread holds what belongs to four of them.
+    assert registers <= (96 if n_classes > 2 else 128)
     check_moves(done, kernel.options[-1], n_classes, *types)
 
 
