@@ -1,0 +1,330 @@
+"""The stages of `gpu.py`: what each runs, for how long, and the figures of its output.
+
+Those that measure by themselves write figures as they come; those that run another
+program write down what is in its rows or its output, whether it ended or was stopped.
+"""
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from _common import ratios
+from _gpu_table import Figures
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+SPEED_TARGETS = {("mlp-256", "skbsd", "A"): 0.35, ("resnet18-512", "skbsd", "A"): 1.02}
+SPEED_PAIRS = (
+    ("skbsd", "A"),
+    ("skbsd-eager", "A"),
+    ("skbsd", "skbsd-eager"),
+    ("skbsd", "B1"),
+    ("skbsd", "B0"),
+)
+SECONDS_TO = {"94": 10.0}  # wanted at most, by the accuracy aimed at
+
+
+class Given(NamedTuple):
+    """What a command is made of.
+
+    Parameters
+    ----------
+    folder : Path
+        For what it writes.
+    seconds : float
+        How long it may last.
+    data : list of str
+        Arguments that say where CIFAR-10 is; empty where it is not there.
+    tiny : bool
+        Whether this is only to see that it runs, on the CPU.
+    """
+
+    folder: Path
+    seconds: float
+    data: Sequence[str] = ()
+    tiny: bool = False
+
+
+class Left(NamedTuple):
+    """What a process has left: new rows of its CSV, and what it printed."""
+
+    rows: list[dict[str, str]]
+    text: str
+
+
+Collect = Callable[[Figures, str, Left], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A process, and what is read from its output.
+
+    Parameters
+    ----------
+    name : str
+    least, most : float
+        Seconds without which it is not begun, and after which it is stopped.
+    command : callable
+        From what is given to the arguments, or to a str that says what is missing.
+    collect : callable, optional
+        Writes the figures of what it has left.
+    output : str, optional
+        The CSV in the folder that it appends rows to.
+    fine : tuple of int
+        Exit codes of one that went through.
+    environment : dict, optional
+    """
+
+    name: str
+    least: float
+    most: float
+    command: Callable[[Given], Sequence[str] | str]
+    collect: Collect | None = None
+    output: str | None = None
+    fine: tuple[int, ...] = (0,)
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def measuring(name: str, least: float, most: float) -> Stage:
+    """Return a stage that measures by itself, see `gpu.measure`."""
+
+    def command(given: Given) -> list[str]:
+        arguments = [str(HERE / "gpu.py"), "--measure", name]
+        arguments += ["--output", str(given.folder)]
+        return [sys.executable, *arguments, *(["--self-check"] if given.tiny else [])]
+
+    return Stage(name, least, most, command)
+
+
+# Tests
+
+_RESULT = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.M)
+_FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - (.*))?$", re.M)
+
+
+def pytest(*arguments: str) -> list[str]:
+    """Return the command of tests on a GPU."""
+    options = ("-v", "--tb=short", "--color=no", "-p", "no:cacheprovider")
+    return [sys.executable, "-m", "pytest", "-m", "gpu", *options, *arguments]
+
+
+def collect_tests(figures: Figures, stage: str, left: Left) -> None:
+    """Count results, and write down the last line of each failure."""
+    results = dict(_RESULT.findall(left.text))  # an error at the end counts
+    outcomes = [*results.values()]
+    for name, kinds in (
+        ("passed", {"PASSED"}),
+        ("failed", {"FAILED", "ERROR"}),
+        ("skipped", {"SKIPPED", "XFAIL", "XPASS"}),
+    ):
+        count = sum(outcome in kinds for outcome in outcomes)
+        target = 0 if name == "failed" else None
+        figures.add(stage, "tests", name, "", count, target)
+    reasons = dict(_FAILURE.findall(left.text))
+    for test, outcome in results.items():
+        if outcome in {"FAILED", "ERROR"}:
+            why = reasons.get(test) or "stopped before it was told why"
+            figures.add(stage, test.rpartition("::")[2], outcome, "", why[:300])
+    if not outcomes:
+        last = left.text.strip().splitlines()[-1:] or ["no output"]
+        figures.add(stage, "tests", "collected none", "", last[0][:300])
+
+
+def testing(name: str, file: str, least: float, most: float) -> Stage:
+    """Return a stage that runs a file of tests."""
+    # 1: some failed.
+    return Stage(name, least, most, lambda _: pytest(file), collect_tests, fine=(0, 1))
+
+
+_SANITIZER = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
+# One kernel in registers, and one in chunks.
+_SANITIZED = "rows_in_registers and 10-33 or rows_in_chunks and 257-5"
+
+
+def sanitizer() -> str | None:
+    """Return the path of compute-sanitizer."""
+    found = shutil.which("compute-sanitizer")
+    if found:
+        return found
+    places = sorted(Path("/usr/local").glob("cuda*/**/compute-sanitizer"))
+    return next((str(p) for p in places if p.is_file()), None)
+
+
+def sanitizing(tool: str) -> Stage:
+    """Return a stage that runs a few tests under a tool of compute-sanitizer."""
+
+    def command(given: Given) -> list[str] | str:
+        program = sanitizer()
+        if program is None:
+            return "compute-sanitizer is not installed"
+        tests = pytest("tests/test_kernels.py", "-k", _SANITIZED)
+        return [program, "--tool", tool, "--print-limit", "5", *tests]
+
+    def collect(figures: Figures, stage: str, left: Left) -> None:
+        collect_tests(figures, stage, left)
+        for count in _SANITIZER.findall(left.text)[-1:]:
+            figures.add(stage, tool, "errors", "", int(count), 0)
+
+    # So that each tensor is an allocation that the tool knows of.
+    environment = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
+    return Stage(
+        f"sanitizer-{tool}", 40, 150, command, collect, None, (0, 1), environment
+    )
+
+
+# Other benchmarks
+
+NO_IMAGES = "CIFAR-10 is not there: --data or --npz says where"
+
+
+def collect_speed(figures: Figures, stage: str, left: Left) -> None:
+    """Write down seconds per epoch, and ratios within rounds."""
+    rows = [row for row in left.rows if row["status"] == "ok"]
+    rows.sort(key=lambda row: (row["case"], int(row["round"])))
+    for case, group in groupby(rows, key=lambda row: row["case"]):
+        times: dict[str, list[float]] = {}
+        epochs: dict[str, list[float]] = {}
+        for row in group:
+            seconds = float(row["seconds"])
+            times.setdefault(row["method"], []).append(seconds)
+            epochs.setdefault(row["method"], []).append(seconds / int(row["epochs"]))
+        for method, values in epochs.items():
+            figures.add(stage, case, method, "s per epoch", values)
+        for pair in SPEED_PAIRS:
+            if values := ratios(times, *pair):
+                target = SPEED_TARGETS.get((case, *pair))
+                figures.add(stage, case, " / ".join(pair), "", values, target)
+
+
+def timing(
+    name: str, case: str, methods: Sequence[str], least: float, most: float
+) -> Stage:
+    """Return a stage that times fits with `speed.py`, in as many rounds as fit."""
+
+    def command(given: Given) -> list[str] | str:
+        if case.startswith("resnet") and not given.data:
+            return NO_IMAGES
+        # The rest is for imports, images and warm-up.
+        seconds = max(10.0, 0.6 * given.seconds - 10)
+        return [
+            *(sys.executable, str(HERE / "speed.py"), "--cases", case, "--methods"),
+            *methods,
+            *("--rounds", "11", "--seconds", f"{seconds:.0f}"),
+            *("--output", str(given.folder / "speed.csv"), *given.data),
+        ]
+
+    return Stage(name, least, most, command, collect_speed, "speed.csv")
+
+
+def collect_cifar10(figures: Figures, stage: str, left: Left) -> None:
+    """Write down accuracy and seconds of the seeds."""
+    if not left.rows:
+        return
+    about = [left.rows[0].get(name) for name in ("recipe", "loss")]
+    case = ", ".join(part for part in about if part)
+    aim = left.rows[0].get("target") or "94"
+
+    def values(column: str) -> list[float]:
+        return [float(row[column]) for row in left.rows if row.get(column)]
+
+    accuracy = values("accuracy")
+    figures.add(stage, case, "accuracy", "%", accuracy, float(aim), at_least=True)
+    mean = sum(accuracy) / len(accuracy)
+    figures.add(stage, case, "mean accuracy", "%", mean, float(aim), at_least=True)
+    figures.add(stage, case, "fit", "s", values("seconds"), SECONDS_TO.get(aim))
+    for column in left.rows[0]:
+        if column.endswith("_seconds"):
+            figures.add(
+                stage, case, column.removesuffix("_seconds"), "s", values(column)
+            )
+
+
+def reaching(
+    name: str, target: int, seeds: int, least: float, most: float, *options: str
+) -> Stage:
+    """Return a stage that trains on CIFAR-10 up to an accuracy."""
+
+    def command(given: Given) -> list[str] | str:
+        if not given.data:
+            return NO_IMAGES
+        return [
+            *(sys.executable, str(HERE / "cifar10_speed.py"), "--target", str(target)),
+            *("--seeds", str(seeds), *options),
+            *("--output", str(given.folder / "cifar10.csv"), *given.data),
+        ]
+
+    return Stage(name, least, most, command, collect_cifar10, "cifar10.csv")
+
+
+def noise(given: Given) -> list[str] | str:
+    """Return the command that trains on wrong labels."""
+    if not given.data:
+        return NO_IMAGES
+    output = given.folder / "label_noise.csv"
+    return [
+        *(sys.executable, str(HERE / "label_noise.py"), "--panel", "noise-large"),
+        *("--parts", "training", "--cells", "*symmetric*", "--seeds", "50"),
+        *("--methods", "CE", "BSD noisy", "--jobs", "1", "--output", str(output)),
+        *("--detection", str(given.folder / "no_detection.csv"), *given.data),
+    ]
+
+
+def collect_noise(figures: Figures, stage: str, left: Left) -> None:
+    """Write down what was learnt from wrong labels, and the seconds it took."""
+    for row in left.rows:
+        for name, unit in (("accuracy", ""), ("ece", ""), ("train_seconds", "s")):
+            if row.get(name):
+                case = f"{row['cell']}, {row['method']}"
+                figures.add(stage, case, name, unit, float(row[name]))
+
+
+def launches(given: Given) -> list[str] | str:
+    """Return the command that counts launches."""
+    program = HERE / "launches.py"
+    return [sys.executable, str(program)] if program.exists() else "no launches.py"
+
+
+# The most important ones first.
+STAGES = [
+    measuring("ceilings", 15, 90),
+    measuring("posterior", 20, 100),
+    measuring("graph", 30, 120),
+    testing("gpu-tests", "tests/test_gpu.py", 40, 150),
+    timing(
+        "speed-resnet18-512", "resnet18-512", ("skbsd", "A", "skbsd-eager"), 50, 110
+    ),
+    timing("speed-mlp-256", "mlp-256", ("skbsd", "A", "skbsd-eager", "B1"), 30, 80),
+    reaching("cifar10-94", 94, 5, 40, 120),
+    testing("kernel-tests", "tests/test_kernels.py", 60, 240),
+    measuring("profile", 30, 120),
+    reaching("cifar10-96", 96, 3, 90, 300),
+    timing("speed-skorch", "resnet18-512", ("skbsd", "B1", "B0"), 60, 180),
+    timing(
+        "speed-resnet18-1024", "resnet18-1024", ("skbsd", "A", "skbsd-eager"), 50, 90
+    ),
+    sanitizing("memcheck"),
+    sanitizing("racecheck"),
+    reaching("cifar10-94-smoothing", 94, 5, 40, 120, "--loss", "smoothing"),
+    reaching("cifar10-94-compiled", 94, 5, 90, 240, "--compile"),
+    Stage("launches", 20, 60, launches),
+    Stage("noise", 240, 560, noise, collect_noise, "label_noise.csv"),
+]
+# What a self-check runs: one that hangs and one that dies take nothing with them.
+SELF_CHECK = [
+    Stage(
+        "hangs",
+        0,
+        1,
+        lambda _: [sys.executable, "-c", "import time; time.sleep(600)"],
+    ),
+    Stage("dies", 0, 20, lambda _: [sys.executable, "-c", "import os; os.abort()"]),
+    *(
+        measuring(name, 0, 120)
+        for name in ("ceilings", "posterior", "graph", "profile")
+    ),
+]

@@ -1,0 +1,279 @@
+"""Everything that only a GPU can show, in one command and within a limit of time.
+
+Stages run one after the other, the most important first, each in a process of its own
+with its own limit, so that one that crashes or hangs takes nothing with it:
+
+- ceilings: versions and card; bandwidth of a large copy, matrix products in bfloat16,
+  TF32 and float32; what launches of kernels and graphs cost host and device.
+- kernel-tests, gpu-tests: tests/test_kernels.py and tests/test_gpu.py, counted.
+- posterior: the step by the sizes of posterior_step.py, beside a copy of as many bytes
+  and cross-entropy. 20 calls on other rows are recorded as one CUDA graph, whose
+  replays are timed by the device, so that launches do not count; logits may lie in a
+  cache, rows as far as they do in training. "step" follows the paper's rule, "step,
+  sharpened" one as the default's; "kernel" is the launch without the sum of the losses.
+- graph: fits with steps recorded as a CUDA graph and with operations launched one by
+  one, twice: losses, weights and targets have to agree within a tolerance (1e-4 for
+  tables, 3e-2 for convolutions, which add up in no fixed order).
+- profile: kernels' time, the host's and launches per step of four networks, replayed
+  and one by one; profile.txt lists the most expensive kernels.
+- speed-*: `fit` beside loops written by hand and skorch, by speed.py, in as many
+  interleaved rounds as fit.
+- cifar10-*: time to 94 % and 96 % on CIFAR-10, by cifar10_speed.py.
+- sanitizer-*: tests of the kernel under compute-sanitizer's memcheck and racecheck.
+- launches: what launches.py prints.
+- noise: wrong labels at full size, by label_noise.py.
+
+Figures go to gpu.jsonl in the folder as they come, and after each stage to gpu.csv and
+gpu.md: median and range, beside what is wanted. What the processes print goes to
+log.txt, and rows of the other benchmarks to CSVs beside it. Called again with the same
+folder, stages that went through are not run again; those that did not come last.
+
+    python benchmarks/gpu.py --output gpu --npz FOLDER
+    python benchmarks/gpu.py --output gpu --npz FOLDER --budget 1200 --stages 'speed-*'
+    python benchmarks/gpu.py --self-check
+
+The last line runs on the CPU, at small size: to see that the script does.
+"""
+
+import argparse
+import csv
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from _common import add_data_arguments, matching, stop_at_interrupt
+from _gpu_stages import ROOT, SELF_CHECK, STAGES, Given, Left, Stage
+from _gpu_table import MARKDOWN, Figures
+
+LOG = "log.txt"
+# Seconds that are kept for tables and for what a process takes to end.
+RESERVE = 8
+MEASURED = ("ceilings", "posterior", "graph", "profile")
+
+
+def measure(name: str, folder: Path, *, tiny: bool) -> bool:
+    """Do what a stage of this script measures; return whether all went through."""
+    import _gpu_device
+    import _gpu_fits
+    import torch
+
+    if not (tiny or torch.cuda.is_available()):
+        sys.exit("needs a CUDA device, and there is none; --self-check does without")
+    function = {
+        "ceilings": _gpu_device.measure_ceilings,
+        "posterior": _gpu_device.measure_posterior,
+        "graph": _gpu_fits.measure_graph,
+        "profile": _gpu_fits.measure_profile,
+    }[name]
+    return function(Figures(folder), "cpu" if tiny else "cuda", tiny=tiny) is not False
+
+
+def environment(stage: Stage) -> dict[str, str]:
+    """Return the environment of a process: this copy of the library comes first."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    added = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return os.environ | added | dict(stage.environment)
+
+
+def run_process(
+    command: Sequence[str], seconds: float, log: Path, env: dict[str, str]
+) -> int | None:
+    """Run a command to its end or its limit; return its exit code, None at the limit.
+
+    Its output is appended to the log. A process that cannot be killed, as a GPU may
+    hold it, is left alone.
+    """
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            env=env,
+            start_new_session=True,
+        )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a process and those that it has started."""
+    for number, patience in ((signal.SIGTERM, 2), (signal.SIGKILL, 3)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def rows_of(file: Path | None) -> list[dict[str, str]]:
+    """Return the rows of a CSV; none where it is missing."""
+    if file is None or not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        return [*csv.DictReader(lines)]
+
+
+def run_stage(stage: Stage, given: Given, figures: Figures) -> str:
+    """Run a stage, write its figures and how it ended, and return that."""
+    print(f"\n== {stage.name}, at most {given.seconds:.0f} s", flush=True)
+    begin = time.monotonic()
+    command = stage.command(given)
+    if isinstance(command, str):
+        figures.add(stage.name, "stage", "not run", "", command)
+        figures.finish(stage.name, "not run", 0)
+        return "not run"
+    log = given.folder / LOG
+    with log.open("a") as output:
+        print(f"\n== {stage.name}: {' '.join(command)}\n", file=output)
+    start = log.stat().st_size
+    file = given.folder / stage.output if stage.output else None
+    n_before = len(rows_of(file))
+    code = run_process(command, given.seconds, log, environment(stage))
+    with log.open(errors="replace") as lines:
+        lines.seek(start)
+        left = Left(rows_of(file)[n_before:], lines.read())
+    print("\n".join(left.text.splitlines()[-12:]), flush=True)
+    if code is None:
+        status = "stopped"
+    else:
+        status = "ok" if code in stage.fine else f"failed ({code})"
+    if stage.collect is not None:
+        try:
+            stage.collect(figures, stage.name, left)
+        except Exception as error:  # such as columns that are not there
+            figures.add(stage.name, "stage", "not read", "", repr(error))
+            status = "failed (not read)"
+    taken = time.monotonic() - begin
+    figures.finish(stage.name, status, taken)
+    print(f"{stage.name}: {status}, {taken:.1f} s", flush=True)
+    return status
+
+
+def pending(stages: Sequence[Stage], figures: Figures, *, resume: bool) -> list[Stage]:
+    """Return the stages that have to be run, those that were tried before last."""
+    _, ended = figures.read()
+    if not resume:
+        return [*stages]
+    left = [s for s in stages if ended.get(s.name, ("",))[0] != "ok"]
+    return sorted(left, key=lambda stage: stage.name in ended)
+
+
+def run(
+    stages: Sequence[Stage],
+    figures: Figures,
+    *,
+    budget: float,
+    data: Sequence[str] = (),
+    tiny: bool = False,
+    resume: bool = True,
+) -> dict[str, str]:
+    """Run the stages that fit into the seconds; return how each of them ended."""
+    end = time.monotonic() + budget - RESERVE
+    ended = {}
+    for stage in pending(stages, figures, resume=resume):
+        left = end - time.monotonic()
+        if left < max(stage.least, 1):
+            print(f"{stage.name}: no time, {left:.0f} s are left", flush=True)
+            ended[stage.name] = "no time"
+            continue
+        given = Given(figures.folder, min(stage.most, left), data, tiny)
+        ended[stage.name] = run_stage(stage, given, figures)
+        figures.write_tables()
+    figures.write_tables()
+    return ended
+
+
+def self_check(folder: Path, names: Sequence[str]) -> int:
+    """Run small stages on the CPU, twice, and see that what is done is not repeated."""
+    figures = Figures(folder)
+    stages = matching(SELF_CHECK, names, "stage")
+    skipped = run(stages, figures, budget=0, tiny=True)
+    ended = run(stages, figures, budget=600, tiny=True)
+    again = pending(stages, figures, resume=True)
+    expected = {s.name: "ok" for s in stages}
+    expected |= {"hangs": "stopped"} if "hangs" in expected else {}
+    expected |= {"dies": f"failed ({-signal.SIGABRT})"} if "dies" in expected else {}
+    wanted = [s.name for s in stages if expected[s.name] != "ok"]
+    print((folder / MARKDOWN).read_text())
+    fine = (
+        set(skipped.values()) == {"no time"}
+        and ended == expected
+        and [stage.name for stage in again] == wanted
+    )
+    print("self-check passed" if fine else f"self-check failed: {ended}")
+    return 0 if fine else 1
+
+
+def data_arguments(args) -> list[str]:
+    """Return the arguments that say where CIFAR-10 is, where it is there."""
+    if args.npz is not None:
+        return ["--npz", str(args.npz.resolve())] if args.npz.is_dir() else []
+    return ["--data", str(args.data.resolve())] if args.data.is_dir() else []
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, help="folder of all that is written")
+    parser.add_argument("--stages", nargs="+", default=["*"], help="names or globs")
+    parser.add_argument(
+        "--budget", type=float, default=570, help="seconds, for all stages together"
+    )
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave out what went through before",
+    )
+    parser.add_argument("--self-check", action="store_true")
+    parser.add_argument(
+        "--measure", choices=MEASURED, help="this one here, and no other"
+    )
+    add_data_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.output is None and not args.self_check:
+        parser.error("--output is missing")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    if args.measure:
+        return 0 if measure(args.measure, args.output, tiny=args.self_check) else 1
+    stop_at_interrupt()
+    if args.self_check:
+        with tempfile.TemporaryDirectory() as folder:
+            return self_check(args.output or Path(folder), args.stages)
+    try:
+        stages = matching(STAGES, args.stages, "stage")
+    except ValueError as error:
+        sys.exit(str(error))
+    figures = Figures(args.output)
+    ended = run(
+        stages,
+        figures,
+        budget=args.budget,
+        data=data_arguments(args),
+        resume=args.resume,
+    )
+    print((args.output / MARKDOWN).read_text())
+    return 0 if set(ended.values()) <= {"ok", "not run", "no time"} else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
