@@ -28,6 +28,7 @@ SMI_NOW = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 # in float32.
 TARGETS = {(1024, 1000): 5.0, (1024, 21841): 90.0}
 PER_GRAPH = 20
+MOST_REPEATS = 4096
 # As the default's rules are, which weigh and sharpen predictions.
 SHARPENED = UpdateRule(weight=2.0, sharpness=1.5)
 
@@ -94,12 +95,11 @@ def in_graph(
 
     run = graph_of(calls).replay if device == "cuda" else one_by_one
     repeats = 1
-    # A pretended clock may stand still.
     while (taken := repeats * clocked(run, repeats, device)) < at_least / 4:
-        if repeats >= 1024:
+        if repeats >= MOST_REPEATS:
             break
         repeats *= 2
-    repeats = min(4096, max(1, round(repeats * at_least / max(taken, 1e-9))))
+    repeats = min(MOST_REPEATS, max(1, round(repeats * at_least / max(taken, 1e-9))))
     times = (clocked(run, repeats, device) for _ in range(rounds))
     return [t / len(calls) for t in times]
 

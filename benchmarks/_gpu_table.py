@@ -149,8 +149,8 @@ class Figures:
             file.write(json.dumps(entry) + "\n")
 
 
-def markdown(figures: list[Figure], stages: dict[str, tuple[str, float]]) -> str:
-    """Lay out figures by stage, beneath the card and what became of the stages."""
+def summary(figures: list[Figure], stages: dict[str, tuple[str, float]]) -> str:
+    """Lay out card, what became of the stages, and what was wanted."""
     about = [
         f"{f.quantity} {' '.join(f.row()[4:5])}" for f in figures if f.case == HEAD
     ]
@@ -166,10 +166,16 @@ def markdown(figures: list[Figure], stages: dict[str, tuple[str, float]]) -> str
     aims = [figure for figure in figures if figure.met is not None]
     aims.sort(key=lambda figure: figure.met)  # what was missed comes first
     lines += ["", "## What was wanted", "", *_table(aims, COLUMNS)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown(figures: list[Figure], stages: dict[str, tuple[str, float]]) -> str:
+    """Lay out the summary, and all figures by stage."""
+    lines = [summary(figures, stages)]
     for stage in dict.fromkeys(figure.stage for figure in figures):
         chosen = [figure for figure in figures if figure.stage == stage]
-        lines += ["", f"## {stage}", "", *_table(chosen, COLUMNS[1:])]
-    return "\n".join(lines) + "\n"
+        lines += [f"## {stage}", "", *_table(chosen, COLUMNS[1:]), ""]
+    return "\n".join(lines)
 
 
 def _table(figures: list[Figure], columns: Sequence[str]) -> list[str]:

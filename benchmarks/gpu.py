@@ -12,7 +12,7 @@ with its own limit, so that one that crashes or hangs takes nothing with it:
   cache, rows as far as they do in training. "step" follows the paper's rule, "step,
   sharpened" one as the default's; "kernel" is the launch without the sum of the losses.
 - graph: fits with steps recorded as a CUDA graph and with operations launched one by
-  one, twice: losses, weights and targets have to agree within a tolerance (1e-4 for
+  one, twice: losses, weights and targets have to agree within a tolerance (1e-3 for
   tables, 3e-2 for convolutions, which add up in no fixed order).
 - profile: kernels' time, the host's and launches per step of four networks, replayed
   and one by one; profile.txt lists the most expensive kernels.
@@ -48,7 +48,7 @@ from pathlib import Path
 
 from _common import add_data_arguments, matching, stop_at_interrupt
 from _gpu_stages import ROOT, SELF_CHECK, STAGES, Given, Left, Stage
-from _gpu_table import MARKDOWN, Figures
+from _gpu_table import Figures, summary
 
 LOG = "log.txt"
 # Seconds that are kept for tables and for what a process takes to end.
@@ -208,7 +208,7 @@ def self_check(folder: Path, names: Sequence[str]) -> int:
     expected |= {"hangs": "stopped"} if "hangs" in expected else {}
     expected |= {"dies": f"failed ({-signal.SIGABRT})"} if "dies" in expected else {}
     wanted = [s.name for s in stages if expected[s.name] != "ok"]
-    print((folder / MARKDOWN).read_text())
+    print(f"\n{summary(*figures.read())}")
     fine = (
         set(skipped.values()) == {"no time"}
         and ended == expected
@@ -271,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
         data=data_arguments(args),
         resume=args.resume,
     )
-    print((args.output / MARKDOWN).read_text())
+    print(f"\n{summary(*figures.read())}")
     return 0 if set(ended.values()) <= {"ok", "not run", "no time"} else 1
 
 

@@ -11,9 +11,13 @@ import pytest
 import torch
 from modules import Linear
 from numpy.testing import assert_allclose
+from skorch.callbacks import Callback
+from torch import nn
 
 from skbsd import BSDClassifier, _loading
 from skbsd._batches import ResidentBatches
+from skbsd._capture import CapturedSteps
+from skbsd.networks import SmallResNet
 
 pytestmark = [
     pytest.mark.gpu,
@@ -91,8 +95,12 @@ def test_loads_where_there_is_no_gpu(iris, tmp_path):
 
 @pytest.fixture
 def strict(monkeypatch):
-    """Have the loop fail where it waits for the device between two batches."""
+    """Have the loop fail where it waits for the device between two batches.
+
+    Returns the passes that were looked at, replayed or not.
+    """
     iterate, passes = ResidentBatches.__iter__, itertools.count()
+    replay, looked_at = CapturedSteps.run, []
     before = torch.cuda.get_sync_debug_mode()
 
     def strictly(self):
@@ -101,21 +109,36 @@ def strict(monkeypatch):
         if next(passes) < 2:
             yield from iterate(self)
             return
+        looked_at.append("one by one")
         torch.cuda.set_sync_debug_mode("error")
         try:
             yield from iterate(self)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
+    def strictly_replayed(self):
+        had_graph = self.has_graph  # the first pass records
+        steps = replay(self)
+        yield next(steps)  # an epoch begins with its order and its images
+        if had_graph:
+            looked_at.append("replayed")
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield from steps
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
     monkeypatch.setattr(ResidentBatches, "__iter__", strictly)
-    yield
+    monkeypatch.setattr(CapturedSteps, "run", strictly_replayed)
+    yield looked_at
     torch.cuda.set_sync_debug_mode(before)
 
 
+@pytest.mark.parametrize("cuda_graph", [False, True])
 @pytest.mark.parametrize("contrastive", [None, 0.2])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_nothing_waits_for_the_device_within_an_epoch(
-    uint8_digits, weighted, contrastive, strict
+    uint8_digits, weighted, contrastive, cuda_graph, strict
 ):
     from skorch.dataset import ValidSplit
 
@@ -124,10 +147,15 @@ def test_nothing_waits_for_the_device_within_an_epoch(
         max_epochs=3,
         augmentation="flip-crop",
         contrastive=contrastive,
+        cuda_graph=cuda_graph,
+        calibration=None,
         train_split=ValidSplit(5, stratified=True),
         random_state=0,
     ).fit(X, y, sample_weight=np.ones(len(y)) if weighted else None)
     assert model.data_loading_ == "resident"
+    assert model.cuda_graph_ is cuda_graph
+    assert ("replayed" in strict) is cuda_graph
+    assert "one by one" in strict
     assert model.n_iter_ == 3
     assert model.history[-1, "valid_acc"] > (0.5 if contrastive is None else 0.2)
 
@@ -169,3 +197,198 @@ def test_arrays_that_do_not_fit_are_pinned_and_loaded(iris, monkeypatch):
     model = quick(device="cuda").fit(*iris)
     assert model.data_loading_ == "loader"
     assert model.score(*iris) > 0.9
+
+
+def table(n=1000):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 20)).astype(np.float32)
+    return X, (X @ rng.normal(size=(20, 4))).argmax(axis=1)
+
+
+def recorded(**kwargs):
+    settings = {"max_epochs": 5, "batch_size": 64, "calibration": None}
+    return quick(device="cuda", **(settings | kwargs))
+
+
+def assert_alike(one, other, *, atol):
+    """Assert that two fits have learnt about the same."""
+    assert one.n_iter_ == other.n_iter_
+    losses = [model.history_[:, "train_loss"] for model in (one, other)]
+    assert_allclose(*losses, atol=atol)
+    assert losses[0][-1] < losses[0][0]
+    pairs = zip(one.module_.parameters(), other.module_.parameters(), strict=True)
+    for a, b in pairs:
+        assert (a - b).abs().mean().item() < atol
+    difference = one.posterior_.mean() - other.posterior_.mean()
+    assert difference.abs().mean().item() < atol
+    assert torch.equal(one.posterior_.visits, other.posterior_.visits)
+
+
+class TestCudaGraph:
+    """Steps that are recorded once and replayed learn what others do."""
+
+    @pytest.mark.parametrize(
+        "kwargs",
+        [
+            {},
+            {"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9},
+            {"lr_schedule": "constant", "class_weight": "balanced"},
+            {"prior_strength": 60.0, "evidence": "plain"},
+            {"posterior_dtype": "float16"},
+        ],
+        ids=["default", "sgd", "weighted", "plain", "float16"],
+    )
+    def test_table(self, kwargs):
+        data = table()  # a last batch is smaller
+        models = [recorded(cuda_graph=graph, **kwargs) for graph in ("auto", False)]
+        one, other = (model.fit(*data) for model in models)
+        assert one.cuda_graph_
+        assert not other.cuda_graph_
+        assert_alike(one, other, atol=1e-3)
+
+    @pytest.mark.parametrize("contrastive", [None, 0.2])
+    def test_images(self, uint8_digits, contrastive):
+        X, y = uint8_digits
+        settings = {"augmentation": "flip-crop", "contrastive": contrastive}
+        one, other = (
+            recorded(cuda_graph=graph, **settings).fit(X, y)
+            for graph in ("auto", False)
+        )
+        assert isinstance(one.module_, SmallResNet)
+        assert one.cuda_graph_
+        assert_alike(one, other, atol=3e-2)
+
+    def test_callbacks_that_look_at_batches(self):
+        class Batches(Callback):
+            seen = 0
+
+            def on_batch_end(self, net, batch, training, **kwargs):
+                self.seen += len(batch[1])
+
+        looks = Batches()
+        model = recorded(callbacks=[looks]).fit(*table())
+        assert not model.cuda_graph_
+        assert looks.seen == 5 * 1000
+
+    def test_says_that_it_has_no_effect(self):
+        class Batches(Callback):
+            def on_batch_end(self, net, **kwargs):
+                pass
+
+        model = recorded(callbacks=[Batches()], cuda_graph=True)
+        with pytest.warns(RuntimeWarning, match="callback looks at single batches"):
+            model.fit(*table())
+
+    def test_network_that_reads_a_value(self):
+        class Reads(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(20, 4)
+
+            def forward(self, x):
+                return self.layer(x * 2 if x.sum().item() > 1e30 else x)
+
+        before = torch.cuda.get_rng_state()
+        with pytest.warns(RuntimeWarning) as caught:
+            model = recorded(module=Reads, cuda_graph=True).fit(*table())
+        (message,) = [w.message for w in caught if w.category is RuntimeWarning]
+        assert "cannot be recorded as a CUDA graph" in str(message)
+        assert not model.cuda_graph_
+        other = recorded(module=Reads, cuda_graph=False).fit(*table())
+        assert_alike(model, other, atol=1e-3)
+        # Random numbers are drawn as ever, and what is recorded next succeeds.
+        assert torch.equal(before, torch.cuda.get_rng_state())
+        assert torch.rand(100, device="cuda").unique().numel() > 90
+        torch.cuda.set_rng_state(before)
+        assert recorded().fit(*table()).cuda_graph_
+
+    def test_networks_of_others_are_left_alone(self):
+        class Own(nn.Linear):
+            pass
+
+        X, y = table()
+        assert not recorded(module=Own(20, 4)).fit(X, y).cuda_graph_
+        assert recorded(module=Own(20, 4), cuda_graph=True).fit(X, y).cuda_graph_
+
+    def test_goes_on_after_it(self):
+        X, y = table()
+        one, other = (recorded(cuda_graph=graph).fit(X, y) for graph in ("auto", False))
+        for model in (one, other):
+            model.partial_fit(X, y)
+        assert one.n_iter_ == other.n_iter_ > 5
+        assert_alike(one, other, atol=1e-3)
+        assert one.score(X, y) > 0.9
+
+    def test_last_epochs_of_other_layers(self):
+        """A layer that is frozen on the way is not trained further."""
+
+        class Freeze(Callback):
+            def on_epoch_end(self, net, **kwargs):
+                if len(net.history) == 3:
+                    net.module_.layers[0].weight.requires_grad_(False)
+                    self.weight = net.module_.layers[0].weight.clone()
+
+        freeze = Freeze()
+        model = recorded(callbacks=[freeze]).fit(*table())
+        assert model.cuda_graph_
+        assert torch.equal(model.module_.layers[0].weight, freeze.weight)
+
+    def test_copies_and_pickles(self):
+        X, y = table()
+        model = recorded().fit(X, y)
+        assert model.cuda_graph_
+        again = pickle.loads(pickle.dumps(model))
+        assert_allclose(again.predict_proba(X), model.predict_proba(X), atol=1e-6)
+
+
+def test_memory_in_reserve_is_free_for_the_next_fit():
+    X, y = (np.tile(part, (2**13,) + (1,) * (part.ndim - 1)) for part in table(1024))
+    free, _ = torch.cuda.mem_get_info()
+    # What a fit leaves to torch: the driver has little more than the data take.
+    held = torch.empty(free - 2**30, dtype=torch.uint8, device="cuda")
+    del held
+    try:
+        model = recorded(max_epochs=1, batch_size=2**18).fit(X, y)
+    finally:
+        torch.cuda.empty_cache()
+    assert X.nbytes > 2**29
+    assert model.data_loading_ == "resident"
+    assert model.cuda_graph_
+
+
+def test_second_fit_stays_resident():
+    data = table()
+    for _ in range(2):
+        model = recorded().fit(*data)
+        assert model.data_loading_ == "resident"
+        assert model.cuda_graph_
+
+
+class Wide(nn.Module):
+    """Takes 256 KiB for each row of a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.head = nn.Linear(20, 2**16), nn.Linear(2**16, 4)
+
+    def forward(self, x):
+        return self.head(self.wide(x))
+
+
+def test_prediction_that_does_not_fit_is_halved():
+    X, y = table(256)
+    model = recorded(module=Wide(), max_epochs=1, lr=1e-4).fit(X, y)
+    expected = model.predict_proba(X)
+    many = np.tile(X, (32, 1))  # 2 GiB at once
+    torch.cuda.empty_cache()
+    _, total = torch.cuda.mem_get_info()
+    limit = torch.cuda.memory_reserved() + 2**29
+    torch.cuda.set_per_process_memory_fraction(limit / total)
+    try:
+        with pytest.warns(RuntimeWarning, match="more memory than the GPU has"):
+            found = model.predict_proba(many)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+    assert_allclose(found[:256], expected, atol=1e-2)
+    assert_allclose(found[-256:], expected, atol=1e-2)
