@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from skbsd import _kernels
+from skbsd import _graph, _kernels
 
 _CUDA = torch.device("cuda", 0)
 _META = torch.device("meta")
@@ -263,7 +263,7 @@ def _graph_class(device: Device) -> type:
     class Graph:
         """Stands for torch.cuda.CUDAGraph."""
 
-        def capture_begin(self, **options: Any) -> None:
+        def capture_begin(self, pool: Any, **options: Any) -> None:
             device.begin_recording()
 
         def capture_end(self) -> None:
@@ -285,7 +285,9 @@ def _stand_ins(device: Device) -> dict[str, Any]:
         "current_stream": stream,
         "default_generators": (generator,),
         "device": nullcontext,
+        "empty_cache": lambda: None,
         "get_rng_state": lambda *_: generator.get_state(),
+        "graph_pool_handle": lambda: (0, 0),
         "is_available": lambda: True,
         "is_bf16_supported": lambda *_, **__: True,
         "is_current_stream_capturing": lambda: device.is_recording,
@@ -314,6 +316,7 @@ def pretended() -> Iterator[Device]:
         for patch in (
             mock.patch.multiple(torch.cuda, **_stand_ins(device)),
             mock.patch.object(torch.accelerator, "current_stream", _Stream(device)),
+            mock.patch.object(_graph, "_stream", _Stream(device)),
             # On the meta device, the kernel is what is said of it for compilers.
             mock.patch.object(_kernels, "launch", _kernels.operator),
             mock.patch.object(
