@@ -109,13 +109,20 @@ _FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - (.*))?$", re.M)
 
 def pytest(*arguments: str) -> list[str]:
     """Return the command of tests on a GPU."""
-    options = ("-v", "--tb=short", "--color=no", "-p", "no:cacheprovider")
+    options = ["-v", "--tb=short", "--color=no", "-p", "no:cacheprovider"]
+    options += ["-o", "faulthandler_timeout=45"]  # shows where one hangs
     return [sys.executable, "-m", "pytest", "-m", "gpu", *options, *arguments]
 
 
 def collect_tests(figures: Figures, stage: str, left: Left) -> None:
-    """Count results, and write down the last line of each failure."""
-    results = dict(_RESULT.findall(left.text))  # an error at the end counts
+    """Count results, and write down the last line of each failure.
+
+    A test that was begun and has not ended is one.
+    """
+    begun = [line for line in left.text.splitlines() if re.match(r"tests/\S+::", line)]
+    without = [line.strip() for line in begun if not _RESULT.match(line)]
+    results = dict.fromkeys(without, "ERROR")
+    results |= dict(_RESULT.findall(left.text))  # an error at the end counts
     outcomes = [*results.values()]
     for name, kinds in (
         ("passed", {"PASSED"}),
@@ -128,7 +135,7 @@ def collect_tests(figures: Figures, stage: str, left: Left) -> None:
     reasons = dict(_FAILURE.findall(left.text))
     for test, outcome in results.items():
         if outcome in {"FAILED", "ERROR"}:
-            why = reasons.get(test) or "stopped before it was told why"
+            why = reasons.get(test) or "not told why"
             figures.add(stage, test.rpartition("::")[2], outcome, "", why[:300])
     if not outcomes:
         last = left.text.strip().splitlines()[-1:] or ["no output"]
@@ -268,7 +275,7 @@ def noise(given: Given) -> list[str] | str:
     output = given.folder / "label_noise.csv"
     return [
         *(sys.executable, str(HERE / "label_noise.py"), "--panel", "noise-large"),
-        *("--parts", "training", "--cells", "*symmetric*", "--seeds", "50"),
+        *("--parts", "training", "--cells", "*-sym40", "--seeds", "50"),
         *("--methods", "CE", "BSD noisy", "--jobs", "1", "--output", str(output)),
         *("--detection", str(given.folder / "no_detection.csv"), *given.data),
     ]
@@ -277,7 +284,7 @@ def noise(given: Given) -> list[str] | str:
 def collect_noise(figures: Figures, stage: str, left: Left) -> None:
     """Write down what was learnt from wrong labels, and the seconds it took."""
     for row in left.rows:
-        for name, unit in (("accuracy", ""), ("ece", ""), ("train_seconds", "s")):
+        for name, unit in (("accuracy", ""), ("ece", ""), ("seconds", "s")):
             if row.get(name):
                 case = f"{row['cell']}, {row['method']}"
                 figures.add(stage, case, name, unit, float(row[name]))

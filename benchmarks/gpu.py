@@ -52,7 +52,7 @@ from _gpu_table import Figures, summary
 
 LOG = "log.txt"
 # Seconds that are kept for tables and for what a process takes to end.
-RESERVE = 8
+RESERVE = 10
 MEASURED = ("ceilings", "posterior", "graph", "profile")
 
 
@@ -96,7 +96,7 @@ def run_process(
             stdin=subprocess.DEVNULL,
             cwd=ROOT,
             env=env,
-            start_new_session=True,
+            process_group=0,
         )
     try:
         return process.wait(seconds)
@@ -108,7 +108,12 @@ def run_process(
 
 def _end(process: subprocess.Popen) -> None:
     """End a process and those that it has started."""
-    for number, patience in ((signal.SIGTERM, 2), (signal.SIGKILL, 3)):
+    # pytest sums up what it has seen when it is interrupted.
+    for number, patience in (
+        (signal.SIGINT, 4),
+        (signal.SIGTERM, 2),
+        (signal.SIGKILL, 2),
+    ):
         try:
             os.killpg(process.pid, number)
         except ProcessLookupError:
@@ -117,6 +122,12 @@ def _end(process: subprocess.Popen) -> None:
             process.wait(patience)
         except subprocess.TimeoutExpired:
             continue
+
+
+def end_cleanly() -> None:
+    """End by signals as by exceptions, so that no process is left behind."""
+    stop_at_interrupt()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
 
 
 def rows_of(file: Path | None) -> list[dict[str, str]]:
@@ -255,15 +266,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     if args.measure:
         return 0 if measure(args.measure, args.output, tiny=args.self_check) else 1
-    stop_at_interrupt()
+    end_cleanly()
     if args.self_check:
         with tempfile.TemporaryDirectory() as folder:
-            return self_check(args.output or Path(folder), args.stages)
+            return self_check((args.output or Path(folder)).resolve(), args.stages)
     try:
         stages = matching(STAGES, args.stages, "stage")
     except ValueError as error:
         sys.exit(str(error))
-    figures = Figures(args.output)
+    figures = Figures(args.output.resolve())  # processes have another directory
     ended = run(
         stages,
         figures,

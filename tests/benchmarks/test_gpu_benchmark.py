@@ -38,7 +38,7 @@ def in_process(monkeypatch):
             return gpu.main([*command[2:]])
 
     monkeypatch.setattr(gpu, "run_process", run_here)
-    monkeypatch.setattr(gpu, "stop_at_interrupt", lambda: None)
+    monkeypatch.setattr(gpu, "end_cleanly", lambda: None)
 
 
 @pytest.mark.filterwarnings("default")
@@ -143,6 +143,7 @@ tests/test_gpu.py::test_one PASSED                    [ 25%]
 tests/test_gpu.py::test_two[a b-1] FAILED             [ 50%]
 tests/test_gpu.py::test_three SKIPPED (no reason)     [ 75%]
 tests/test_gpu.py::test_four ERROR                    [100%]
+tests/test_gpu.py::test_hangs
 =================== short test summary info ===================
 FAILED tests/test_gpu.py::test_two[a b-1] - AssertionError: assert 1 == 2
 ERROR tests/test_gpu.py::test_four
@@ -153,10 +154,11 @@ def test_tests_are_counted(figures):
     _gpu_stages.collect_tests(figures, "gpu-tests", Left([], TESTS))
     entries = {key[1:]: figure.values for key, figure in found(figures).items()}
     assert entries["tests", "passed"] == [1]
-    assert entries["tests", "failed"] == [2]
+    assert entries["tests", "failed"] == [3]
     assert entries["tests", "skipped"] == [1]
     assert entries["test_two[a b-1]", "FAILED"] == ["AssertionError: assert 1 == 2"]
-    assert ("test_four", "ERROR") in entries
+    assert entries["test_four", "ERROR"] == ["not told why"]
+    assert entries["test_hangs", "ERROR"] == ["not told why"]
 
 
 def test_tests_that_did_not_begin(figures):
