@@ -299,15 +299,15 @@ def launches(given: Given) -> list[str] | str:
 # The most important ones first.
 STAGES = [
     measuring("ceilings", 15, 90),
+    testing("kernel-tests", "tests/test_kernels.py", 60, 180),
+    testing("gpu-tests", "tests/test_gpu.py", 40, 150),
     measuring("posterior", 20, 100),
     measuring("graph", 30, 120),
-    testing("gpu-tests", "tests/test_gpu.py", 40, 150),
     timing(
         "speed-resnet18-512", "resnet18-512", ("skbsd", "A", "skbsd-eager"), 50, 110
     ),
     timing("speed-mlp-256", "mlp-256", ("skbsd", "A", "skbsd-eager", "B1"), 30, 80),
     reaching("cifar10-94", 94, 5, 40, 120),
-    testing("kernel-tests", "tests/test_kernels.py", 60, 240),
     measuring("profile", 30, 120),
     reaching("cifar10-96", 96, 3, 90, 300),
     timing("speed-skorch", "resnet18-512", ("skbsd", "B1", "B0"), 60, 180),
