@@ -96,7 +96,7 @@ EXTRA = {"valid_loss", "valid_acc", "contrastive_loss"}
         {"train_split": ValidSplit(5, stratified=True), "averaging": "ema"},
         {"optimizer__param_groups": [("*.bias", {"lr": 0.05, "weight_decay": 0})]},
     ],
-    ids=str,
+    ids=lambda kwargs: " ".join(kwargs) or "default",
 )
 def test_learns_the_same(table, kwargs):
     recorded, eager = both(table, **kwargs)
@@ -118,7 +118,7 @@ def test_learns_the_same(table, kwargs):
         {"module": SmallResNet, "module__in_channels": 1, "module__n_classes": 10},
         {"module": SpeedNet, "module__in_channels": 1, "module__widths": (8, 8)},
     ],
-    ids=str,
+    ids=["flip-crop", "alternating", "contrastive", "two views", "given", "speed"],
 )
 def test_learns_the_same_from_images(images, kwargs):
     assert_same(*both(images, max_epochs=5, **kwargs))

@@ -186,7 +186,7 @@ class TestModule:
             {"callbacks": [EarlyStopping()]},  # monitors valid_loss: there is none
             {"optimizer": torch.optim.SGD, "lr": 1e38, "lr_schedule": "constant"},
         ],
-        ids=str,
+        ids=["optimizer", "module", "callback", "rate"],
     )
     def test_a_refit_that_fails_at_the_start_changes_nothing(self, iris, parameters):
         X, y = iris

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -530,9 +531,15 @@ class TestInputs:
         assert (model.predict(X) == y).mean() > 0.3
 
 
-def as_images(x):
-    """Augment each row of a table as an image of one line."""
-    return strong(x.view(len(x), 1, 1, -1)).view_as(x)
+@dataclass(frozen=True)
+class AsImages:
+    """Augments each row of a table as an image of one line.
+
+    Its name, unlike a function's, is the same in every process that runs tests.
+    """
+
+    def __call__(self, x):
+        return strong(x.view(len(x), 1, 1, -1)).view_as(x)
 
 
 # How samples are contrasted depends on which are in a batch, and a sample of weight two
@@ -545,7 +552,7 @@ WEIGHTS = "repeated samples are contrasted with each other"
     [
         BSDClassifier(
             calibration=None,
-            contrastive=Contrastive(augmentation=as_images),
+            contrastive=Contrastive(augmentation=AsImages()),
             random_state=0,
         )
     ],
