@@ -27,7 +27,7 @@ def test_clean(notebook):
 def test_runs(notebook, tmp_path):
     NotebookClient = pytest.importorskip("nbclient").NotebookClient
     NotebookClient(
-        notebook, timeout=120, resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=300, resources={"metadata": {"path": tmp_path}}
     ).execute()
     outputs = [
         output
