@@ -17,7 +17,7 @@ def pytest_configure(config):
     """
     if "gpu" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # Of the processes that tests start, as of this one: files of tests run side by side.
+    # Of processes that tests start, as of this one: files of tests run side by side.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
