@@ -46,6 +46,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from _common import add_data_arguments, matching, stop_at_interrupt
 from _gpu_stages import ROOT, SELF_CHECK, STAGES, Given, Left, Stage
 from _gpu_table import Figures, summary
@@ -60,7 +61,6 @@ def measure(name: str, folder: Path, *, tiny: bool) -> bool:
     """Do what a stage of this script measures; return whether all went through."""
     import _gpu_device
     import _gpu_fits
-    import torch
 
     if not (tiny or torch.cuda.is_available()):
         sys.exit("needs a CUDA device, and there is none; --self-check does without")
@@ -274,6 +274,8 @@ def main(argv: list[str] | None = None) -> int:
         stages = matching(STAGES, args.stages, "stage")
     except ValueError as error:
         sys.exit(str(error))
+    if not torch.cuda.is_available():
+        sys.exit("needs a CUDA device, and there is none; --self-check does without.")
     figures = Figures(args.output.resolve())  # processes have another directory
     ended = run(
         stages,

@@ -88,6 +88,11 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
     validate_parameter_constraints(
         constraints, {name: params[name] for name in constraints}, caller_name=caller
     )
+    if isinstance(params["augmentation"], type):
+        name = params["augmentation"].__name__
+        raise ValueError(
+            f"augmentation must be an instance, got the class {name}; pass {name}()."
+        )
     if isinstance(params["contrastive"], bool):
         raise ValueError(
             f"contrastive must be None, a weight or a Contrastive, got "

@@ -13,6 +13,9 @@ from ._batches import Batch, Batches
 from ._capture import CapturedSteps
 from ._listeners import Listeners
 
+# What the history of an epoch holds anyway.
+_RESERVED = {"batches", "dur", "epoch"}
+
 
 @dataclass
 class EpochRecord:
@@ -190,6 +193,34 @@ class Pass:
                 history.record_batch(f"{self.prefix}_loss", done["loss"].item())
             history.record_batch(f"{self.prefix}_batch_size", size)
             listeners.end_batch(pair, done, training=self.training)
+
+
+def check_step(result: Any, objective: str) -> None:
+    """Raise where what a step has returned is not as :meth:`Objective.step` says.
+
+    Parameters
+    ----------
+    result : object
+    objective : str
+        Its name, for the message.
+    """
+    if not (isinstance(result, dict) and {"loss", "y_pred"} <= result.keys()):
+        raise TypeError(
+            f"{objective}.step returned {type(result).__name__}; expected a dict with "
+            "the entries 'loss' and 'y_pred'."
+        )
+    for name, value in result.items():
+        if name in _RESERVED or name.startswith(("train_", "valid_", "event_")):
+            raise ValueError(
+                f"{objective}.step returned an entry {name!r}, which the history has "
+                "already; choose another name."
+            )
+        is_number = isinstance(value, Tensor) and value.ndim == 0
+        if name != "y_pred" and not (is_number and value.is_floating_point()):
+            raise TypeError(
+                f"{objective}.step returned {value!r} as {name!r}; expected a floating "
+                "Tensor of shape ()."
+            )
 
 
 def read(*groups: Iterable[Tensor]) -> list[list[float]]:

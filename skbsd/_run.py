@@ -18,7 +18,7 @@ from ._backup import WeightsBackup
 from ._batches import Batch, Batches, EpochInPlace, ResidentBatches
 from ._capturable import is_ours, obstacle
 from ._capture import CapturedSteps
-from ._epoch import EpochRecord, Pass
+from ._epoch import EpochRecord, Pass, check_step
 from ._forward import Forward, OutputCheck, fast_convolutions, infer_prepared
 from ._graph import records_graphs
 from ._learning_rate import LearningRate
@@ -186,6 +186,7 @@ class Run:
         self._augments_ahead = self._prepare_augmentation()
         self._captured: CapturedSteps | None = None
         self.has_graph = False
+        self._step_is_checked = False
 
     # Epochs
 
@@ -356,6 +357,9 @@ class Run:
                 result = self.net.train_step_single(batch)
         else:
             result = self.net.train_step_single(batch)
+        if not self._step_is_checked:
+            check_step(result, type(self.objective).__name__)
+            self._step_is_checked = True
         if self._listeners.to_gradients:
             self._listeners.gradients(batch)
         return result

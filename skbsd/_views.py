@@ -23,6 +23,10 @@ def check_shows_images(shape: tuple[int, ...], views: str) -> None:
         Of a sample.
     views : {"flip", "flip-shift"}
     """
+    if views not in VIEWS:
+        raise ValueError(
+            f"prediction_views must be one of {sorted(VIEWS)} or None, got {views!r}."
+        )
     if len(shape) != 3:
         raise ValueError(
             f"prediction_views={views!r} needs images, and X has samples of shape "

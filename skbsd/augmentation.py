@@ -5,6 +5,8 @@
 """
 
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +87,8 @@ class FlipCrop:
     Raises
     ------
     ValueError
-        For a negative padding or another mode.
+        For another mode, a padding that is no whole number of at least 0, and an
+        `alternating` that is no bool.
 
     See Also
     --------
@@ -108,11 +111,9 @@ class FlipCrop:
     alternating: bool = False
 
     def __post_init__(self):
-        _check_mode(self.mode)
-        if self.padding is not None and not self.padding >= 0:
-            raise ValueError(
-                f"padding must be a number of pixels or None, got {self.padding!r}."
-            )
+        _check_setting(self.padding, self.mode)
+        if not isinstance(self.alternating, bool):
+            raise ValueError(f"alternating must be a bool, got {self.alternating!r}.")
 
     @property
     def by_row(self) -> bool:
@@ -169,17 +170,27 @@ def _random_bit(rows: Tensor) -> Tensor:
     return (z >> 40) & 1
 
 
-def _check_mode(mode: str) -> None:
+def _check_setting(padding: Any, mode: Any) -> None:
     if mode not in ("zeros", "reflect"):
         raise ValueError(f"mode must be 'zeros' or 'reflect', got {mode!r}.")
+    is_whole = isinstance(padding, Integral) and not isinstance(padding, bool)
+    if padding is not None and not (is_whole and padding >= 0):
+        raise ValueError(
+            f"padding must be a whole number of pixels or None, got {padding!r}."
+        )
 
 
 def _checked_padding(images: Tensor, padding: int | None, mode: str) -> int:
     """Return the padding, that of the images' size by default."""
-    _check_mode(mode)
+    _check_setting(padding, mode)
+    if images.ndim != 4:
+        raise ValueError(
+            "expected images of shape (n, channels, height, width), got "
+            f"{tuple(images.shape)}; pass 4-D X or image_shape."
+        )
     side = min(images.shape[2:])
     if padding is None:
-        return max(1, side // 8)
+        padding = max(1, side // 8)
     if mode == "reflect" and padding >= side:
         raise ValueError(
             f"padding={padding} cannot be filled with the reflection of images of "

@@ -125,8 +125,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         given to `fit` (uint8 images as uint8) and returns one of the same shape; with
         an attribute `by_row` that is true, as of
         :class:`skbsd.augmentation.FlipCrop` where it alternates, it gets the rows of
-        the images and the number of finished epochs too, where these are known: not
-        from a loader, and not with `contrastive`.
+        the images and the number of finished epochs too, ``augmentation(images, rows,
+        epoch)``, for many batches at once. Where these are not known, from a loader and
+        with `contrastive`, it gets the images alone.
     contrastive : float or Contrastive, default=None
         Weight of a contrastive loss, for images of which many labels are wrong: each
         batch is seen in two views, whose embeddings are drawn together. A
@@ -165,8 +166,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         for arrays on the device, SGD, Adam and AdamW, and where no callback looks at
         single batches. "auto" does so for networks, objectives and augmentations of
         this library. With True it is done for others too, whose code in Python is then
-        run for the first steps only. Where it is not possible, a warning says so and
-        the operations of each step are launched one by one. No effect elsewhere.
+        run for the first steps only; where it is not possible, a warning says why, and
+        operations are launched one by one. Without a CUDA device it has no effect.
     device : str or torch.device, default="auto"
         "auto" is cuda, then mps, then cpu, what there is first.
     train_split : callable, default=None

@@ -274,7 +274,8 @@ class Objective:
         -------
         dict of str to Tensor
             The "loss" and "y_pred", the logits, on the device. Further tensors of shape
-            () are averaged over the epoch and written into the history by name.
+            () are averaged over the batches of the epoch and written into the history
+            by name.
         """
         logits = self.run.logits(batch.x)
         loss = self.loss(to_float32(logits), batch)

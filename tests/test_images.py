@@ -361,3 +361,26 @@ class TestCutout:
     def test_nothing(self):
         images = _images(torch.uint8)
         assert torch.equal(cutout(images, share=0.0), images)
+
+
+class TestSettingsOfFlipCrop:
+    @pytest.mark.parametrize("padding", [1.5, True, "2", -1])
+    def test_padding(self, padding):
+        with pytest.raises(ValueError, match="padding must be a whole number"):
+            FlipCrop(padding)
+        with pytest.raises(ValueError, match="padding must be a whole number"):
+            flip_crop(torch.zeros(2, 1, 8, 8), padding)
+
+    def test_alternating(self):
+        with pytest.raises(ValueError, match="alternating must be a bool, got 'yes'"):
+            FlipCrop(alternating="yes")
+
+    def test_images_of_a_pixel_have_no_reflection(self):
+        with pytest.raises(ValueError, match="cannot be filled with the reflection"):
+            flip_crop(torch.zeros(2, 1, 1, 1), mode="reflect")
+
+    def test_tables_and_classes(self, iris):
+        with pytest.raises(ValueError, match=r"expected images of shape.*\(128, 4\)"):
+            quick(augmentation=FlipCrop()).fit(*iris)
+        with pytest.raises(ValueError, match=r"the class FlipCrop; pass FlipCrop\(\)"):
+            quick(augmentation=FlipCrop).fit(*iris)

@@ -6,7 +6,7 @@ from helpers import quick
 from torch.nn import functional as F
 
 from skbsd import BSDClassifier
-from skbsd.objectives import Objective
+from skbsd.objectives import Objective, SelfDistillation
 
 
 def classifier(loss):
@@ -66,3 +66,44 @@ def test_one_without_a_loss(iris):
 
     with pytest.raises(NotImplementedError, match="Objective has no loss"):
         Classifier().fit(*iris)
+
+
+class TestResultOfAStep:
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            (lambda r: 3, TypeError, "returned int.*'loss' and 'y_pred'"),
+            (lambda r: {"loss": r["loss"]}, TypeError, "'loss' and 'y_pred'"),
+            (lambda r: {**r, "loss": None}, TypeError, "None as 'loss'.*shape"),
+            (lambda r: {**r, "entropy": 1.5}, TypeError, "1.5 as 'entropy'"),
+            (lambda r: {**r, "n": torch.tensor(3)}, TypeError, "floating Tensor"),
+            (lambda r: {**r, "n": torch.ones(3)}, TypeError, r"of shape \(\)"),
+            (lambda r: {**r, "epoch": r["loss"]}, ValueError, "'epoch'.*another name"),
+            (lambda r: {**r, "valid_acc": r["loss"]}, ValueError, "'valid_acc'"),
+        ],
+    )
+    def test_is_checked(self, iris, change, error, message):
+        class Own(SelfDistillation):
+            def step(self, batch):
+                return change(super().step(batch))
+
+        class Classifier(BSDClassifier):
+            def make_objective(self):
+                return Own("auto", "auto")
+
+        with pytest.raises(error, match=message):
+            Classifier(calibration=None).fit(*iris)
+
+    def test_further_numbers_are_written_down(self, iris):
+        class Own(SelfDistillation):
+            def step(self, batch):
+                result = super().step(batch)
+                return {**result, "twice": 2 * result["loss"]}
+
+        class Classifier(BSDClassifier):
+            def make_objective(self):
+                return Own("auto", "auto")
+
+        model = Classifier(calibration=None, max_epochs=3, batch_size=50).fit(*iris)
+        found = model.history[:, ("twice", "train_loss")]
+        assert all(twice == pytest.approx(2 * loss) for twice, loss in found)

@@ -147,3 +147,10 @@ class TestClassifier:
 def test_unknown_views(images):
     with pytest.raises(ValueError, match=r"'prediction_views' parameter.*Got 'five'"):
         quick(prediction_views="five").fit(*images)
+
+
+def test_a_name_that_is_set_after_fit_is_checked(uint8_digits):
+    X, y = (part[:60] for part in uint8_digits)
+    model = quick(max_epochs=1).fit(X, y).set_params(prediction_views="FLIP")
+    with pytest.raises(ValueError, match=r"prediction_views must be .*'FLIP'"):
+        model.predict(X)
