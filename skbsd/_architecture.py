@@ -11,6 +11,14 @@ NETWORKS: dict[str, type[nn.Module]] = {
     network.__name__: network for network in (MLP, SmallResNet, ResNet, SpeedNet)
 }
 
+# Where a module keeps its hooks.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
 
 def describe(module: Any) -> dict[str, Any] | None:
     """Return the name and the arguments of a network, or None.
@@ -173,10 +181,4 @@ def is_altered(module: nn.Module) -> bool:
     ----------
     module : nn.Module
     """
-    return (
-        "forward" in vars(module)
-        or bool(module._forward_hooks)
-        or bool(module._forward_pre_hooks)
-        or bool(module._backward_hooks)
-        or bool(module._backward_pre_hooks)
-    )
+    return "forward" in vars(module) or any(getattr(module, name) for name in HOOKS)

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
-from ._architecture import is_altered
+from ._architecture import HOOKS, is_altered
 from ._batches import Batches, ResidentBatches
 from ._forward import Forward
 from ._listeners import Listeners
@@ -16,13 +16,6 @@ from .objectives import Objective
 FEWEST_STEPS = 20
 # Where the classes of modules are from that do the same for each batch.
 _STATIC = ("skbsd.networks", "torch.nn.", "torchvision.models.resnet")
-# Where a module keeps its hooks, and torch those of all modules.
-HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 class Recordable(Protocol):
@@ -94,6 +87,7 @@ def is_static(module: nn.Module) -> bool:
     ----------
     module : nn.Module
     """
+    # torch keeps hooks of all modules under the same names.
     if not is_ours(module) or any(getattr(global_hooks, f"_global{h}") for h in HOOKS):
         return False
     return all(

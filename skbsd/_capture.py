@@ -17,8 +17,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ._accuracy import CorrectCounter, count
+from ._architecture import HOOKS
 from ._batches import Batch, EpochInPlace
-from ._capturable import HOOKS, is_static
+from ._capturable import is_static
 from ._graph import Graph, same_generator
 from ._learning_rate import LearningRate, RatesInMemory
 from ._optimizer import forget_gradients, is_hooked
@@ -26,12 +27,7 @@ from ._optimizer import forget_gradients, is_hooked
 # Steps that are taken one operation at a time before one is recorded: in the first,
 # kernels are compiled and chosen, and an optimizer begins to remember.
 _WARM_UP = 3
-# To record a step takes about as long as so many steps.
-FEWEST_STEPS = 20
-
-# Modules whose classes do nothing in Python that depends on the batch.
-_STATIC = ("skbsd.networks", "torch.nn.", "torchvision.models.resnet")
-
+# Options and attributes that a recording has taken the values of.
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
 

@@ -161,11 +161,12 @@ class Pass:
         for batch in self.batches:
             self._take(batch, values)
 
-    def _take(self, batch: Batch, values: StepValues) -> None:
+    def _take(self, batch: Batch, values: StepValues) -> dict[str, Tensor]:
         done = self.step(batch)
         values.add(done, batch.rows.shape[0])
         if self.counter is not None:
             self.counter.add(batch, done["y_pred"])
+        return done
 
     def _replayed(self, values: StepValues, listeners, history) -> None:
         captured = self.captured
@@ -183,15 +184,11 @@ class Pass:
     def _watched(self, values: StepValues, listeners, history) -> None:
         for batch in self.batches:
             pair = listeners.begin_batch(batch, training=self.training)
-            done = self.step(batch)
-            size = batch.rows.shape[0]
-            values.add(done, size)
-            if self.counter is not None:
-                self.counter.add(batch, done["y_pred"])
+            done = self._take(batch, values)
             done["y_pred"] = done["y_pred"].detach()
             if listeners.to_losses:
                 history.record_batch(f"{self.prefix}_loss", done["loss"].item())
-            history.record_batch(f"{self.prefix}_batch_size", size)
+            history.record_batch(f"{self.prefix}_batch_size", values.sizes[-1])
             listeners.end_batch(pair, done, training=self.training)
 
 

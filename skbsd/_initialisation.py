@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from skorch.utils import is_dataset
-from torch import nn
 from torch.utils.data import Subset
 
 from ._loading import TrainingData, prediction_batches
@@ -14,17 +13,6 @@ from ._loading import TrainingData, prediction_batches
 # Samples that a network is shown, and numbers that these may be at most.
 _SAMPLES = 5_000
 _VALUES = 2**25
-
-
-def is_built(net: Any) -> bool:
-    """Whether the estimator builds its network, and does not copy one of the user's.
-
-    Parameters
-    ----------
-    net : BSDClassifier
-    """
-    given = isinstance(net.module, nn.Module) and not net.get_params_for("module")
-    return not given
 
 
 def initialize_from_data(
@@ -48,7 +36,7 @@ def initialize_from_data(
         Of the network.
     """
     initialize = getattr(net.module_, "initialize_from", None)
-    if initialize is None or not is_built(net):
+    if initialize is None or net._copies_module():
         return
     size = math.prod(net._preparation.shape or ())
     n = max(1, min(len(rows), _SAMPLES, _VALUES // max(1, size)))

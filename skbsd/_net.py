@@ -333,12 +333,17 @@ class Net(NeuralNetClassifier):
             module = default_network(
                 self._preparation.shape, len(self.classes_), **kwargs
             )
-        elif isinstance(self.module, nn.Module) and not kwargs:
+        elif self._copies_module():
             module = copy.deepcopy(self.module)
         else:
             module = self.initialized_instance(self.module, kwargs)
         self.module_ = module.to(self._preparation.float_dtype)
         return self
+
+    def _copies_module(self) -> bool:
+        """Whether the network is a copy of one that was given, weights included."""
+        given = isinstance(self.module, nn.Module)
+        return given and not self.get_params_for("module")
 
     def _build_optimizer(self, named_parameters, *, grouped: bool = True):
         """Build one; `grouped` by the user's patterns, where there are any."""

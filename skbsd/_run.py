@@ -232,6 +232,7 @@ class Run:
         self.averaging.put()
         self.averaging.forget()
         self.has_graph = self._captured is not None and self._captured.has_graph
+        self._captured = None
 
     def _run_epoch(self) -> bool:
         """Run an epoch; return whether a callback wants to stop."""
