@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import sklearn
 import skorch
 import torch
+from _common import clocked
 from _gpu_table import HEAD, Figures
 from posterior_step import SIZES, TYPES, moved
 from torch import Tensor
@@ -34,23 +35,6 @@ SHARPENED = UpdateRule(weight=2.0, sharpness=1.5)
 
 
 # Time
-
-
-def clocked(call: Callable[[], object], repeats: int, device: str) -> float:
-    """Return the seconds of a call, on the device where it keeps its own time."""
-    if device == "cpu":
-        begin = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        return (time.perf_counter() - begin) / repeats
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000 / repeats
 
 
 def on_host(call: Callable[[], object], repeats: int, device: str) -> float:
@@ -95,13 +79,13 @@ def in_graph(
 
     run = graph_of(calls).replay if device == "cuda" else one_by_one
     repeats = 1
-    while (taken := repeats * clocked(run, repeats, device)) < at_least / 4:
+    while (taken := clocked(run, repeats, device)) < at_least / 4:
         if repeats >= MOST_REPEATS:
             break
         repeats *= 2
     repeats = min(MOST_REPEATS, max(1, round(repeats * at_least / max(taken, 1e-9))))
-    times = (clocked(run, repeats, device) for _ in range(rounds))
-    return [t / len(calls) for t in times]
+    times = [clocked(run, repeats, device) for _ in range(rounds)]
+    return [t / repeats / len(calls) for t in times]
 
 
 # Ceilings
@@ -204,7 +188,7 @@ def measure_launches(figures, device: str, n: int, rounds: int) -> None:
     call()
     host = [1e6 * on_host(call, n, device) for _ in range(rounds)]
     figures.add("ceilings", "kernel on one number", "host, each", "us", host)
-    both = [1e6 * clocked(call, n, device) for _ in range(rounds)]
+    both = [1e6 * clocked(call, n, device) / n for _ in range(rounds)]
     figures.add("ceilings", "kernel on one number", "one after another", "us", both)
     nodes = [1e6 * t for t in in_graph(100 * [call], device, rounds)]
     figures.add("ceilings", "kernel on one number", "node of a graph", "us", nodes)

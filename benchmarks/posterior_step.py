@@ -22,12 +22,11 @@ Every round times each of the three once, in an order that changes, and repeats 
 import argparse
 import itertools
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _common import NO_CUDA, Results, machine, ratios, rounds
+from _common import NO_CUDA, Results, clocked, machine, ratios, rounds
 from torch.nn import functional as F
 
 from skbsd.posterior import DirichletPosterior
@@ -77,27 +76,10 @@ def calls(B: int, K: int, logit, store, device: str) -> dict[str, Callable[[], N
     return {"step": step, "ce": ce, "copy": copy}
 
 
-def seconds(call: Callable[[], None], repeats: int, device: str) -> float:
-    """Time so many calls, on the device where it keeps its own time."""
-    if device == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        for _ in range(repeats):
-            call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1000
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return time.perf_counter() - begin
-
-
 def repeats_for(call: Callable[[], None], at_least: float, device: str) -> int:
     """Find how many calls take so many seconds; warms up on the way."""
     repeats = 1
-    while (taken := seconds(call, repeats, device)) < at_least / 4:
+    while (taken := clocked(call, repeats, device)) < at_least / 4:
         repeats *= 2
     return max(1, round(repeats * at_least / taken))
 
@@ -108,7 +90,7 @@ def measure(args, device: str, B: int, K: int, logit, store) -> dict[str, list[f
     repeats = {k: repeats_for(call, args.seconds, device) for k, call in kinds.items()}
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _, kind in rounds(args.rounds, KINDS):
-        taken = seconds(kinds[kind], repeats[kind], device)
+        taken = clocked(kinds[kind], repeats[kind], device)
         times[kind].append(1e6 * taken / repeats[kind])
     return times
 
