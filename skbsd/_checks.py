@@ -77,6 +77,13 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         "compile": ["boolean"],
         "cuda_graph": ["boolean", StrOptions({"auto"})],
         "device": [str, torch.device],
+        "devices": [
+            Interval(Integral, 1, None, closed="left"),
+            StrOptions({"all"}),
+            None,
+        ],
+        "sync_batch_norm": ["boolean"],
+        "gather_posterior": ["boolean"],
         "train_split": [callable, None],
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "callbacks": [list, None, StrOptions({"disable"})],
@@ -103,6 +110,14 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         raise ValueError(
             f"module must be a torch.nn.Module (a class or an instance) or None, got "
             f"{module!r}."
+        )
+    device, devices = params["device"], params["devices"]
+    if devices not in (None, 1) and torch.device(
+        "cpu" if device == "auto" else device
+    ).index is not None:
+        raise ValueError(
+            f"device={str(device)!r} names one device, but devices={devices!r} asks "
+            "for several; pass device='cuda', or leave devices out."
         )
     half = torch.finfo(torch.float16)
     strength = resolve_prior_strength(params["prior_strength"], params["max_epochs"])

@@ -20,10 +20,11 @@ from ._checkpoint import CheckpointFile
 from ._fitting import Fitting
 from ._fold_nets import fold_net, seeds
 from ._folds import are_alike, deal, row_keys
-from ._held_out import Outcome, calibrate, excess, has_rare_class, part_of
+from ._held_out import Outcome, calibrate, excess, has_rare_class
 from ._learning_rate import SCHEDULES
-from ._loading import Split, TrainingData
+from ._loading import Split, TrainingData, part_of
 from ._preparation import is_image
+from ._ranks import current
 from ._rules import Choice, rate_is_open, rule_is_open
 from ._run import DivergenceError
 from ._run_checkpoint import parameters_that_count
@@ -100,15 +101,15 @@ def cross_fit(
     Outcome or None
         None where all rows belong together, or a network of a fold diverged.
     """
-    file = None
+    file, ranks = None, current()
     if net.checkpoint is not None:
         identity = {
             "parameters": ("calibration", parameters_that_count(net)),
             "data": (data.identity, split.identity, groups),
             "start": None,
         }
-        file = CheckpointFile(net.checkpoint, identity)
-        saved = file.read()
+        file = ranks.first_does(lambda: CheckpointFile(net.checkpoint, identity))
+        saved = ranks.first_does(file.read)
         if saved is not None:
             made = Calibration(**saved["calibration"])
             return Outcome(
@@ -134,7 +135,7 @@ def cross_fit(
             "proba": outcome.proba,
             "drift": outcome.drift,
         }
-        file.write(state, 0)
+        ranks.first_does(lambda: file.write(state, 0))
     return outcome
 
 
@@ -290,12 +291,14 @@ class CrossFit:
         short = replace(self._shortened(choice), lr=lr)
         net = fold_net(self.net, short, self.n_epochs, seed)
         every = math.ceil(self.n_epochs / _LOOKS)
+        ranks = current()
         X = part_of(self.data.X, held_out)
         looks: list[_Look] = []
 
         def after_epoch() -> None:
             epoch = net._run.epoch
-            if look and epoch % every == 0 and epoch < self.n_epochs:
+            is_due = epoch % every == 0 and epoch < self.n_epochs
+            if look and is_due and ranks.is_first:
                 looks.append(_Look(epoch, net._logits_of(X)))
 
         datasets = {"dataset_train": net.get_dataset(self.data.X, self.data.y)}
@@ -303,11 +306,16 @@ class CrossFit:
         fitting = Fitting(net, self.data, split, keep=False, after_epoch=[after_epoch])
         if fitting.train() is not None:
             raise KeyboardInterrupt
-        unseen = net._logits_of(X).double()
-        learnt = unseen.new_empty(0, unseen.shape[1])
-        if self.has_rare_class:
-            learnt = net._logits_of(part_of(self.data.X, rows)).double()
-        return _Trained(looks, unseen, learnt)
+
+        def predict() -> _Trained:
+            unseen = net._logits_of(X).double()
+            learnt = unseen.new_empty(0, unseen.shape[1])
+            if self.has_rare_class:
+                learnt = net._logits_of(part_of(self.data.X, rows)).double()
+            return _Trained(looks, unseen, learnt)
+
+        # What follows is decided by these numbers, in all processes alike.
+        return ranks.first_does(predict)
 
     def _shortened(self, choice: Choice) -> Choice:
         """Return the rule that ends a short training with the targets of a whole one.

@@ -1,8 +1,16 @@
 """skorch's default callbacks without what they cost in every batch or silent epoch."""
 
+from typing import Any
+
 import numpy as np
-from skorch.callbacks import EpochScoring, PassthroughScoring, PrintLog
+from skorch.callbacks import EpochScoring, EpochTimer, PassthroughScoring, PrintLog
 from skorch.utils import to_numpy
+
+
+def is_default(callback: Any) -> bool:
+    """Whether a callback is one that every estimator has."""
+    kinds = EpochTimer, EpochLoss, ValidationAccuracy, EpochLog
+    return type(callback) in kinds
 
 
 class EpochLoss(PassthroughScoring):

@@ -69,6 +69,7 @@ def fold_net(net: Any, choice: Choice, n_epochs: int, seed: int | None) -> Any:
         "random_state": seed,
         "calibration": None,
         "checkpoint": None,
+        "gather_posterior": False,
         "train_split": None,
         "warm_start": False,
         "verbose": 0,

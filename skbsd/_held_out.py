@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from skorch.utils import is_dataset
 from torch import Tensor
-from torch.utils.data import Subset
 
 from ._folds import deal, row_keys
-from ._loading import Split, TrainingData
+from ._loading import Split, TrainingData, part_of
 from ._preparation import is_image
 from ._rules import Choice
 from .calibration import Calibration, LabelErrors, fit_label_errors, log_losses
@@ -47,19 +45,6 @@ class Outcome(NamedTuple):
     calibration: Calibration
     proba: np.ndarray | None
     drift: np.ndarray | None = None
-
-
-def part_of(X: Any, rows: np.ndarray) -> Any:
-    """Return some rows of checked data.
-
-    Parameters
-    ----------
-    X : ndarray, Tensor or Dataset
-    rows : ndarray of int
-    """
-    if is_dataset(X):
-        return Subset(X, rows.tolist())
-    return X[torch.from_numpy(rows).to(X.device)] if isinstance(X, Tensor) else X[rows]
 
 
 def calibrate(

@@ -54,8 +54,11 @@ _LATER_PARAMETERS = {
     "averaging": None,
     "calibration": None,
     "cuda_graph": "auto",
+    "devices": None,
+    "gather_posterior": True,
     "label_noise": "auto",
     "prediction_views": None,
+    "sync_batch_norm": False,
 }
 
 # What no copy of an estimator has: a call of fit that runs, what only a further one
@@ -627,6 +630,13 @@ class Net(NeuralNetClassifier):
             views = self.prediction_views
             logits = in_parts(lambda x: self._logits(x, views), batches)
             return gather(logits, len(X))
+
+    def _probe(self, X) -> Tensor:
+        """Run the network on a few samples in evaluation mode; leave generators."""
+        loader = self._loader("iterator_valid")
+        where = self.device_, self._preparation.float_dtype
+        with self._generators.copy().borrowed(self.device_), self._in_mode(False):
+            return self._logits(next(prediction_batches(X, loader, *where)))
 
     def _prediction_batches(self, X):
         """Check X, and return its batches."""

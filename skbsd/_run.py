@@ -18,6 +18,7 @@ from ._backup import WeightsBackup
 from ._batches import Batch, Batches, EpochInPlace, ResidentBatches
 from ._capturable import is_ours, obstacle
 from ._capture import CapturedSteps
+from ._default_callbacks import is_default
 from ._epoch import EpochRecord, Pass, check_step
 from ._forward import Forward, OutputCheck, fast_convolutions, infer_prepared
 from ._graph import records_graphs
@@ -25,6 +26,8 @@ from ._learning_rate import LearningRate
 from ._listeners import Listeners
 from ._optimizer import forget_gradients, needs_closure, step_function
 from ._preparation import Preparation, augment
+from ._ranks import Interrupts, OneRank
+from ._replica import Alone
 from ._sklearn_tasks import FitTasks, count_epochs
 from .objectives import Objective
 from .posterior import DirichletPosterior
@@ -116,6 +119,12 @@ class Run:
     tasks : FitTasks
         What scikit-learn's callbacks hear.
     settings : Settings
+    ranks : OneRank
+        The processes that train together.
+    replica : Alone
+        How the network is trained by them.
+    row_numbers : Tensor of int, optional
+        Which rows of X those of the batches are, where they are others.
 
     Attributes
     ----------
@@ -144,8 +153,16 @@ class Run:
         datasets: dict[str, Any],
         tasks: FitTasks,
         settings: Settings,
+        ranks: OneRank,
+        replica: Alone,
+        row_numbers: Tensor | None = None,
     ):
         callbacks = [callback for _, callback in net.callbacks_]
+        self.ranks = ranks
+        self._replica = replica
+        self._row_numbers = row_numbers
+        self._interrupts = Interrupts(ranks)
+        self._has_callbacks = ranks.from_first(not all(map(is_default, callbacks)))
         self.net = net
         self.objective = objective
         self.forward = forward
@@ -172,7 +189,7 @@ class Run:
         self._listeners = Listeners(net, callbacks)
         self._needs_closure = needs_closure(net.optimizer_)
         self._take_step: Callable[[], Any] = net.optimizer_.step
-        replaced = any(isinstance(c, LRScheduler) for c in callbacks)
+        replaced = ranks.from_first(any(isinstance(c, LRScheduler) for c in callbacks))
         self._learning_rate = LearningRate(
             net.optimizer_,
             "constant" if replaced else settings.lr_schedule,
@@ -219,6 +236,7 @@ class Run:
             if self._captured is not None:
                 contexts.enter_context(self._captured.active())
             contexts.enter_context(self.objective.active())
+            contexts.enter_context(self._interrupts.noticed())
             contexts.callback(self._finish)
             while self.epoch < self.max_epochs:
                 stops = self._run_epoch()
@@ -226,6 +244,8 @@ class Run:
                     call()
                 if stops:
                     break
+                if self.epoch < self.max_epochs:
+                    self._interrupts.check()
 
     def _finish(self) -> None:
         """Leave the averaged weights, and nothing large that the run was done with."""
@@ -242,7 +262,9 @@ class Run:
         self.record = EpochRecord()
         self.objective.begin_epoch()
         self.net.notify("on_epoch_begin", **self._datasets)
+        self._follow_first()
         self._training_pass()
+        self._replica.synchronise()
         self.averaging.put()
         self._validation_pass()
         stops = False
@@ -254,7 +276,23 @@ class Run:
                 raise
             stops = True
         self.epoch += 1
-        return self._tasks.end_epoch() or stops
+        stops = self._tasks.end_epoch() or stops
+        return any(self.ranks.sums([float(stops)]))
+
+    def _follow_first(self) -> None:
+        """Take over what callbacks have changed, which the first process alone calls.
+
+        That is options of the optimizer, such as rates, and weights.
+        """
+        if self.ranks.size == 1:
+            return
+        groups = self.optimizer.param_groups
+        options = [{k: v for k, v in g.items() if k != "params"} for g in groups]
+        firsts = self.ranks.from_first(options)
+        for group, option in zip(groups, firsts, strict=True):
+            group.update(option)
+        if self._has_callbacks:
+            self.ranks.equalise([*self.module.parameters(), *self.module.buffers()])
 
     def _captured_steps(self) -> CapturedSteps | None:
         """Return what captures the steps, where they can and should be captured."""
@@ -264,6 +302,8 @@ class Run:
         batches = self.batches
         asked_for = wanted is True
         reason = obstacle(self, self.net, self._listeners, asked_for=asked_for)
+        if self.ranks.size > 1:
+            reason = "several processes train together"
         if reason is None and isinstance(batches, ResidentBatches):
             return CapturedSteps(
                 self,
@@ -286,7 +326,8 @@ class Run:
         captured = self._captured
         if captured is not None and not captured.is_possible():
             captured = None
-        training = Pass(self.batches, self.net.train_step, True, counter, captured)
+        step = self.net.train_step
+        training = Pass(self.batches, step, True, counter, captured, self.ranks)
         self._set_training(True)
         self.record.train, sums = training.run(
             self._listeners, self.net.history, self._weights.sums
@@ -299,7 +340,8 @@ class Run:
         if self.valid_batches is None:
             return
         counter = self._counter() if self._listeners.to_accuracy else None
-        validation = Pass(self.valid_batches, self.net.validation_step, False, counter)
+        step, ranks = self.net.validation_step, self.ranks
+        validation = Pass(self.valid_batches, step, False, counter, ranks=ranks)
         self._set_training(False)
         self.record.valid, _ = validation.run(self._listeners, self.net.history)
 
@@ -336,11 +378,15 @@ class Run:
         posterior with the first evaluation only; the others keep that target.
         """
         self._learning_rate.set(self.step)
+        if self.batches.totals is not None:
+            total = self.batches.totals[self.step % len(self.batches)]
+            self._replica.share = batch.rows.shape[0] / total
         if self._needs_closure:
             result = self._step_with_closure(batch)
         else:
             result = self.evaluate_and_step(batch)
         self.step += 1
+        self._interrupts.check_now_and_then()
         return result
 
     def evaluate_and_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -371,17 +417,32 @@ class Run:
         def closure() -> Tensor:
             if not first:
                 first.update(self._evaluate(batch))
-                return first["loss"]
+                return self._of_all(first["loss"])
             forget_gradients(self.optimizer)
             loss = self.objective.evaluate_again(batch)
             self._listeners.gradients(batch)
-            return loss
+            return self._of_all(loss)
 
         self.optimizer.step(closure)  # type: ignore[arg-type]
         self.averaging.update()
         return first
 
+    def _of_all(self, loss: Tensor) -> Tensor:
+        """Return the loss of the whole batch, from that of this process's part."""
+        if self.ranks.size == 1:
+            return loss
+        (total,) = self.ranks.sums([loss.item() * self._replica.share])
+        return loss.new_tensor(total)
+
     # What objectives call
+
+    def equalise(self, module: nn.Module) -> None:
+        """Have all processes that train together start with the same parameters."""
+        self.ranks.equalise(module.parameters())
+
+    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up gradients that are not the network's over the processes."""
+        self.ranks.add_gradients(parameters, self._replica.share)
 
     def logits(self, x: Any) -> Tensor:
         """Augment and prepare a batch, and run the network."""
@@ -413,6 +474,8 @@ class Run:
             return False
 
         def transform(x: Tensor, rows: Tensor) -> Tensor:
+            if self._row_numbers is not None:
+                rows = self._row_numbers.index_select(0, rows)
             if self._settings.image_shape is not None:
                 x = x.reshape(len(x), *self._settings.image_shape)
             return augment(x, augmentation, (rows, self._n_epochs) if by_row else ())

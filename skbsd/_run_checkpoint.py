@@ -5,11 +5,21 @@ from typing import Any
 from ._callback_state import shows_only
 from ._checkpoint import CheckpointFile, announce
 from ._generators import Generators
+from ._parts import Beliefs
+from ._ranks import OneRank
 from ._run import Run
 from ._run_state import RunState
 
-# Parameters that change nothing of what is learnt.
-_WITHOUT_EFFECT = ("callbacks", "checkpoint", "cuda_graph", "device", "verbose")
+# Parameters that change nothing of what is learnt, or no more than rounding does.
+_WITHOUT_EFFECT = (
+    "callbacks",
+    "checkpoint",
+    "cuda_graph",
+    "device",
+    "devices",
+    "gather_posterior",
+    "verbose",
+)
 _SHOWING = ("callbacks__print_log", "callbacks__epoch_timer")
 
 
@@ -20,6 +30,8 @@ class RunCheckpoint:
     ----------
     file : CheckpointFile
         Is read at once, so that one that cannot be used is noticed before training.
+    ranks : OneRank
+        The processes that train together, of which the first reads and writes.
 
     Attributes
     ----------
@@ -27,16 +39,17 @@ class RunCheckpoint:
         Whether the call was finished before.
     """
 
-    def __init__(self, file: CheckpointFile):
+    def __init__(self, file: CheckpointFile, ranks: OneRank):
         self._file = file
-        self._saved = file.read()
+        self._ranks = ranks
+        self._saved = ranks.first_does(file.read)
         self.is_done = self._saved is not None and self._saved["is_done"]
         self._state: RunState | None = None
 
-    def attach(self, run: Run, generators: Generators) -> None:
+    def attach(self, run: Run, generators: Generators, beliefs: Beliefs) -> None:
         """Take note of the run, before it begins."""
         self._run = run
-        self._state = RunState(run, generators)
+        self._state = RunState(run, generators, beliefs)
 
     def resume(self, verbose: int) -> None:
         """Have the run go on from the file, where there is one, and say so."""
@@ -51,13 +64,14 @@ class RunCheckpoint:
         text = f"epoch {done + 1} of {total}"
         if self.is_done:
             text = f"done after {done} of {total} epochs"
-        announce(f"Resumed: {text}, from {self._file.path}", verbose)
+        if self._ranks.is_first:
+            announce(f"Resumed: {text}, from {self._file.path}", verbose)
 
     def write(self, *, is_done: bool = False) -> None:
         """Write the state of the run; `is_done` where it will not go on."""
         if self._state is not None:
             state = {"is_done": is_done, "run": self._state.save()}
-            self._file.write(state, self._run.epoch)
+            self._ranks.first_does(lambda: self._file.write(state, self._run.epoch))
 
 
 def parameters_that_count(net: Any) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
 from ._fitting import Fitting
 from ._held_out import HoldOut, with_base_rates
 from ._html import HTMLRepresentation
+from ._launch import fit_in_processes, n_processes
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData, checked_data, split_rows
 from ._net import Net
 from ._preparation import sample_shape
+from ._ranks import current
 from ._sklearn_tasks import CallbackSupportMixin, with_callbacks
 from ._two_views import TwoViews
 from ._views import check_shows_images
@@ -170,6 +172,20 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         operations are launched one by one. Without a CUDA device it has no effect.
     device : str or torch.device, default="auto"
         "auto" is cuda, then mps, then cpu, what there is first.
+    devices : int, "all" or None, default=None
+        How many GPUs train one network together, in a process each, or how many
+        processes on the CPU. Each call of `fit` starts them and ends them; "all" is as
+        many as there are GPUs, and one on the CPU. In a script that torchrun has
+        started, the processes that are there train together, whatever this says. See
+        Notes.
+    sync_batch_norm : bool, default=False
+        Where several GPUs train together, have batch normalisation take its statistics
+        over the whole batch, and not over each process's part of it.
+    gather_posterior : bool, default=True
+        Where several processes have trained together, put their beliefs together into
+        `posterior_`. With False, each process of a torchrun script keeps its part, with
+        the rows of X that it is about in `posterior_rows_`; with `devices`, the part
+        of the first one is what is left.
     train_split : callable, default=None
         Such as :class:`skorch.dataset.ValidSplit`, to hold out validation data, which
         callbacks that monitor `valid_loss` need. None trains on all of X.
@@ -335,6 +351,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         compile=False,
         cuda_graph="auto",
         device="auto",
+        devices=None,
+        sync_batch_norm=False,
+        gather_posterior=True,
         train_split=None,
         class_weight=None,
         callbacks=None,
@@ -370,6 +389,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self.compile = compile
         self.cuda_graph = cuda_graph
         self.device = device
+        self.devices = devices
+        self.sync_batch_norm = sync_batch_norm
+        self.gather_posterior = gather_posterior
         self.train_split = train_split
         self.class_weight = class_weight
         self.callbacks = callbacks
@@ -443,6 +465,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         keep = self.warm_start and self.initialized_
         classes = self.classes_ if keep and self._has_classes() else None
         data = self._check_training_data(X, y, sample_weight, classes, keep=keep)
+        arguments = {"y": y, "sample_weight": sample_weight, **split_params}
+        if self._fits_in_processes("fit", X, arguments):
+            return self
         return self._train(data, "fit", split_params, keep=keep)
 
     def partial_fit(self, X, y=None, classes=None, sample_weight=None, **split_params):
@@ -490,7 +515,19 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
                 )
             expected = classes
         data = self._check_training_data(X, y, sample_weight, expected, keep=keep)
+        arguments = {"y": y, "sample_weight": sample_weight, **split_params}
+        arguments["classes"] = classes
+        if self._fits_in_processes("partial_fit", X, arguments):
+            return self
         return self._train(data, "partial_fit", split_params, keep=keep)
+
+    def _fits_in_processes(self, method: str, X, arguments: dict) -> bool:
+        """Have several processes do the call, where the user wants that."""
+        n = n_processes(self.devices, _checks.check_device(self.device))
+        if n == 1 or current().size > 1:
+            return False
+        fit_in_processes(self, n, method, X, arguments)
+        return True
 
     def make_objective(self) -> Objective:
         """Return what the steps of a call of `fit` minimise.
@@ -778,7 +815,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
     @with_callbacks
     def _train(self, data: TrainingData, caller: str, split_params, *, keep: bool):
-        if not keep:
+        ranks = current()
+        if not keep and ranks.is_first:
             _advice.of_settings(self, data.X, stacklevel=_USER)
         keeps = keep or caller == "partial_fit"
         method = method_for(self, data, keep=keeps)
@@ -802,10 +840,14 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             calibration=None if outcome is None else outcome.calibration,
         ).train()
         if held_out is not None:
-            outcome = held_out.outcome()
+            outcome = ranks.first_does(held_out.outcome)
         if outcome is not None:
-            self.calibration_ = with_base_rates(self, outcome, data, split.rows)
+            self.calibration_ = ranks.first_does(
+                lambda: with_base_rates(self, outcome, data, split.rows)
+            )
             self.out_of_fold_proba_ = outcome.proba
+        if not ranks.is_first:
+            return self
         if interrupted is None:
             _advice.of_result(self, outcome, stacklevel=_USER)
         if interrupted is not None:

@@ -8,6 +8,7 @@ In the paper's symbols, `prior_strength` is c, `prior_floor` is eps and `discoun
 gamma; alpha is a row of concentrations and q its mean, the training target.
 """
 
+import copy
 import math
 from dataclasses import astuple, replace
 from functools import lru_cache
@@ -463,6 +464,53 @@ class DirichletPosterior:
         self._alpha = self._alpha.to(device)
         self._numbers = None
         return self
+
+    def part(self, rows: Tensor) -> "DirichletPosterior":
+        """Return a posterior of some of the samples, with copies of their rows.
+
+        Parameters
+        ----------
+        rows : Tensor of int of shape (n,)
+            Which samples, in the order wanted.
+
+        Returns
+        -------
+        DirichletPosterior
+            Of n samples, on the same device.
+        """
+        part = copy.copy(self)
+        rows = rows.to(self.device)
+        for name in ("labels", "visits", "_alpha"):
+            setattr(part, name, getattr(self, name)[rows])
+        part.agreement = replace(self.agreement)
+        part._numbers = None
+        return part
+
+    def put(self, rows: Tensor, part: "DirichletPosterior") -> None:
+        """Copy another posterior's rows into some of these, as :meth:`part` took them.
+
+        Parameters
+        ----------
+        rows : Tensor of int of shape (n,)
+            Which samples the other posterior is about, in its order.
+        part : DirichletPosterior
+            Of n samples, on any device.
+
+        Raises
+        ------
+        ValueError
+            If the number of samples or their labels differ.
+        """
+        rows = rows.to(self.device)
+        labels = part.labels.to(self.device)
+        if not torch.equal(self.labels[rows], labels):
+            raise ValueError(
+                f"part has {len(part)} samples whose labels are not those of the "
+                f"{len(rows)} rows given; it belongs to other data."
+            )
+        self._alpha[rows] = part._alpha.to(self._alpha)
+        self.visits[rows] = part.visits.to(self.device)
+        self.agreement = replace(part.agreement)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors that restore this posterior, parameters included.
