@@ -3,7 +3,24 @@
 import pickle
 from typing import Any
 
-import cloudpickle
+from ._state import dumps_by_value
+
+
+class _Fitted:
+    """The part of an estimator's state that is not its parameters."""
+
+    def __init__(self, net: Any):
+        self._net = net
+        self.state: dict[str, Any] = {}
+
+    def __getstate__(self):
+        # Here and not before, as components are pickled within.
+        left_out = _own(self._net) | {"callbacks_"}
+        state = self._net.__getstate__()
+        return {k: v for k, v in state.items() if k not in left_out}
+
+    def __setstate__(self, state):
+        self.state = state
 
 
 def pack(net: Any) -> bytes:
@@ -17,13 +34,11 @@ def pack(net: Any) -> bytes:
     net : BSDClassifier
         Fitted.
     """
-    state = {k: v for k, v in net.__getstate__().items() if k not in _own(net)}
-    callbacks = state.pop("callbacks_", None)
     try:
-        packed = cloudpickle.dumps(callbacks)
+        callbacks = dumps_by_value(net.callbacks_)
     except Exception:  # whatever a pickle of somebody's object may raise
-        packed = cloudpickle.dumps(None)
-    return cloudpickle.dumps((state, packed))
+        callbacks = dumps_by_value(None)
+    return dumps_by_value((_Fitted(net), callbacks))
 
 
 def unpack(net: Any, packed: bytes) -> None:
@@ -35,11 +50,11 @@ def unpack(net: Any, packed: bytes) -> None:
         With the same parameters. What an earlier call has left goes.
     packed : bytes
     """
-    state, callbacks = pickle.loads(packed)
+    fitted, callbacks = pickle.loads(packed)
     own = {k: v for k, v in vars(net).items() if k in _own(net)}
     device = net.device
     vars(net).clear()
-    net.__setstate__(own | state)
+    net.__setstate__(own | fitted.state)
     net.device = device
     net.callbacks_ = pickle.loads(callbacks)
     if net.callbacks_ is None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from skorch.callbacks import PrintLog
 from skorch.utils import is_dataset
@@ -413,8 +414,10 @@ class Fitting:
         net, codes = self.net, torch.from_numpy(self.data.codes)
         choice = self.choice
         prior = (choice.prior_strength, choice.discount, net.prior_floor)
-        identity = (prior, *fingerprint(self._same_on_device(data), data.codes))
+        identity = (prior, *fingerprint(self._same_on_device(data), self.data.codes))
         if hasattr(net, "posterior_") and identity == net._fingerprint:
+            if hasattr(net, "posterior_rows_"):
+                return self._kept_part()
             labels = net.posterior_.labels
             if not torch.equal(labels, codes.to(labels)):
                 raise ValueError(
@@ -425,9 +428,22 @@ class Fitting:
             self._before = net.posterior_ if self.ranks.size > 1 else None
             return self._beliefs.own(net.posterior_)
         net._fingerprint = identity
-        vars(net).pop("out_of_fold_proba_", None)  # of other samples
+        for attribute in ("out_of_fold_proba_", "posterior_rows_"):  # of other samples
+            vars(net).pop(attribute, None)
         own = torch.from_numpy(self.part.data.codes)
         return self._new_posterior(own, self.device)
+
+    def _kept_part(self) -> DirichletPosterior:
+        """Return the beliefs that this process has kept, where they are its samples'."""
+        net = self.net
+        if not np.array_equal(net.posterior_rows_, self.part.rows):
+            raise ValueError(
+                f"posterior_ holds the beliefs about {len(net.posterior_)} of "
+                f"{len(self.data.y)} samples, the part that a process has kept with "
+                "gather_posterior=False. Go on with as many processes and the same "
+                "sample_weight and train_split, or call fit to start afresh."
+            )
+        return net.posterior_
 
     def _prior(self) -> DirichletPosterior:
         """Return what was believed of all samples before this call, on the CPU."""
@@ -584,6 +600,7 @@ class Fitting:
         net.history_ = self.ranks.from_first(net.history_)
         if net.gather_posterior:
             net.posterior_ = self._beliefs.gathered(run.posterior).to(self.device)
+            vars(net).pop("posterior_rows_", None)
         else:
             net.posterior_rows_ = self.part.rows
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import cloudpickle
 from sklearn.utils import check_random_state
 
 from . import _fitted_state
 from ._ranks import RankError
+from ._state import dumps_by_value
 
 # How long the others have, in seconds, to end when one process has failed.
 _GRACE = 15.0
@@ -72,7 +72,7 @@ def fit_in_processes(net: Any, n: int, method: str, X: Any, arguments: dict) -> 
         if is_saved:  # mapped to memory by all of them
             np.save(folder / _ARRAY, X)
         task = (net, method, None if is_saved else X, arguments)
-        (folder / _TASK).write_bytes(cloudpickle.dumps(task))
+        (folder / _TASK).write_bytes(dumps_by_value(task))
         with _running(folder, n) as processes:
             failed = _wait(processes)
         outcomes = [_outcome(folder, rank) for rank in range(n)]
@@ -219,7 +219,7 @@ def _main(folder: Path) -> None:
         outcome = ("error", error)
     path = folder / f"outcome-{rank}.pkl"
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(cloudpickle.dumps(outcome))
+    temporary.write_bytes(dumps_by_value(outcome))
     temporary.replace(path)
     sys.exit(outcome[0] == "error")
 
