@@ -106,7 +106,7 @@ class Share(NamedTuple):
         return sizes
 
     def sizes(self, batch_size: int) -> list[int]:
-        """Return the sizes of this process's parts of the batches, but for empty ones."""
+        """Return the sizes of this process's parts of the batches that it has."""
         ends = np.cumsum([0, *self.totals(batch_size)])
         dealt = (ends - self.rank + self.size - 1) // self.size
         return [size for size in np.diff(dealt).tolist() if size]

@@ -112,9 +112,10 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
             f"{module!r}."
         )
     device, devices = params["device"], params["devices"]
-    if devices not in (None, 1) and torch.device(
-        "cpu" if device == "auto" else device
-    ).index is not None:
+    if (
+        devices not in (None, 1)
+        and torch.device("cpu" if device == "auto" else device).index is not None
+    ):
         raise ValueError(
             f"device={str(device)!r} names one device, but devices={devices!r} asks "
             "for several; pass device='cuda', or leave devices out."

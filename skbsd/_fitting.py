@@ -30,7 +30,7 @@ from ._loading import (
 from ._optimizer import match_strides
 from ._parts import Beliefs, part_for
 from ._preparation import Preparation, choose_dtype, sample_shape
-from ._ranks import AgreedInterrupt, OneRank, current, n_taking_part
+from ._ranks import AgreedInterrupt, current, n_taking_part
 from ._replica import Alone, Replica, synchronised_norms
 from ._rules import Choice, resolve_prior_floor, resolve_prior_strength
 from ._run import DivergenceError, Run, Settings, Trainee
@@ -41,7 +41,6 @@ from ._snapshot import Snapshot
 from .calibration import Calibration
 from .objectives import Objective
 from .posterior import DirichletPosterior
-
 
 _CPU = torch.device("cpu")
 
@@ -434,9 +433,10 @@ class Fitting:
         return self._new_posterior(own, self.device)
 
     def _kept_part(self) -> DirichletPosterior:
-        """Return the beliefs that this process has kept, where they are its samples'."""
+        """Return the beliefs that this process has kept of its samples, or raise."""
         net = self.net
-        if not np.array_equal(net.posterior_rows_, self.part.rows):
+        own = self.part.rows
+        if own is None or not np.array_equal(net.posterior_rows_, own):
             raise ValueError(
                 f"posterior_ holds the beliefs about {len(net.posterior_)} of "
                 f"{len(self.data.y)} samples, the part that a process has kept with "
@@ -596,7 +596,7 @@ class Fitting:
         if self.ranks.size == 1:
             return
         # What callbacks of the first process have changed or recorded.
-        self.ranks.equalise([*net.module_.parameters(), *net.module_.buffers()])
+        run.follow_first()
         net.history_ = self.ranks.from_first(net.history_)
         if net.gather_posterior:
             net.posterior_ = self._beliefs.gathered(run.posterior).to(self.device)

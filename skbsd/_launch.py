@@ -28,7 +28,7 @@ from ._ranks import RankError
 from ._state import dumps_by_value
 
 # How long the others have, in seconds, to end when one process has failed.
-_GRACE = 15.0
+_GRACE = 3.0
 _TASK, _ARRAY = "task.pkl", "X.npy"
 
 
@@ -127,7 +127,8 @@ def _running(folder: Path, n: int) -> Iterator[list[subprocess.Popen]]:
             process.wait()
         if printing is not None:
             printing.join()
-            processes[0].stdout.close()
+            if processes[0].stdout is not None:
+                processes[0].stdout.close()
 
 
 def _print(process: subprocess.Popen) -> None:
@@ -187,8 +188,8 @@ def _raise(outcomes: list[tuple[str, Any]], failed: dict[int, int]) -> None:
             how = f"with exit code {code}" if code > 0 else _signal_name(-code)
             said = f" Its last words:\n{text}" if text else ""
             raise RankError(
-                f"process {rank} of {n} that trained together died {how}. The estimator "
-                "is as it was; with `checkpoint` set, the same call goes on after the "
+                f"process {rank} of {n} that trained together died {how}. The "
+                "estimator is as it was; with `checkpoint` set, the same call goes on after the "
                 f"last whole epoch.{said}"
             )
     for error in raised.values():

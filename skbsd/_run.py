@@ -262,10 +262,10 @@ class Run:
         self.record = EpochRecord()
         self.objective.begin_epoch()
         self.net.notify("on_epoch_begin", **self._datasets)
-        self._follow_first()
+        self.follow_first()
         self._training_pass()
-        self._replica.synchronise()
         self.averaging.put()
+        self._replica.synchronise()
         self._validation_pass()
         stops = False
         try:
@@ -279,7 +279,7 @@ class Run:
         stops = self._tasks.end_epoch() or stops
         return any(self.ranks.sums([float(stops)]))
 
-    def _follow_first(self) -> None:
+    def follow_first(self) -> None:
         """Take over what callbacks have changed, which the first process alone calls.
 
         That is options of the optimizer, such as rates, and weights.

@@ -81,7 +81,7 @@ class InterruptSecond(nn.Module):
 
     def forward(self, x):
         InterruptSecond.n_calls += self.training
-        if os.environ.get("RANK") == "1" and InterruptSecond.n_calls == 40:
+        if os.environ.get("RANK") == "1" and InterruptSecond.n_calls == 150:
             os.kill(os.getpid(), signal.SIGINT)
         return self.layer(x)
 
@@ -159,12 +159,12 @@ def validation():
     X, y = digits()
     callbacks = [
         EpochScoring("neg_log_loss", name="valid_nll"),
-        EarlyStopping("valid_nll", patience=1, threshold=10.0, lower_is_better=False),
+        EarlyStopping("valid_nll", 1, 10.0, "abs", lower_is_better=False),
         LRScheduler(ReduceLROnPlateau, monitor="train_loss", patience=0, threshold=9.0),
     ]
-    model = quick(
-        max_epochs=6, callbacks=callbacks, train_split=ValidSplit(5)
-    ).fit(X, y)
+    model = quick(max_epochs=6, callbacks=callbacks, train_split=ValidSplit(5)).fit(
+        X, y
+    )
     _, valid = ValidSplit(5)(TensorDataset(*map(torch.tensor, (X, y))))
     rows = valid.indices
     return facts(model) | {
@@ -239,7 +239,7 @@ def interrupted():
     X, y = digits()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = quick(module=InterruptSecond, batch_size=8).fit(X, y)
+        model = quick(module=InterruptSecond, batch_size=4).fit(X, y)
     return facts(model) | {"warnings": [str(w.message) for w in caught]}
 
 

@@ -14,7 +14,6 @@ import pytest
 import ranks_script
 from helpers import quick
 from ranks_script import SCENARIOS, digits
-from sklearn.exceptions import ConvergenceWarning
 
 from skbsd._batches import ResidentBatches, Share
 from skbsd._loading import Split, checked_data
@@ -161,8 +160,8 @@ def test_continues_a_checkpoint_of_one_process(outcomes):
     for part in outcomes["resumed"]:
         assert part["epochs"] == 4
         assert set(part["visits"]) == {4}
-        # Two of them in two processes.
-        assert len(part["orders"]) == 2
+        # One process has finished an epoch, and failed in the second.
+        assert len(part["orders"]) == 3
 
 
 def test_an_interrupt_stops_all_after_the_same_step(outcomes):
@@ -170,8 +169,8 @@ def test_an_interrupt_stops_all_after_the_same_step(outcomes):
     assert "interrupted in epoch" in first["warnings"][0]
     assert second["warnings"] == []
     assert first["epochs"] == second["epochs"] < 3
-    # After 32, 64 or 96 steps.
-    assert first["visits"].sum() % 8 == 0
+    # Asked for after each 32 steps, it ends the second epoch after 35 of 125.
+    assert first["visits"].sum() == ranks_script.N_DIGITS + 35 * 4
     np.testing.assert_equal(first["weights"], second["weights"])
 
 
@@ -260,7 +259,9 @@ def test_devices_are_checked(options, text):
 def test_several_devices_need_no_process_where_there_is_one():
     X, y = digits()
     one = quick(devices="all", device="cpu").fit(X, y)
-    np.testing.assert_array_equal(one.predict_proba(X), quick().fit(X, y).predict_proba(X))
+    np.testing.assert_array_equal(
+        one.predict_proba(X), quick().fit(X, y).predict_proba(X)
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 33, 128, 501, 600])
