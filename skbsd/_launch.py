@@ -189,8 +189,8 @@ def _raise(outcomes: list[tuple[str, Any]], failed: dict[int, int]) -> None:
             said = f" Its last words:\n{text}" if text else ""
             raise RankError(
                 f"process {rank} of {n} that trained together died {how}. The "
-                "estimator is as it was; with `checkpoint` set, the same call goes on after the "
-                f"last whole epoch.{said}"
+                "estimator is as it was; with `checkpoint` set, the same call goes on "
+                f"after the last whole epoch.{said}"
             )
     for error in raised.values():
         raise error

@@ -176,7 +176,7 @@ class Ranks(OneRank):
         is_all = size == dist.get_world_size()
         # All processes make all groups, in the same order, whoever is in them.
         self.group = self.world if is_all else dist.new_group(members)
-        self._control = dist.new_group(members, backend="gloo")
+        self._control: Any = dist.new_group(members, backend="gloo")
         self._store = dist.PrefixStore("skbsd", _store())
         self._parts: dict[int, Ranks] = {}
         self._n_works = 0

@@ -87,7 +87,7 @@ class Replica(Alone):
         )
 
 
-def _own_buffers() -> dict[str, bool]:
+def _own_buffers() -> dict[str, Any]:
     """Return the option by which each process keeps its buffers between epochs."""
     options = inspect.signature(DistributedDataParallel).parameters
     renamed = "forward_sync_buffers" in options  # in PyTorch 2.13
