@@ -273,6 +273,8 @@ class Fitting:
                 before.restore()
             raise
         finally:
+            if run is not None and self.ranks.size > 1:
+                run.forward.release()
             vars(net).pop("_run", None)
             if hasattr(net, "module_"):
                 net._set_training(False)
@@ -341,7 +343,9 @@ class Fitting:
                 contexts.enter_context(synchronised_norms(net.module_, ranks))
             rows = self.split.rows[:2]
             X = part_of(self.data.X, rows)
-            yield Replica(net.module_, ranks, self.device, lambda: net._probe(X))
+            replica = Replica(net.module_, ranks, self.device, lambda: net._probe(X))
+            contexts.callback(replica.release)
+            yield replica
 
     def _new_generators(self) -> Generators:
         """Start from the seed, or go on so that no order of samples is repeated."""

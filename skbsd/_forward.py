@@ -68,6 +68,11 @@ class Forward:
                 self._trained, **({"dynamic": False} | compile_options)
             )
 
+    def release(self) -> None:
+        """Let go of what was trained in place of the module."""
+        self._trained = self.module
+        self._compiled = None
+
     @property
     def is_compiled(self) -> bool:
         """Whether training runs the network compiled."""

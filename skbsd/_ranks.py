@@ -5,6 +5,7 @@ Each process has a rank, from 0 on. Numbers and objects travel through a group o
 """
 
 import atexit
+import gc
 import math
 import multiprocessing
 import os
@@ -180,6 +181,12 @@ class Ranks(OneRank):
         self._store = dist.PrefixStore("skbsd", _store())
         self._parts: dict[int, Ranks] = {}
         self._n_works = 0
+
+    def close(self) -> None:
+        """Let go of the groups, whose threads must end before the process does."""
+        for part in self._parts.values():
+            part.close()
+        self.world = self.group = self._control = self._store = None
 
     def among(self, size: int) -> OneRank:
         """Return the first processes."""
@@ -374,9 +381,12 @@ def _start() -> None:
 def _stop() -> None:
     """Leave the process group, so that nobody waits for this process."""
     global _known
-    _known = None
+    known, _known = _known, None
     if dist.is_initialized():
         dist.destroy_process_group()
+    if known is not None:
+        known.close()
+    gc.collect()  # what an interrupted call has left may hold groups too
 
 
 def _store() -> Any:

@@ -78,6 +78,13 @@ class Replica(Alone):
         )
         self.network.register_comm_hook(self, _sum_hook())
 
+    def release(self) -> None:
+        """Let go of DistributedDataParallel, whose hook knows this object.
+
+        It holds a process group, whose threads must have ended when the process does.
+        """
+        self.network = self.group = None
+
     def synchronise(self) -> None:
         """Replace running means and variances by their means over the processes."""
         self._ranks.average(
