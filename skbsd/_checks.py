@@ -366,6 +366,12 @@ def fitted_classifier(estimator: Any, attribute: str) -> Any:
             f"this {type(last).__name__} has no {attribute}: it was loaded from a file "
             "without it. Save it with save(path, posterior=True), or fit it."
         )
+    if attribute == "posterior_" and hasattr(last, "posterior_rows_"):
+        raise ValueError(
+            f"this {type(last).__name__} has the beliefs about {len(last.posterior_)} "
+            "samples, a process's part of them (gather_posterior=False); fit it with "
+            "gather_posterior=True."
+        )
     return last
 
 

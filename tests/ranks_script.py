@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from helpers import quick
@@ -25,6 +26,7 @@ from torch.utils.data import TensorDataset
 from skbsd._batches import ResidentBatches
 from skbsd.callbacks import ProgressBar
 from skbsd.contrastive import Contrastive
+from skbsd.label_noise import find_label_issues
 
 N_DIGITS = 501  # neither a multiple of the batch size nor of the number of processes
 
@@ -209,6 +211,8 @@ def kept_in_parts():
     X, y = digits()
     model = quick(gather_posterior=False).fit(X, y)
     model.partial_fit(X, y)
+    with pytest.raises(ValueError, match="a process's part of them"):
+        find_label_issues(model)
     return facts(model) | {"rows": model.posterior_rows_}
 
 
