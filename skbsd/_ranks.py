@@ -168,7 +168,7 @@ class Ranks(OneRank):
     """
 
     def __init__(self, size: int):
-        self.world = dist.group.WORLD
+        self.world: Any = dist.group.WORLD
         self.size = size
         self.rank = dist.get_rank()
         self.is_first = self.rank == 0
@@ -178,7 +178,7 @@ class Ranks(OneRank):
         # All processes make all groups, in the same order, whoever is in them.
         self.group = self.world if is_all else dist.new_group(members)
         self._control: Any = dist.new_group(members, backend="gloo")
-        self._store = dist.PrefixStore("skbsd", _store())
+        self._store: Any = dist.PrefixStore("skbsd", _store())
         self._parts: dict[int, Ranks] = {}
         self._n_works = 0
 
