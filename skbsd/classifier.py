@@ -18,7 +18,7 @@ from . import _advice, _checks, _persistence
 from ._cross_fit import checked_groups, cross_fit, method_for
 from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
 from ._fitting import Fitting
-from ._held_out import HoldOut, with_base_rates
+from ._held_out import HoldOut, with_base_rates, with_own_scale
 from ._html import HTMLRepresentation
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData, checked_data, split_rows
@@ -804,6 +804,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         if held_out is not None:
             outcome = held_out.outcome()
         if outcome is not None:
+            outcome = with_own_scale(self, outcome, data, split.rows)
             self.calibration_ = with_base_rates(self, outcome, data, split.rows)
             self.out_of_fold_proba_ = outcome.proba
         if interrupted is None:

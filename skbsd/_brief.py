@@ -1,0 +1,171 @@
+"""Calibration of trainings too brief for a part of them to tell much.
+
+After few epochs the scale of the logits differs from network to network. So the folds
+tell how predictions of unseen samples differ from those of learnt ones, and the final
+network's predictions of what it has learnt do the rest.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from ._label_model import SD_LOG_TEMPERATURE
+from .calibration import (
+    Calibration,
+    LabelErrors,
+    fit_calibration,
+    fit_label_errors,
+    log_losses,
+)
+
+# Fewer epochs than this are a brief training.
+FEW_EPOCHS = 20
+# Of the labels that are predicted otherwise, so many must be wrong for any to be.
+# A network that has hardly learnt contradicts labels for want of training.
+_MOSTLY = 2 / 3
+# Prior standard deviation of log T, of the final network beside those of the folds.
+_SD_CHANGE = 0.15
+_LOG_T = (-6.0, 4.0)
+_STEP = 0.01  # of numerical derivatives
+
+
+class LogTemperature(NamedTuple):
+    """An estimate of log T.
+
+    Parameters
+    ----------
+    value : float
+    variance : float
+        Of the estimate, also where the model is wrong.
+    loss : float
+        Mean log loss at the estimate.
+    """
+
+    value: float
+    variance: float
+    loss: float
+
+
+def is_brief(net: Any) -> bool:
+    """Whether a training is too brief for folds of half of its length.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+    """
+    return net.max_epochs < FEW_EPOCHS
+
+
+def batch_size_of_fold(batch_size: int, n: int, n_fold: int) -> int:
+    """Return the batch size with which a part of the data takes as many steps as all.
+
+    Parameters
+    ----------
+    batch_size : int
+        For all of them; -1 is all of them.
+    n, n_fold : int
+        Samples, and those of the part.
+    """
+    if batch_size == -1 or batch_size >= n:
+        return batch_size  # one batch stays one
+    # Batch normalisation needs two samples.
+    return min(batch_size, max(2, math.ceil(batch_size * n_fold / n)))
+
+
+def label_errors(
+    logits: Tensor, labels: Tensor, weight: Tensor, *, shows_images: bool, brief: bool
+) -> LabelErrors:
+    """Estimate calibration and label noise of predictions of unseen samples.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n, n_classes)
+    labels : Tensor of shape (n,)
+    weight : Tensor of shape (n,)
+    shows_images : bool
+        Whether errors are what to think of first.
+    brief : bool
+        Whether the network may have had too little training to tell.
+    """
+    suspected = shows_images and not brief
+    found = fit_label_errors(logits, labels, weight, suspected=suspected)
+    if not brief or found.transition is None:
+        return found
+    contradicted = weight @ (logits.argmax(dim=1) != labels).to(weight)
+    if found.rate >= _MOSTLY * float(contradicted / weight.sum()):
+        return found
+    temperature, bias = fit_calibration(logits, labels, weight)
+    return LabelErrors(temperature, bias, None, 0.0, found.separation)
+
+
+def estimate_log_temperature(
+    calibration: Calibration, logits: Tensor, labels: Tensor, weight: Tensor
+) -> LogTemperature:
+    r"""Estimate log T beside the bias and the errors of a calibration.
+
+    Its variance is :math:`\sum_i s_i^2 / H^2` for scores :math:`s_i` and curvature H of
+    the log likelihood. Unlike 1 / H it is large where a few labels that contradict sure
+    predictions decide, as they do on data that were learnt nearly without an error.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    logits : Tensor of shape (n, n_classes)
+    labels : Tensor of shape (n,)
+    weight : Tensor of shape (n,)
+    """
+    precision = 1 / SD_LOG_TEMPERATURE**2
+
+    def losses(log_t: float) -> Tensor:
+        made = replace(
+            calibration, temperature=math.exp(log_t), applies_transition=True
+        )
+        return log_losses(made(logits), labels)
+
+    def penalised(log_t: float) -> float:
+        return float(losses(log_t) @ weight) + precision * log_t**2 / 2
+
+    value = float(minimize_scalar(penalised, bounds=_LOG_T, method="bounded").x)
+    below, at, above = (losses(value + step) for step in (-_STEP, 0.0, _STEP))
+    scores = weight * (above - below) / (2 * _STEP)
+    curvature = float((above - 2 * at + below) @ weight) / _STEP**2 + precision
+    variance = float(scores.square().sum()) + precision
+    variance /= max(curvature, precision) ** 2
+    return LogTemperature(value, variance, float(at @ weight / weight.sum()))
+
+
+def for_final_network(
+    calibration: Calibration,
+    learnt_by_folds: LogTemperature,
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+) -> Calibration:
+    """Return the calibration for the scale that the final network's logits have.
+
+    log T changes by as much as the best one of learnt samples does from the folds to
+    the final network, the less so the less certain that is. A bias stays if the final
+    network's predictions are better with it.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        From the folds' predictions of unseen samples.
+    learnt_by_folds : LogTemperature
+        Of their predictions of the others.
+    logits : Tensor of shape (n, n_classes)
+        The final network's, of what it has learnt.
+    labels : Tensor of shape (n,)
+    weight : Tensor of shape (n,)
+    """
+    own = estimate_log_temperature(calibration, logits, labels, weight)
+    trust = 1 / (1 + (own.variance + learnt_by_folds.variance) / _SD_CHANGE**2)
+    change = trust * (own.value - learnt_by_folds.value)
+    if calibration.bias is not None:
+        unbiased = replace(calibration, bias=None)
+        if estimate_log_temperature(unbiased, logits, labels, weight).loss < own.loss:
+            calibration = unbiased
+    return replace(calibration, temperature=calibration.temperature * math.exp(change))
