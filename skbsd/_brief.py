@@ -21,8 +21,12 @@ from .calibration import (
     log_losses,
 )
 
-# Fewer epochs than this are a brief training.
-FEW_EPOCHS = 20
+# A training of so few epochs is brief.
+_FEW_EPOCHS = 10
+# So is a longer one if half of its epochs, on half of the data, are only so few steps.
+_FEW_STEPS = 40
+# Small tables have folds of all epochs otherwise, which are long enough from here on.
+_FEW_WHOLE_EPOCHS = 20
 # Of the labels that are predicted otherwise, so many must be wrong for any to be.
 # A network that has hardly learnt contradicts labels for want of training.
 _MOSTLY = 2 / 3
@@ -49,14 +53,24 @@ class LogTemperature(NamedTuple):
     loss: float
 
 
-def is_brief(net: Any) -> bool:
-    """Whether a training is too brief for folds of half of its length.
+def is_brief(net: Any, size: float, *, whole: bool) -> bool:
+    """Whether a training is too brief for the folds of longer ones.
 
     Parameters
     ----------
     net : BSDClassifier
+    size : float
+        Samples that are trained on.
+    whole : bool
+        Whether those folds would be trained for all epochs.
     """
-    return net.max_epochs < FEW_EPOCHS
+    if net.max_epochs < _FEW_EPOCHS:
+        return True
+    if whole and net.max_epochs >= _FEW_WHOLE_EPOCHS:
+        return False
+    batch_size, _ = net._loader("iterator_train").resolved()
+    per_epoch = 1 if batch_size == -1 else math.ceil(size / 2 / batch_size)
+    return math.ceil(net.max_epochs / 2) * per_epoch < _FEW_STEPS
 
 
 def batch_size_of_fold(batch_size: int, n: int, n_fold: int) -> int:
@@ -106,9 +120,9 @@ def estimate_log_temperature(
 ) -> LogTemperature:
     r"""Estimate log T beside the bias and the errors of a calibration.
 
-    Its variance is :math:`\sum_i s_i^2 / H^2` for scores :math:`s_i` and curvature H of
-    the log likelihood. Unlike 1 / H it is large where a few labels that contradict sure
-    predictions decide, as they do on data that were learnt nearly without an error.
+    Its variance is :math:`\sum_i w_i s_i^2 / H^2` for scores :math:`s_i` and curvature
+    H of the log likelihood. Unlike 1 / H it is large where a few labels that contradict
+    sure predictions decide, as on data that were learnt nearly without an error.
 
     Parameters
     ----------
@@ -128,11 +142,15 @@ def estimate_log_temperature(
     def penalised(log_t: float) -> float:
         return float(losses(log_t) @ weight) + precision * log_t**2 / 2
 
-    value = float(minimize_scalar(penalised, bounds=_LOG_T, method="bounded").x)
+    found = minimize_scalar(
+        penalised, bounds=_LOG_T, method="bounded", options={"xatol": 1e-7}
+    )
+    value = float(found.x)
     below, at, above = (losses(value + step) for step in (-_STEP, 0.0, _STEP))
-    scores = weight * (above - below) / (2 * _STEP)
+    scores = (above - below) / (2 * _STEP)
     curvature = float((above - 2 * at + below) @ weight) / _STEP**2 + precision
-    variance = float(scores.square().sum()) + precision
+    # A weight counts as so many samples.
+    variance = float(weight @ scores.square()) + precision
     variance /= max(curvature, precision) ** 2
     return LogTemperature(value, variance, float(at @ weight / weight.sum()))
 

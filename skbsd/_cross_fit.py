@@ -224,8 +224,8 @@ class CrossFit:
         self.has_rare_class = has_rare_class(data, rows)
         # Networks for images are slow, even on few of them.
         self.is_image = is_image(data.X, net.image_shape)
-        self.is_brief = is_brief(net)
         is_small = self.size < _ENOUGH and not self.is_image
+        self.is_brief = is_brief(net, self.size, whole=is_small)
         self.is_small = is_small and not self.is_brief
         self.fold = deal(keys, codes, _FEW_FOLDS if self.is_small else 2)
         self.n_folds = int(self.fold.max()) + 1

@@ -143,7 +143,9 @@ class HoldOut:
         self, net: Any, data: TrainingData, split: Split, groups: np.ndarray | None
     ):
         self.net = net
-        self._is_brief = is_brief(net)
+        self._is_brief = is_brief(
+            net, data.size(split.rows), whole=not is_image(data.X, net.image_shape)
+        )
         self.choice = Choice.plain(net) if self._is_brief else Choice.default(net)
         self._data, self._rows = data, split.valid_rows
         if split.valid_data is not None:

@@ -83,9 +83,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         probabilities. "cross-fit" trains two networks on half of the data for half of
         the epochs before the final one learns from all of them, and a third where the
         learning rate or the rule changes; for tables of fewer than 450 samples it is
-        four of each kind, trained on three quarters for all epochs. "hold-out"
-        leaves a fifth of the data out, 2,000 samples at most, or takes the validation
-        data of `train_split`. "auto" is "hold-out" above 20,000 samples or with a
+        four of each kind, trained on three quarters for all epochs. Where training is
+        brief, with fewer than 10 epochs or too few steps (see the guide on
+        calibration), nothing is chosen: the network is that of ``calibration=None``,
+        and two others, of as many steps each, calibrate it. "hold-out" leaves a fifth
+        of the data out, 2,000 samples at most, or takes the validation data of
+        `train_split`. "auto" is "hold-out" above 20,000 samples or with a
         `train_split`, and "cross-fit" otherwise; nothing is done with fewer than 20
         samples. None trains once, and predicts the softmax of the logits.
         :meth:`partial_fit` and warm starts keep the calibration that is there. Of the
@@ -429,7 +432,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         ConvergenceWarning
             Where an interrupt (Ctrl-C) ends training, which leaves a usable model;
             where predictions of unseen samples are no better than the frequencies of
-            the classes, or the validation accuracy falls to half of what it was.
+            the classes, or the validation accuracy falls to half of what it was; where
+            the calibration finds a temperature below 0.05 or above 20.
         UserWarning
             For columns of very different scales, and for a `prior_strength` that leaves
             the label less than a tenth of its target.
