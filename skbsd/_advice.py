@@ -12,8 +12,8 @@ _NOT_TRAINED = 1e30  # which is an error
 _LEAST_LABEL = 0.1
 _ENOUGH = 500  # predictions to judge by
 # Temperatures of trainings that did what they should lie well within.
-_LOWEST_TEMPERATURE = 0.05
-_HIGHEST_TEMPERATURE = 20.0
+_LOWEST_TEMPERATURE = 0.02
+_HIGHEST_TEMPERATURE = 50.0
 
 
 def of_settings(net: Any, X: Any, stacklevel: int) -> None:

@@ -27,9 +27,16 @@ _FEW_EPOCHS = 10
 _FEW_STEPS = 40
 # Small tables have folds of all epochs otherwise, which are long enough from here on.
 _FEW_WHOLE_EPOCHS = 20
-# Of the labels that are predicted otherwise, so many must be wrong for any to be.
-# A network that has hardly learnt contradicts labels for want of training.
-_MOSTLY = 2 / 3
+# From so many samples on, two folds trained for half of the epochs tell as much as
+# more and longer ones, if training is not brief.
+_ENOUGH = 450
+# A network that has hardly learnt contradicts labels for want of training. Errors are
+# believed where they are so large a share of the contradicted labels, where the true
+# classes are told apart so well (1 is certainty), and where so many of all labels are
+# wrong: to take the few contradictions of nature for errors costs more than it gains.
+_MOSTLY = 0.5
+_SEPARABLE = 0.8
+_LEAST_ERRORS = 0.05
 # Prior standard deviation of log T, of the final network beside those of the folds.
 _SD_CHANGE = 0.15
 _LOG_T = (-6.0, 4.0)
@@ -53,7 +60,20 @@ class LogTemperature(NamedTuple):
     loss: float
 
 
-def is_brief(net: Any, size: float, *, whole: bool) -> bool:
+def is_small_table(size: float, *, shows_images: bool) -> bool:
+    """Whether more and longer folds are worth their time.
+
+    Parameters
+    ----------
+    size : float
+        Samples that are trained on.
+    shows_images : bool
+        Networks for images are slow, even on few of them.
+    """
+    return size < _ENOUGH and not shows_images
+
+
+def is_brief(net: Any, size: float, *, shows_images: bool) -> bool:
     """Whether a training is too brief for the folds of longer ones.
 
     Parameters
@@ -61,12 +81,12 @@ def is_brief(net: Any, size: float, *, whole: bool) -> bool:
     net : BSDClassifier
     size : float
         Samples that are trained on.
-    whole : bool
-        Whether those folds would be trained for all epochs.
+    shows_images : bool
     """
     if net.max_epochs < _FEW_EPOCHS:
         return True
-    if whole and net.max_epochs >= _FEW_WHOLE_EPOCHS:
+    is_small = is_small_table(size, shows_images=shows_images)
+    if is_small and net.max_epochs >= _FEW_WHOLE_EPOCHS:
         return False
     batch_size, _ = net._loader("iterator_train").resolved()
     per_epoch = 1 if batch_size == -1 else math.ceil(size / 2 / batch_size)
@@ -109,7 +129,8 @@ def label_errors(
     if not brief or found.transition is None:
         return found
     contradicted = weight @ (logits.argmax(dim=1) != labels).to(weight)
-    if found.rate >= _MOSTLY * float(contradicted / weight.sum()):
+    least = max(_LEAST_ERRORS, _MOSTLY * float(contradicted / weight.sum()))
+    if found.rate >= least and found.separation >= _SEPARABLE:
         return found
     temperature, bias = fit_calibration(logits, labels, weight)
     return LabelErrors(temperature, bias, None, 0.0, found.separation)

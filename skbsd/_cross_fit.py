@@ -21,6 +21,7 @@ from ._brief import (
     batch_size_of_fold,
     estimate_log_temperature,
     is_brief,
+    is_small_table,
     label_errors,
 )
 from ._checkpoint import CheckpointFile
@@ -36,9 +37,6 @@ from ._run import DivergenceError
 from ._run_checkpoint import parameters_that_count
 from .calibration import Calibration, LabelErrors, fit_temperature, log_losses
 
-# From so many samples on, two folds trained for half of the epochs tell as much as
-# more and longer ones.
-_ENOUGH = 450
 _SHORT = 0.5  # of the epochs
 _FEW_FOLDS = 4
 # Above this, a part of the data is held out instead, and nothing trained twice.
@@ -222,10 +220,9 @@ class CrossFit:
         keys = row_keys(data, rows, groups)
         self.are_alike = are_alike(keys, codes)
         self.has_rare_class = has_rare_class(data, rows)
-        # Networks for images are slow, even on few of them.
         self.is_image = is_image(data.X, net.image_shape)
-        is_small = self.size < _ENOUGH and not self.is_image
-        self.is_brief = is_brief(net, self.size, whole=is_small)
+        self.is_brief = is_brief(net, self.size, shows_images=self.is_image)
+        is_small = is_small_table(self.size, shows_images=self.is_image)
         self.is_small = is_small and not self.is_brief
         self.fold = deal(keys, codes, _FEW_FOLDS if self.is_small else 2)
         self.n_folds = int(self.fold.max()) + 1

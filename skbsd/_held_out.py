@@ -144,7 +144,7 @@ class HoldOut:
     ):
         self.net = net
         self._is_brief = is_brief(
-            net, data.size(split.rows), whole=not is_image(data.X, net.image_shape)
+            net, data.size(split.rows), shows_images=is_image(data.X, net.image_shape)
         )
         self.choice = Choice.plain(net) if self._is_brief else Choice.default(net)
         self._data, self._rows = data, split.valid_rows

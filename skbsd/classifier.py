@@ -433,7 +433,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             Where an interrupt (Ctrl-C) ends training, which leaves a usable model;
             where predictions of unseen samples are no better than the frequencies of
             the classes, or the validation accuracy falls to half of what it was; where
-            the calibration finds a temperature below 0.05 or above 20.
+            the calibration finds a temperature below 0.02 or above 50.
         UserWarning
             For columns of very different scales, and for a `prior_strength` that leaves
             the label less than a tenth of its target.
