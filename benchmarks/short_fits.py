@@ -118,13 +118,15 @@ def moons(seed: int, *, n: int):
     return make_moons(n + TEST, noise=0.3, random_state=seed)
 
 
-def made_images(seed: int, *, n: int, n_classes: int, pixels: int = 16):
+def made_images(seed: int, *, n: int, n_classes: int, pixels: int = 8):
     """Return smooth pictures, one per class, that are moved, dimmed and noisy."""
     rng = np.random.default_rng(seed)
-    models = gaussian_filter(rng.normal(size=(n_classes, pixels, pixels)), (0, 2, 2))
+    models = gaussian_filter(
+        rng.normal(size=(n_classes, pixels, pixels)), (0, pixels / 8, pixels / 8)
+    )
     models /= models.std(axis=(1, 2), keepdims=True)
     y = rng.integers(n_classes, size=n + TEST)
-    shifts = rng.integers(-2, 3, size=(len(y), 2))
+    shifts = rng.integers(-1, 2, size=(len(y), 2))
     X = np.stack(
         [np.roll(models[k], s, (0, 1)) for k, s in zip(y, shifts, strict=True)]
     )
@@ -178,7 +180,7 @@ PANELS = {
             partial(made_images, n=1000, n_classes=10), 1000, 0.3
         ),
         "pictures10-speednet-n800": Task(
-            partial(made_images, n=800, n_classes=10), 800, 0.0, _SPEED
+            partial(made_images, n=800, n_classes=10, pixels=16), 800, 0.0, _SPEED
         ),
     },
 }

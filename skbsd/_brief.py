@@ -26,6 +26,7 @@ _FEW_EPOCHS = 10
 # So is a longer one if half of its epochs, on half of the data, are only so few steps.
 _FEW_STEPS = 40
 # Small tables have folds of all epochs otherwise, which are long enough from here on.
+# Below, wrong labels are believed in on more evidence, however many steps there are.
 _FEW_WHOLE_EPOCHS = 20
 # From so many samples on, two folds trained for half of the epochs tell as much as
 # more and longer ones, if training is not brief.
@@ -93,6 +94,18 @@ def is_brief(net: Any, size: float, *, shows_images: bool) -> bool:
     return math.ceil(net.max_epochs / 2) * per_epoch < _FEW_STEPS
 
 
+def is_cautious(net: Any, *, brief: bool) -> bool:
+    """Whether it takes much evidence to believe that labels are wrong.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+    brief : bool
+        Whether training is brief.
+    """
+    return brief or net.max_epochs < _FEW_WHOLE_EPOCHS
+
+
 def batch_size_of_fold(batch_size: int, n: int, n_fold: int) -> int:
     """Return the batch size with which a part of the data takes as many steps as all.
 
@@ -110,7 +123,12 @@ def batch_size_of_fold(batch_size: int, n: int, n_fold: int) -> int:
 
 
 def label_errors(
-    logits: Tensor, labels: Tensor, weight: Tensor, *, shows_images: bool, brief: bool
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    *,
+    shows_images: bool,
+    cautious: bool,
 ) -> LabelErrors:
     """Estimate calibration and label noise of predictions of unseen samples.
 
@@ -121,12 +139,12 @@ def label_errors(
     weight : Tensor of shape (n,)
     shows_images : bool
         Whether errors are what to think of first.
-    brief : bool
+    cautious : bool
         Whether the network may have had too little training to tell.
     """
-    suspected = shows_images and not brief
+    suspected = shows_images and not cautious
     found = fit_label_errors(logits, labels, weight, suspected=suspected)
-    if not brief or found.transition is None:
+    if not cautious or found.transition is None:
         return found
     contradicted = weight @ (logits.argmax(dim=1) != labels).to(weight)
     least = max(_LEAST_ERRORS, _MOSTLY * float(contradicted / weight.sum()))

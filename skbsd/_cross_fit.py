@@ -21,6 +21,7 @@ from ._brief import (
     batch_size_of_fold,
     estimate_log_temperature,
     is_brief,
+    is_cautious,
     is_small_table,
     label_errors,
 )
@@ -359,7 +360,7 @@ class CrossFit:
             labels,
             weight,
             shows_images=self.is_image,
-            brief=self.is_brief,
+            cautious=is_cautious(self.net, brief=self.is_brief),
         )
         self._known.append((predicted, errors))
         return errors

@@ -11,7 +11,13 @@ from skorch.utils import is_dataset
 from torch import Tensor
 from torch.utils.data import Subset
 
-from ._brief import LogTemperature, for_final_network, is_brief, label_errors
+from ._brief import (
+    LogTemperature,
+    for_final_network,
+    is_brief,
+    is_cautious,
+    label_errors,
+)
 from ._folds import deal, row_keys
 from ._loading import Split, TrainingData
 from ._preparation import is_image
@@ -171,7 +177,7 @@ class HoldOut:
                 labels,
                 weight,
                 shows_images=shows_images,
-                brief=self._is_brief,
+                cautious=is_cautious(net, brief=self._is_brief),
             ),
             logits,
             labels,

@@ -153,7 +153,7 @@ class TestFinalNetwork:
 
 
 class TestLabelErrors:
-    def of(self, accuracy, wrong, brief, sure=6.0):
+    def of(self, accuracy, wrong, cautious, sure=6.0):
         """Estimate errors of a network that is right so often, and as sure always."""
         rng = np.random.default_rng(0)
         true = rng.integers(5, size=2000)
@@ -166,7 +166,7 @@ class TestLabelErrors:
             torch.from_numpy(given),
             torch.ones(2000, dtype=torch.float64),
             shows_images=True,
-            brief=brief,
+            cautious=cautious,
         )
 
     def test_are_found(self):
