@@ -37,6 +37,8 @@ _ENOUGH = 450
 # wrong: to take the few contradictions of nature for errors costs more than it gains.
 _MOSTLY = 0.5
 _SEPARABLE = 0.8
+_SEPARABLE_WHEN_SETTLED = 0.5
+_SETTLED = 30  # steps, after which the statistics of batch normalisation are right
 _LEAST_ERRORS = 0.05
 # Prior standard deviation of log T, of the final network beside those of the folds.
 _SD_CHANGE = 0.15
@@ -94,16 +96,28 @@ def is_brief(net: Any, size: float, *, shows_images: bool) -> bool:
     return math.ceil(net.max_epochs / 2) * per_epoch < _FEW_STEPS
 
 
-def is_cautious(net: Any, *, brief: bool) -> bool:
-    """Whether it takes much evidence to believe that labels are wrong.
+def least_separation(net: Any, size: float, *, brief: bool) -> float | None:
+    """Return how well classes must be told apart for labels to be called wrong.
 
     Parameters
     ----------
     net : BSDClassifier
+    size : float
+        Samples that are trained on.
     brief : bool
         Whether training is brief.
+
+    Returns
+    -------
+    float or None
+        None where it takes no more than :func:`fit_label_errors` asks for.
     """
-    return brief or net.max_epochs < _FEW_WHOLE_EPOCHS
+    if not brief and net.max_epochs >= _FEW_WHOLE_EPOCHS:
+        return None
+    batch_size, _ = net._loader("iterator_train").resolved()
+    per_epoch = 1 if batch_size == -1 else math.ceil(size / batch_size)
+    unsettled = net.max_epochs * per_epoch < _SETTLED
+    return _SEPARABLE if unsettled else _SEPARABLE_WHEN_SETTLED
 
 
 def batch_size_of_fold(batch_size: int, n: int, n_fold: int) -> int:
@@ -128,7 +142,7 @@ def label_errors(
     weight: Tensor,
     *,
     shows_images: bool,
-    cautious: bool,
+    separable: float | None,
 ) -> LabelErrors:
     """Estimate calibration and label noise of predictions of unseen samples.
 
@@ -139,16 +153,16 @@ def label_errors(
     weight : Tensor of shape (n,)
     shows_images : bool
         Whether errors are what to think of first.
-    cautious : bool
-        Whether the network may have had too little training to tell.
+    separable : float or None
+        How well the classes must be told apart, if it takes more evidence than usual.
     """
-    suspected = shows_images and not cautious
+    suspected = shows_images and separable is None
     found = fit_label_errors(logits, labels, weight, suspected=suspected)
-    if not cautious or found.transition is None:
+    if separable is None or found.transition is None:
         return found
     contradicted = weight @ (logits.argmax(dim=1) != labels).to(weight)
     least = max(_LEAST_ERRORS, _MOSTLY * float(contradicted / weight.sum()))
-    if found.rate >= least and found.separation >= _SEPARABLE:
+    if found.rate >= least and found.separation >= separable:
         return found
     temperature, bias = fit_calibration(logits, labels, weight)
     return LabelErrors(temperature, bias, None, 0.0, found.separation)

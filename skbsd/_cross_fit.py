@@ -21,9 +21,9 @@ from ._brief import (
     batch_size_of_fold,
     estimate_log_temperature,
     is_brief,
-    is_cautious,
     is_small_table,
     label_errors,
+    least_separation,
 )
 from ._checkpoint import CheckpointFile
 from ._fitting import Fitting
@@ -360,7 +360,7 @@ class CrossFit:
             labels,
             weight,
             shows_images=self.is_image,
-            cautious=is_cautious(self.net, brief=self.is_brief),
+            separable=least_separation(self.net, self.size, brief=self.is_brief),
         )
         self._known.append((predicted, errors))
         return errors

@@ -15,8 +15,8 @@ from ._brief import (
     LogTemperature,
     for_final_network,
     is_brief,
-    is_cautious,
     label_errors,
+    least_separation,
 )
 from ._folds import deal, row_keys
 from ._loading import Split, TrainingData
@@ -149,10 +149,10 @@ class HoldOut:
         self, net: Any, data: TrainingData, split: Split, groups: np.ndarray | None
     ):
         self.net = net
-        self._is_brief = is_brief(
-            net, data.size(split.rows), shows_images=is_image(data.X, net.image_shape)
-        )
-        self.choice = Choice.plain(net) if self._is_brief else Choice.default(net)
+        size, self._is_image = data.size(split.rows), is_image(data.X, net.image_shape)
+        brief = is_brief(net, size, shows_images=self._is_image)
+        self._separable = least_separation(net, size, brief=brief)
+        self.choice = Choice.plain(net) if brief else Choice.default(net)
         self._data, self._rows = data, split.valid_rows
         if split.valid_data is not None:
             self._data = split.valid_data
@@ -170,20 +170,19 @@ class HoldOut:
         logits = net._logits_of(part_of(data.X, rows)).double()
         labels = torch.from_numpy(data.codes[rows])
         weight = data.relative_weight(rows, data.size(rows))
-        shows_images = is_image(data.X, net.image_shape)
         calibration = calibrate(
             label_errors(
                 logits,
                 labels,
                 weight,
-                shows_images=shows_images,
-                cautious=is_cautious(net, brief=self._is_brief),
+                shows_images=self._is_image,
+                separable=self._separable,
             ),
             logits,
             labels,
             weight,
             net.label_noise,
-            shows_images=shows_images,
+            shows_images=self._is_image,
         )
         seconds = time.perf_counter() - began
         calibration = replace(calibration, method="hold-out", seconds=seconds)

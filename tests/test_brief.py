@@ -166,7 +166,7 @@ class TestLabelErrors:
             torch.from_numpy(given),
             torch.ones(2000, dtype=torch.float64),
             shows_images=True,
-            cautious=cautious,
+            separable=0.5 if cautious else None,
         )
 
     def test_are_found(self):
