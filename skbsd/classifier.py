@@ -18,7 +18,7 @@ from . import _advice, _checks, _persistence
 from ._cross_fit import checked_groups, cross_fit, method_for
 from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
 from ._fitting import Fitting
-from ._held_out import HoldOut, with_base_rates
+from ._held_out import HoldOut, Outcome, with_base_rates, with_own_scale
 from ._html import HTMLRepresentation
 from ._launch import fit_in_processes, n_processes
 from ._learning_rate import SCHEDULES
@@ -85,9 +85,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         probabilities. "cross-fit" trains two networks on half of the data for half of
         the epochs before the final one learns from all of them, and a third where the
         learning rate or the rule changes; for tables of fewer than 450 samples it is
-        four of each kind, trained on three quarters for all epochs. "hold-out"
-        leaves a fifth of the data out, 2,000 samples at most, or takes the validation
-        data of `train_split`. "auto" is "hold-out" above 20,000 samples or with a
+        four of each kind, trained on three quarters for all epochs. Where training is
+        brief, with fewer than 10 epochs or too few steps (see the guide on
+        calibration), nothing is chosen: the network is that of ``calibration=None``,
+        and two others, of as many steps each, calibrate it. "hold-out" leaves a fifth
+        of the data out, 2,000 samples at most, or takes the validation data of
+        `train_split`. "auto" is "hold-out" above 20,000 samples or with a
         `train_split`, and "cross-fit" otherwise; nothing is done with fewer than 20
         samples. None trains once, and predicts the softmax of the logits.
         :meth:`partial_fit` and warm starts keep the calibration that is there. Of the
@@ -451,7 +454,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         ConvergenceWarning
             Where an interrupt (Ctrl-C) ends training, which leaves a usable model;
             where predictions of unseen samples are no better than the frequencies of
-            the classes, or the validation accuracy falls to half of what it was.
+            the classes, or the validation accuracy falls to half of what it was; where
+            the calibration finds a temperature below 0.02 or above 50.
         UserWarning
             For columns of very different scales, and for a `prior_strength` that leaves
             the label less than a tenth of its target.
@@ -842,8 +846,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         if held_out is not None:
             outcome = ranks.first_does(held_out.outcome)
         if outcome is not None:
-            self.calibration_ = ranks.first_does(
-                lambda: with_base_rates(self, outcome, data, split.rows)
+            outcome, self.calibration_ = ranks.first_does(
+                lambda: self._scaled(outcome, data, split.rows)
             )
             self.out_of_fold_proba_ = outcome.proba
         if not ranks.is_first:
@@ -861,6 +865,11 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
                 stacklevel=4,  # fit's caller
             )
         return self
+
+    def _scaled(self, outcome: Outcome, data: TrainingData, rows: np.ndarray):
+        """Fit what was found to the final network."""
+        outcome = with_own_scale(self, outcome, data, rows)
+        return outcome, with_base_rates(self, outcome, data, rows)
 
     def _split(self, data: TrainingData, caller: str, split_params: dict) -> Split:
         """Split off validation data."""
