@@ -24,7 +24,7 @@ from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
 from .calibration import Calibration
 from .objectives import Objective
-from .posterior import DirichletPosterior
+from .posterior import Posterior, make_posterior
 
 
 class Estimator(Trainee, Protocol):
@@ -43,6 +43,7 @@ class Estimator(Trainee, Protocol):
     averaging: str | None
     precision: str
     posterior_dtype: str
+    posterior_folder: Any
     channels_last: Any
     compile: bool
     cuda_graph: Any
@@ -63,7 +64,7 @@ class Estimator(Trainee, Protocol):
     image_std_: Any
     initialized_: bool
     n_iter_: int
-    posterior_: DirichletPosterior
+    posterior_: Posterior
     _fingerprint: tuple
     _generators: Generators
     _preparation: Preparation
@@ -272,7 +273,7 @@ class Fitting:
         same_type = copied and str(X.dtype).removeprefix("torch.") == str(given.dtype)
         return X if same_type else given
 
-    def _posterior(self, data: TrainingData) -> DirichletPosterior:
+    def _posterior(self, data: TrainingData) -> Posterior:
         """Return the last call's where the samples are the same, or a new one."""
         net, codes = self.net, torch.from_numpy(self.data.codes)
         choice = self.choice
@@ -292,9 +293,11 @@ class Fitting:
         half = net.posterior_dtype == "float16"
         dtype = torch.float16 if half else net._preparation.float_dtype
         n_classes = len(net.classes_)
-        return DirichletPosterior(
+        return make_posterior(
             codes,
             n_classes,
+            posterior_dtype=net.posterior_dtype,
+            float_dtype=net._preparation.float_dtype,
             prior_strength=resolve_prior_strength(
                 choice.prior_strength, net.max_epochs
             ),
@@ -302,8 +305,8 @@ class Fitting:
             prior_floor=resolve_prior_floor(
                 net.prior_floor, n_classes, torch.finfo(dtype).smallest_normal
             ),
-            dtype=dtype,
             device=self.device,
+            folder=net.posterior_folder,
         )
 
     def _batches(self, data: TrainingData) -> tuple[Batches, Batches | None]:

@@ -55,6 +55,7 @@ _LATER_PARAMETERS = {
     "calibration": None,
     "cuda_graph": "auto",
     "label_noise": "auto",
+    "posterior_folder": None,
     "prediction_views": None,
 }
 

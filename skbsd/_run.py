@@ -27,7 +27,7 @@ from ._optimizer import forget_gradients, needs_closure, step_function
 from ._preparation import Preparation, augment
 from ._sklearn_tasks import FitTasks, count_epochs
 from .objectives import Objective
-from .posterior import DirichletPosterior
+from .posterior import Posterior
 
 
 class DivergenceError(ValueError):
@@ -106,7 +106,7 @@ class Run:
         How the network is run.
     preparation : Preparation
         The facts of the inputs.
-    posterior : DirichletPosterior
+    posterior : DirichletPosterior or CompactPosterior
     batches : ResidentBatches or LoaderBatches
         To train on.
     valid_batches : ResidentBatches, LoaderBatches or None
@@ -138,7 +138,7 @@ class Run:
         *,
         forward: Forward,
         preparation: Preparation,
-        posterior: DirichletPosterior,
+        posterior: Posterior,
         batches: Batches,
         valid_batches: Batches | None,
         datasets: dict[str, Any],

@@ -9,7 +9,14 @@ from ._run import Run
 from ._run_state import RunState
 
 # Parameters that change nothing of what is learnt.
-_WITHOUT_EFFECT = ("callbacks", "checkpoint", "cuda_graph", "device", "verbose")
+_WITHOUT_EFFECT = (
+    "callbacks",
+    "checkpoint",
+    "cuda_graph",
+    "device",
+    "posterior_folder",
+    "verbose",
+)
 _SHOWING = ("callbacks__print_log", "callbacks__epoch_timer")
 
 
