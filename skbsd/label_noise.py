@@ -349,6 +349,7 @@ class _Shares:
     ----------
     codes : ndarray of shape (n_samples,)
         Those of the labels.
+    n_classes : int
     """
 
     def __init__(self, classifier: Any):
@@ -367,6 +368,7 @@ class _Shares:
             )
         self.classifier = classifier
         self.codes = posterior.labels.cpu().numpy()
+        self.n_classes = posterior.n_classes
 
     def parts(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield places of samples, and their shares: NaN where there is no evidence."""
@@ -424,8 +426,7 @@ def _probable_class(shares: _Shares, given: np.ndarray) -> _Find:
 def _confident_class(shares: _Shares, given: np.ndarray) -> _Find:
     """Find the class that each sample counts for, -1 where there is none."""
     known = np.isfinite(given)
-    n_classes = shares.classifier.posterior_.n_classes
-    own = [given[known & (shares.codes == k)] for k in range(n_classes)]
+    own = [given[known & (shares.codes == k)] for k in range(shares.n_classes)]
     thresholds = np.array([s.mean() if len(s) else np.inf for s in own])
 
     def find(rows: slice, part: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ CASES = {
     "infinite prior": (TABLE, {"prior_strength": np.inf}),
     "discount": (TABLE, {"prior_strength": "noisy", "discount": 0.9}),
     "float16 store": (TABLE, {"posterior_dtype": "float16"}),
+    "compact store": (TABLE, {"posterior_dtype": "compact-2"}),
     "class weights": (TABLE, {"class_weight": {0: 1.0, 1: 2.0, 2: 3.0}}),
     "SGD": (TABLE, {"optimizer": torch.optim.SGD}),
     "images": (IMAGES, FLIP_CROP),
