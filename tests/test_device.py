@@ -33,7 +33,6 @@ CASES = {
     "infinite prior": (TABLE, {"prior_strength": np.inf}),
     "discount": (TABLE, {"prior_strength": "noisy", "discount": 0.9}),
     "float16 store": (TABLE, {"posterior_dtype": "float16"}),
-    "compact store": (TABLE, {"posterior_dtype": "compact-2"}),
     "class weights": (TABLE, {"class_weight": {0: 1.0, 1: 2.0, 2: 3.0}}),
     "SGD": (TABLE, {"optimizer": torch.optim.SGD}),
     "images": (IMAGES, FLIP_CROP),
@@ -108,6 +107,15 @@ def test_epoch_stays_on_the_device(case, guarded, device):
     assert (model.device_.type, model.data_loading_) == ("cuda", "resident")
     assert next(guarded) == 2 * model.n_iter_ == 4
     assert "posterior_step" in device.launched
+
+
+@pytest.mark.parametrize("given", [{}, {"prior_strength": 100.0}])
+def test_compact_store_stays_on_the_device(given, guarded, device):
+    """It has no kernel of its own there, but nothing waits for it either."""
+    model = fit(TABLE, posterior_dtype="compact-2", **given | EAGER)
+    assert next(guarded) == 2 * model.n_iter_ == 4
+    assert "topk" in device.launched
+    assert model.posterior_.device.type == "cuda"
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -71,7 +71,7 @@ class TestCompact:
             {"class_weight": "balanced"},
             {
                 "optimizer": torch.optim.LBFGS,
-                "optimizer__max_iter": 2,
+                "max_epochs": 3,
                 "lr": 0.1,
                 "lr_schedule": "constant",
             },
@@ -81,11 +81,12 @@ class TestCompact:
     )
     def test_trains_as_dense(self, table, kwargs):
         X, y = table
-        model = quick(max_epochs=8, posterior_dtype="compact-12", **kwargs).fit(X, y)
-        dense = quick(max_epochs=8, **kwargs).fit(X, y)
+        kwargs = {"max_epochs": 8} | kwargs
+        model = quick(posterior_dtype="compact-12", **kwargs).fit(X, y)
+        dense = quick(**kwargs).fit(X, y)
         difference = np.abs(model.predict_proba(X) - dense.predict_proba(X)).mean()
         assert difference < 2e-3
-        assert set(model.posterior_.visits.tolist()) == {8}
+        assert set(model.posterior_.visits.tolist()) == {kwargs["max_epochs"]}
         error = (model.posterior_.mean() - dense.posterior_.mean()).abs().sum(1)
         assert error.mean() < 0.03
 
