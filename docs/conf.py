@@ -76,7 +76,7 @@ _THERE = [name for name in _OF_BSD_CLASSIFIER if hasattr(skbsd.BSDClassifier, na
 autosummary_context = {
     "interface": {"BSDClassifier": _THERE},
     "properties": {
-        name: ["n_classes", "device", "dtype", "nbytes", "has_lost_evidence", *more]
+        name: ["n_classes", "device", "dtype", "nbytes", *more]
         for name, more in (("DirichletPosterior", []), ("CompactPosterior", ["n_kept"]))
     },
 }

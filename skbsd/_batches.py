@@ -10,6 +10,7 @@ from skorch.utils import to_device
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from ._large import COPY, PART
 from ._rows import check_rows
 
 
@@ -113,7 +114,7 @@ class ResidentBatches:
 
     is_resident = True
     # Bytes that a second copy of the inputs may take.
-    COPY = 2**28
+    COPY = COPY
     # Numbers that are transformed at once: a few arrays of as many are in use.
     PART = 2**25
 
@@ -418,7 +419,8 @@ def channel_statistics(images: Tensor, rows: np.ndarray, weight: np.ndarray | No
     """
     sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
     total = 0.0
-    for chunk in torch.from_numpy(rows).split(1024):
+    size = max(1, min(1024, PART // max(1, images[0].numel())))
+    for chunk in torch.from_numpy(rows).split(size):
         x = images[chunk.to(images.device)].flatten(2).int()
         # Whole numbers are exact; double precision, which not every device has, comes
         # in on the CPU.

@@ -134,6 +134,11 @@ class Beliefs:
         tensors = (*self._rows_of_all().values(), self.labels, self.visits)
         return sum(tensor.nbytes for tensor in tensors)
 
+    @property
+    def _is_dense(self) -> bool:
+        """Whether memory holds a number per sample and class."""
+        return False
+
     def step(
         self,
         logits: Tensor,

@@ -20,7 +20,7 @@ from ._checkpoint import CheckpointFile
 from ._fitting import Fitting
 from ._fold_nets import fold_net, seeds
 from ._folds import are_alike, deal, row_keys
-from ._held_out import Outcome, calibrate, excess, has_rare_class, part_of
+from ._held_out import Outcome, calibrate, excess, has_rare_class
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData
 from ._preparation import is_image
@@ -290,23 +290,23 @@ class CrossFit:
         short = replace(self._shortened(choice), lr=lr)
         net = fold_net(self.net, short, self.n_epochs, seed)
         every = math.ceil(self.n_epochs / _LOOKS)
-        X = part_of(self.data.X, held_out)
+        X = self.data.X
         looks: list[_Look] = []
 
         def after_epoch() -> None:
             epoch = net._run.epoch
             if look and epoch % every == 0 and epoch < self.n_epochs:
-                looks.append(_Look(epoch, net._logits_of(X)))
+                looks.append(_Look(epoch, net._logits_of(X, held_out)))
 
         datasets = {"dataset_train": net.get_dataset(self.data.X, self.data.y)}
         split = Split(rows, None, None, {**datasets, "dataset_valid": None})
         fitting = Fitting(net, self.data, split, keep=False, after_epoch=[after_epoch])
         if fitting.train() is not None:
             raise KeyboardInterrupt
-        unseen = net._logits_of(X).double()
+        unseen = net._logits_of(X, held_out).double()
         learnt = unseen.new_empty(0, unseen.shape[1])
         if self.has_rare_class:
-            learnt = net._logits_of(part_of(self.data.X, rows)).double()
+            learnt = net._logits_of(X, rows).double()
         return _Trained(looks, unseen, learnt)
 
     def _shortened(self, choice: Choice) -> Choice:

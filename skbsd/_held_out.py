@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from skorch.utils import is_dataset
 from torch import Tensor
-from torch.utils.data import Subset
 
 from ._folds import deal, row_keys
 from ._loading import Split, TrainingData
@@ -47,19 +45,6 @@ class Outcome(NamedTuple):
     calibration: Calibration
     proba: np.ndarray | None
     drift: np.ndarray | None = None
-
-
-def part_of(X: Any, rows: np.ndarray) -> Any:
-    """Return some rows of checked data.
-
-    Parameters
-    ----------
-    X : ndarray, Tensor or Dataset
-    rows : ndarray of int
-    """
-    if is_dataset(X):
-        return Subset(X, rows.tolist())
-    return X[torch.from_numpy(rows).to(X.device)] if isinstance(X, Tensor) else X[rows]
 
 
 def calibrate(
@@ -153,7 +138,7 @@ class HoldOut:
         began = time.perf_counter()
         net, data, rows = self.net, self._data, self._rows
         assert rows is not None
-        logits = net._logits_of(part_of(data.X, rows)).double()
+        logits = net._logits_of(data.X, rows).double()
         labels = torch.from_numpy(data.codes[rows])
         weight = data.relative_weight(rows, data.size(rows))
         shows_images = is_image(data.X, net.image_shape)
@@ -167,7 +152,8 @@ class HoldOut:
         )
         seconds = time.perf_counter() - began
         calibration = replace(calibration, method="hold-out", seconds=seconds)
-        if self.split.valid_data is not None:
+        if self.split.valid_data is not None or not net.posterior_._is_dense:
+            # There is none, or no room for a number per sample and class.
             return Outcome(self.choice, calibration, None)
         proba = np.full((len(data.y), logits.shape[1]), np.nan, np.float32)
         proba[rows] = calibration.scaled(logits).softmax(dim=1)
@@ -225,7 +211,7 @@ def with_base_rates(
         return calibration
     weight = data.relative_weight(rows, data.size(rows))
     counts = _class_counts(data, rows, weight)
-    learnt = net._logits_of(part_of(data.X, rows)).double()
+    learnt = net._logits_of(data.X, rows).double()
     expected = mean_proba(calibration, learnt, weight)
     wanted = np.maximum(counts, 1e-9) / data.size(rows) / outcome.drift
     trust = counts / (counts + _PRIOR_SAMPLES)

@@ -236,7 +236,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         is part of `calibration_`. 0 with ``calibration=None``.
     out_of_fold_proba_ : ndarray of shape (n_samples, n_classes)
         Prediction of each sample's true class by a network that has not seen it; NaN
-        where there is none.
+        where there is none. None where samples are held out and beliefs are compact or
+        in a file: it would be as large as dense ones.
     posterior_ : DirichletPosterior or CompactPosterior
         The belief about each training sample; row i belongs to row i of X.
     history_ : skorch.history.History

@@ -360,7 +360,7 @@ class _Shares:
                 "prior_strength='noisy'."
             )
         posterior = classifier.posterior_
-        if posterior.has_lost_evidence:
+        if posterior._has_lost_evidence:
             raise ValueError(
                 f"prior_strength={posterior.prior_strength:g} is so large that "
                 f"predictions were lost beside it in {posterior.dtype}; fit with "

@@ -222,7 +222,12 @@ class DirichletPosterior(Beliefs):
         return (alpha.to(wide) - left * prior.to(wide)).clamp(min=0)
 
     @property
-    def has_lost_evidence(self) -> bool:
+    def _is_dense(self) -> bool:
+        """Whether memory holds a number per sample and class."""
+        return self._folder is None
+
+    @property
+    def _has_lost_evidence(self) -> bool:
         """Whether predictions were too small beside the prior to be stored."""
         return self.prior_strength * torch.finfo(self.dtype).eps > 1.1
 
@@ -397,7 +402,12 @@ class CompactPosterior(Beliefs):
         return self._values.dtype
 
     @property
-    def has_lost_evidence(self) -> bool:
+    def _is_dense(self) -> bool:
+        """Whether memory holds a number per sample and class."""
+        return self._folder is None
+
+    @property
+    def _has_lost_evidence(self) -> bool:
         """Whether predictions were too small beside the prior: they never are."""
         return False
 

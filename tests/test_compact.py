@@ -318,7 +318,7 @@ class TestPriors:
         expected = logits.softmax(1).max(1).values
         found = posterior.evidence(index).max(1).values
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
-        assert not posterior.has_lost_evidence
+        assert not posterior._has_lost_evidence
 
     @pytest.mark.parametrize(
         ("kwargs", "message"),
