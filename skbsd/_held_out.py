@@ -133,11 +133,13 @@ class HoldOut:
             split = split._replace(rows=split.rows[~held_out])
         self.split = split
 
-    def outcome(self) -> Outcome:
-        """Calibrate, once the network is trained."""
+    def outcome(self) -> Outcome | None:
+        """Calibrate, once the network is trained; None where all rows are alike."""
         began = time.perf_counter()
         net, data, rows = self.net, self._data, self._rows
         assert rows is not None
+        if not len(rows):
+            return None
         logits = net._logits_of(data.X, rows).double()
         labels = torch.from_numpy(data.codes[rows])
         weight = data.relative_weight(rows, data.size(rows))

@@ -10,7 +10,7 @@ from torch import Tensor
 # Bytes that a copy of the inputs may take.
 COPY = 2**28
 # Bytes that are looked at at once of what is not copied.
-PART = 2**24
+PART = 2**22
 
 
 def parts(X: Any) -> Iterator[Any]:

@@ -33,7 +33,7 @@ from ._memory import free_memory
 
 _MOST_REPEATS = 10.0
 # Bytes of a table that are predicted at once.
-_LARGEST_BATCH = 2**28
+_LARGEST_BATCH = 2**23
 
 
 class TrainingData(NamedTuple):
