@@ -195,6 +195,31 @@ def compress(evidence: Tensor, labels: Tensor, total: Tensor, n_kept: int) -> Ev
     return Evidence(classes, held, total, (total - held.sum(dim=1)).clamp(min=0))
 
 
+def keep_best(kept: Evidence, columns: Tensor, evidence: Tensor) -> Evidence:
+    """Keep the label, and the best of the other classes that are kept and of more.
+
+    Parameters
+    ----------
+    kept : Evidence
+        Of the classes kept so far.
+    columns, evidence : Tensor of shape (n, n_more)
+        Further classes and their evidence, which is negative where they do not count.
+
+    Returns
+    -------
+    Evidence
+        As much of all classes as before.
+    """
+    pool = torch.cat([kept.held[:, 1:], evidence], dim=1)
+    pooled = torch.cat([kept.classes[:, 1:], columns], dim=1)
+    best = pool.topk(kept.held.shape[1] - 1, dim=1, sorted=False).indices
+    held = torch.cat([kept.held[:, :1], pool.gather(1, best)], dim=1)
+    classes = torch.cat([kept.classes[:, :1], pooled.gather(1, best)], dim=1)
+    # By difference, so that the total stays exact.
+    rest = (kept.total - held.sum(dim=1)).clamp(min=0)
+    return Evidence(classes, held, kept.total, rest)
+
+
 def write(
     rows: CompactRows, index: Tensor, new: Evidence, visits: Tensor, chosen: Tensor
 ) -> None:

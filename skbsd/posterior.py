@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _compact, _compact_cpu, _cpu, _formulas, _kernels
+from . import _compact, _compact_cpu, _compact_kernels, _cpu, _formulas, _kernels
 from ._beliefs import Beliefs, check_prior
 from ._compact import CompactPrior, CompactRows
 from ._formulas import (
@@ -469,11 +469,40 @@ class CompactPosterior(Beliefs):
         *,
         with_rule: bool,
     ) -> tuple[Tensor, Tensor]:
-        backend = _compact_cpu if logits.is_cpu else _compact
-        rows = CompactRows(self._classes, self._values, self._total, self._rest)
-        return backend.posterior_step(
-            logits, rows, self.visits, index, weight, rule, self._prior()
-        )
+        rows = self._compact_rows()
+        arguments = logits, rows, self.visits, index, weight, rule, self._prior()
+        backend = self._backend(logits)
+        if backend is _compact_kernels:
+            numbers = self._on_device(rule)
+            return backend.posterior_step(*arguments, numbers, sharpen=with_rule)
+        return backend.posterior_step(*arguments)
+
+    def on_kernel(self, dtype: torch.dtype) -> bool:
+        """Tell whether steps run on a kernel on a GPU.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            Of the logits.
+
+        Returns
+        -------
+        bool
+            False on the CPU, and where the kernel cannot be compiled.
+        """
+        logits = torch.empty(0, self.n_classes, dtype=dtype, device=self.device)
+        return self._backend(logits) is _compact_kernels
+
+    def _backend(self, logits: Tensor) -> ModuleType:
+        """Return the fastest form of the step for these logits."""
+        if logits.is_cpu and not _kernels.interpreted:
+            return _compact_cpu
+        rows = self._compact_rows()
+        usable = _compact_kernels.usable(logits, rows, self.n_classes)
+        return _compact_kernels if usable else _compact
+
+    def _compact_rows(self) -> CompactRows:
+        return CompactRows(self._classes, self._values, self._total, self._rest)
 
     def _prior(self) -> CompactPrior:
         if math.isinf(self.prior_strength):
@@ -485,7 +514,7 @@ class CompactPosterior(Beliefs):
         )
 
     def _read(self, index: Tensor | None) -> _compact.Evidence:
-        rows = CompactRows(self._classes, self._values, self._total, self._rest)
+        rows = self._compact_rows()
         return _compact.read(rows, self._here(index), self._total.dtype)
 
     def _alpha_of(self, index: Tensor | None) -> Tensor:
