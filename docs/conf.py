@@ -75,7 +75,10 @@ _OF_BSD_CLASSIFIER = [
 _THERE = [name for name in _OF_BSD_CLASSIFIER if hasattr(skbsd.BSDClassifier, name)]
 autosummary_context = {
     "interface": {"BSDClassifier": _THERE},
-    "properties": {"DirichletPosterior": ["n_classes", "device", "dtype"]},
+    "properties": {
+        name: ["n_classes", "device", "dtype", "nbytes", *more]
+        for name, more in (("DirichletPosterior", []), ("CompactPosterior", ["n_kept"]))
+    },
 }
 autosummary_imported_members = True
 autodoc_preserve_defaults = True

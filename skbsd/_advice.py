@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from ._large import standard_deviations
+
 _LARGEST_SPREAD = 1e3
 _CONSTANT = 1e-12  # what a StandardScaler leaves of columns without spread
 _NOT_TRAINED = 1e30  # which is an error
@@ -42,7 +44,7 @@ def of_settings(net: Any, X: Any, stacklevel: int) -> None:
 
 
 def _of_columns(X: np.ndarray, stacklevel: int) -> None:
-    spread = X.std(axis=0)
+    spread = standard_deviations(X)
     varies = np.flatnonzero(spread > _CONSTANT)
     if not len(varies):
         return

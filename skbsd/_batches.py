@@ -1,5 +1,6 @@
 """Batches that know which training samples they hold."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -8,8 +9,9 @@ import numpy as np
 import torch
 from skorch.utils import to_device
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
+from ._large import COPY, PART
 from ._rows import check_rows
 
 
@@ -147,7 +149,7 @@ class ResidentBatches:
 
     is_resident = True
     # Bytes that a second copy of the inputs may take.
-    COPY = 2**28
+    COPY = COPY
     # Numbers that are transformed at once: a few arrays of as many are in use.
     PART = 2**25
 
@@ -343,7 +345,20 @@ class IndexedTensor(Dataset):
         # A loader fetches a batch at once from a Dataset with this method; there is
         # nothing left to collate.
         rows = self.rows[batch]
-        return self.x.index_select(0, rows), self.codes[rows], rows
+        x = torch.index_select(self.x, 0, rows, out=self._memory_for(len(rows)))
+        return x, self.codes[rows], rows
+
+    def _memory_for(self, n: int) -> Tensor | None:
+        """Return shared memory in a loader's process, as torch's collation does.
+
+        The batch is moved there otherwise, and what it leaves behind stays in pieces.
+        """
+        if get_worker_info() is None:
+            return None
+        shape = n, *self.x.shape[1:]
+        size = math.prod(shape) * self.x.element_size()
+        storage = torch.UntypedStorage._new_shared(size, device="cpu")
+        return torch.empty(0, dtype=self.x.dtype).set_(storage).view(shape)
 
 
 class IndexedCollate:
@@ -481,7 +496,8 @@ def channel_statistics(images: Tensor, rows: np.ndarray, weight: np.ndarray | No
     """
     sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
     total = 0.0
-    for chunk in torch.from_numpy(rows).split(1024):
+    size = max(1, min(1024, PART // max(1, images[0].numel())))
+    for chunk in torch.from_numpy(rows).split(size):
         x = images[chunk.to(images.device)].flatten(2).int()
         # Whole numbers are exact; double precision, which not every device has, comes
         # in on the CPU.

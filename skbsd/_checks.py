@@ -30,6 +30,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from ._averaging import AVERAGES
 from ._check_callbacks import check_monitors as check_monitors
 from ._check_inputs import check_X as check_X
+from ._compact import n_kept_of
 from ._rules import resolve_prior_strength
 from ._views import VIEWS
 from .contrastive import Contrastive
@@ -72,7 +73,8 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         "image_shape": [tuple, list, None],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "prediction_views": [StrOptions(set(VIEWS)), None],
-        "posterior_dtype": [StrOptions({"float32", "float16"})],
+        "posterior_dtype": [str],
+        "posterior_folder": [str, os.PathLike, None],
         "channels_last": ["boolean", StrOptions({"auto"})],
         "compile": ["boolean"],
         "cuda_graph": ["boolean", StrOptions({"auto"})],
@@ -119,6 +121,17 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         raise ValueError(
             f"device={str(device)!r} names one device, but devices={devices!r} asks "
             "for several; pass device='cuda', or leave devices out."
+        )
+    store = params["posterior_dtype"]
+    if store not in ("float32", "float16") and n_kept_of(store) is None:
+        raise ValueError(
+            "posterior_dtype must be 'float32', 'float16', 'compact', or 'compact-m' "
+            "with the number m of classes that a sample's belief keeps, at least 2, "
+            f"such as 'compact-64'; got {store!r}."
+        )
+    if params["posterior_folder"] == "":
+        raise ValueError(
+            "posterior_folder must name a folder, got ''; pass '.' for the current one."
         )
     half = torch.finfo(torch.float16)
     strength = resolve_prior_strength(params["prior_strength"], params["max_epochs"])

@@ -31,7 +31,7 @@ from ._fold_nets import fold_net, seeds
 from ._folds import are_alike, deal, row_keys
 from ._held_out import Outcome, calibrate, excess, has_rare_class
 from ._learning_rate import SCHEDULES
-from ._loading import Split, TrainingData, part_of
+from ._loading import Split, TrainingData
 from ._preparation import is_image
 from ._ranks import current
 from ._rules import Choice, rate_is_open, rule_is_open
@@ -310,14 +310,14 @@ class CrossFit:
         net = fold_net(self.net, short, self.n_epochs, seed, batch_size)
         every = math.ceil(self.n_epochs / _LOOKS)
         ranks = current()
-        X = part_of(self.data.X, held_out)
+        X = self.data.X
         looks: list[_Look] = []
 
         def after_epoch() -> None:
             epoch = net._run.epoch
             is_due = epoch % every == 0 and epoch < self.n_epochs
             if look and is_due and ranks.is_first:
-                looks.append(_Look(epoch, net._logits_of(X)))
+                looks.append(_Look(epoch, net._logits_of(X, held_out)))
 
         datasets = {"dataset_train": net.get_dataset(self.data.X, self.data.y)}
         split = Split(rows, None, None, {**datasets, "dataset_valid": None})
@@ -326,10 +326,10 @@ class CrossFit:
             raise KeyboardInterrupt
 
         def predict() -> _Trained:
-            unseen = net._logits_of(X).double()
+            unseen = net._logits_of(X, held_out).double()
             learnt = unseen.new_empty(0, unseen.shape[1])
             if self.has_rare_class or self.is_brief:
-                learnt = net._logits_of(part_of(self.data.X, rows)).double()
+                learnt = net._logits_of(X, rows).double()
             return _Trained(looks, unseen, learnt)
 
         # What follows is decided by these numbers, in all processes alike.

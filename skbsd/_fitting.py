@@ -28,7 +28,7 @@ from ._loading import (
     part_of,
 )
 from ._optimizer import match_strides
-from ._parts import Beliefs, part_for
+from ._parts import PartedBeliefs, part_for
 from ._preparation import Preparation, choose_dtype, sample_shape
 from ._ranks import AgreedInterrupt, current, n_taking_part
 from ._replica import Alone, Replica, synchronised_norms
@@ -40,7 +40,7 @@ from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
 from .calibration import Calibration
 from .objectives import Objective
-from .posterior import DirichletPosterior
+from .posterior import Posterior, make_posterior
 
 _CPU = torch.device("cpu")
 
@@ -61,6 +61,7 @@ class Estimator(Trainee, Protocol):
     averaging: str | None
     precision: str
     posterior_dtype: str
+    posterior_folder: Any
     channels_last: Any
     compile: bool
     cuda_graph: Any
@@ -83,7 +84,7 @@ class Estimator(Trainee, Protocol):
     image_std_: Any
     initialized_: bool
     n_iter_: int
-    posterior_: DirichletPosterior
+    posterior_: Posterior
     posterior_rows_: Any
     _fingerprint: tuple
     _generators: Generators
@@ -163,8 +164,8 @@ class Fitting:
             n_taking_part(self.world.size, len(split.rows), batch_size)
         )
         self.part = part_for(data, split, self.ranks)
-        self._beliefs = Beliefs(self.part, self.ranks, self._prior)
-        self._before: DirichletPosterior | None = None
+        self._beliefs = PartedBeliefs(self.part, self.ranks, self._prior)
+        self._before: Posterior | None = None
 
     def _choose_dtype(self) -> str:
         net = self.net
@@ -412,7 +413,7 @@ class Fitting:
         same_type = copied and str(X.dtype).removeprefix("torch.") == str(given.dtype)
         return X if same_type else given
 
-    def _posterior(self, data: TrainingData) -> DirichletPosterior:
+    def _posterior(self, data: TrainingData) -> Posterior:
         """Return the last call's where the samples are the same, or a new one."""
         net, codes = self.net, torch.from_numpy(self.data.codes)
         choice = self.choice
@@ -436,7 +437,7 @@ class Fitting:
         own = torch.from_numpy(self.part.data.codes)
         return self._new_posterior(own, self.device)
 
-    def _kept_part(self) -> DirichletPosterior:
+    def _kept_part(self) -> Posterior:
         """Return the beliefs that this process has kept of its samples, or raise."""
         net = self.net
         own = self.part.rows
@@ -449,22 +450,22 @@ class Fitting:
             )
         return net.posterior_
 
-    def _prior(self) -> DirichletPosterior:
+    def _prior(self) -> Posterior:
         """Return what was believed of all samples before this call, on the CPU."""
         if self._before is not None:
             return copy.deepcopy(self._before).to("cpu")
         return self._new_posterior(torch.from_numpy(self.data.codes), _CPU)
 
-    def _new_posterior(
-        self, codes: torch.Tensor, device: torch.device
-    ) -> DirichletPosterior:
+    def _new_posterior(self, codes: torch.Tensor, device: torch.device) -> Posterior:
         net, choice = self.net, self.choice
         half = net.posterior_dtype == "float16"
         dtype = torch.float16 if half else net._preparation.float_dtype
         n_classes = len(net.classes_)
-        return DirichletPosterior(
+        return make_posterior(
             codes,
             n_classes,
+            posterior_dtype=net.posterior_dtype,
+            float_dtype=net._preparation.float_dtype,
             prior_strength=resolve_prior_strength(
                 choice.prior_strength, net.max_epochs
             ),
@@ -472,8 +473,8 @@ class Fitting:
             prior_floor=resolve_prior_floor(
                 net.prior_floor, n_classes, torch.finfo(dtype).smallest_normal
             ),
-            dtype=dtype,
             device=device,
+            folder=net.posterior_folder,
         )
 
     def _batches(self, data: TrainingData) -> tuple[Batches, Batches | None]:

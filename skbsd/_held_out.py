@@ -17,7 +17,7 @@ from ._brief import (
     least_separation,
 )
 from ._folds import deal, row_keys
-from ._loading import Split, TrainingData, part_of
+from ._loading import Split, TrainingData
 from ._preparation import is_image
 from ._rules import Choice
 from .calibration import Calibration, LabelErrors, log_losses
@@ -147,12 +147,14 @@ class HoldOut:
             split = split._replace(rows=split.rows[~held_out])
         self.split = split
 
-    def outcome(self) -> Outcome:
-        """Calibrate, once the network is trained."""
+    def outcome(self) -> Outcome | None:
+        """Calibrate, once the network is trained; None where all rows are alike."""
         began = time.perf_counter()
         net, data, rows = self.net, self._data, self._rows
         assert rows is not None
-        logits = net._logits_of(part_of(data.X, rows)).double()
+        if not len(rows):
+            return None
+        logits = net._logits_of(data.X, rows).double()
         labels = torch.from_numpy(data.codes[rows])
         weight = data.relative_weight(rows, data.size(rows))
         calibration = calibrate(
@@ -171,7 +173,8 @@ class HoldOut:
         )
         seconds = time.perf_counter() - began
         calibration = replace(calibration, method="hold-out", seconds=seconds)
-        if self.split.valid_data is not None:
+        if self.split.valid_data is not None or not net.posterior_._is_dense:
+            # There is none, or no room for a number per sample and class.
             return Outcome(self.choice, calibration, None)
         proba = np.full((len(data.y), logits.shape[1]), np.nan, np.float32)
         proba[rows] = calibration.scaled(logits).softmax(dim=1)
@@ -208,7 +211,7 @@ def with_own_scale(
     calibration = for_final_network(
         outcome.calibration,
         outcome.learnt,
-        net._logits_of(part_of(data.X, rows)).double(),
+        net._logits_of(data.X, rows).double(),
         torch.from_numpy(data.codes[rows]),
         data.relative_weight(rows, data.size(rows)),
     )
@@ -255,7 +258,7 @@ def with_base_rates(
         return calibration
     weight = data.relative_weight(rows, data.size(rows))
     counts = _class_counts(data, rows, weight)
-    learnt = net._logits_of(part_of(data.X, rows)).double()
+    learnt = net._logits_of(data.X, rows).double()
     expected = mean_proba(calibration, learnt, weight)
     wanted = np.maximum(counts, 1e-9) / data.size(rows) / outcome.drift
     trust = counts / (counts + _PRIOR_SAMPLES)

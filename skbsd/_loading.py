@@ -29,9 +29,12 @@ from ._batches import (
     WholeBatches,
     move,
 )
+from ._large import COPY, parts, shared
 from ._memory import free_memory
 
 _MOST_REPEATS = 10.0
+# Bytes of a table that are predicted at once.
+_LARGEST_BATCH = 2**23
 
 
 class TrainingData(NamedTuple):
@@ -243,10 +246,9 @@ def on_device(
         return data
     X = data.X
     if not isinstance(X, Tensor):
-        # torch warns of arrays that are read-only, such as a DataFrame's.
-        X = torch.from_numpy(X if X.flags.writeable else X.copy())
+        X = shared(X)
     if X.dtype != torch.uint8:
-        X = _narrow(X, dtype)
+        X = _narrowed(X, dtype)
     if by_loader:
         return data._replace(X=X.cpu())
     moves = device.type == "cuda" and not X.is_cuda
@@ -305,7 +307,9 @@ def make_batches(
             share=share,
         )
     dataset: Dataset
-    if is_array:
+    # A loader's processes fetch a batch of an array at once, too.
+    is_plain = loader.iterator is DataLoader and "collate_fn" not in options
+    if is_array or (is_plain and isinstance(data.X, Tensor)):
         dataset = IndexedTensor(data.X, data.codes, rows)
         options["collate_fn"] = _as_fetched
     else:
@@ -368,7 +372,11 @@ def _load(
 
 
 def prediction_batches(
-    X: Any, loader: Loader, device: torch.device, dtype: torch.dtype
+    X: Any,
+    loader: Loader,
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: np.ndarray | None = None,
 ) -> Iterator[Any]:
     """Yield the inputs of one batch after the other, on the device.
 
@@ -381,9 +389,13 @@ def prediction_batches(
     device : torch.device
     dtype : torch.dtype
         Of floats.
+    rows : ndarray of int, optional
+        Which samples; by default all.
     """
     batch_size, options = loader.resolved()
     if is_dataset(X):
+        if rows is not None:
+            X = Subset(X, rows.tolist())
         size = len(X) if batch_size == -1 else batch_size
         for item in loader.iterator(X, batch_size=size, **options):
             x = item[0] if isinstance(item, tuple | list) else item
@@ -394,18 +406,38 @@ def prediction_batches(
         fit = (2**20 if on_gpu else 2**18) // math.prod(X.shape[2:])
     else:
         fit = 2**16 if on_gpu else 2**13
+        fit = min(fit, _LARGEST_BATCH // max(1, X[:1].nbytes))
     size = max(batch_size, fit)
-    for start in range(0, len(X), size):
+    for start in range(0, len(X) if rows is None else len(rows), size):
         # A copy: a network may work in place, and X is the user's.
-        x = X[start : start + size]
-        x = x.clone() if isinstance(x, Tensor) else torch.tensor(x)
+        x = _copied(X, slice(start, start + size), rows)
         if x.dtype != torch.uint8:
             x = _narrow(x, dtype)
         yield move(x.pin_memory() if on_gpu and x.is_cpu else x, device)
 
 
+def _copied(X: Any, part: slice, rows: np.ndarray | None) -> Tensor:
+    """Return a copy of some of the rows."""
+    if rows is not None:
+        chosen = torch.from_numpy(rows[part])
+        if isinstance(X, Tensor):
+            return X[chosen.to(X.device)]
+        return torch.from_numpy(X[rows[part]])
+    x = X[part]
+    return x.clone() if isinstance(x, Tensor) else torch.tensor(x)
+
+
 def _as_fetched(batch):
     return batch
+
+
+def _narrowed(X: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert to `dtype`, or see that batches of what is too large to copy can be."""
+    if X.nbytes <= COPY or not X.is_cpu or X.dtype == dtype:
+        return _narrow(X, dtype)
+    for part in parts(X):
+        _narrow(part, dtype)
+    return X
 
 
 def _narrow(X: Tensor, dtype: torch.dtype) -> Tensor:

@@ -57,6 +57,7 @@ _LATER_PARAMETERS = {
     "devices": None,
     "gather_posterior": True,
     "label_noise": "auto",
+    "posterior_folder": None,
     "prediction_views": None,
     "sync_batch_norm": False,
 }
@@ -620,16 +621,16 @@ class Net(NeuralNetClassifier):
             for logits in in_parts(predict, self._prediction_batches(X)):
                 yield to_device(logits, device)
 
-    def _logits_of(self, X) -> Tensor:
-        """Predict data that were checked, and leave all generators as they are."""
+    def _logits_of(self, X, rows) -> Tensor:
+        """Predict rows of checked data, and leave all generators as they are."""
         loader = self._loader("iterator_valid")
         where = self.device_, self._preparation.float_dtype
         generators = self._generators.copy()
         with generators.borrowed(self.device_), self._in_mode(False), torch.no_grad():
-            batches = prediction_batches(X, loader, *where)
+            batches = prediction_batches(X, loader, *where, rows)
             views = self.prediction_views
             logits = in_parts(lambda x: self._logits(x, views), batches)
-            return gather(logits, len(X))
+            return gather(logits, len(rows))
 
     def _probe(self, X) -> Tensor:
         """Run the network on a few samples in evaluation mode; leave generators."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from ._batches import Share
 from ._loading import Split, TrainingData, part_of
 from ._ranks import OneRank
-from .posterior import DirichletPosterior
+from .posterior import Posterior
 
 # The deal is the same in each call, so that beliefs stay where they are.
 _SEED = 0
@@ -43,7 +43,7 @@ class Part:
     rows: np.ndarray | None = None
 
 
-class Beliefs:
+class PartedBeliefs:
     """The beliefs about all samples, of which each process has a part.
 
     Parameters
@@ -55,27 +55,23 @@ class Beliefs:
         Returns what is believed of all samples before training, on the CPU.
     """
 
-    def __init__(
-        self, part: Part, ranks: OneRank, prior: Callable[[], DirichletPosterior]
-    ):
+    def __init__(self, part: Part, ranks: OneRank, prior: Callable[[], Posterior]):
         self._rows = part.rows
         self._ranks = ranks
         self._prior = prior
 
-    def own(self, whole: DirichletPosterior) -> DirichletPosterior:
+    def own(self, whole: Posterior) -> Posterior:
         """Return the beliefs about the samples of this process."""
         if self._rows is None:
             return whole
         return whole.part(torch.from_numpy(self._rows))
 
-    def gathered(
-        self, posterior: DirichletPosterior, *, only_first: bool = False
-    ) -> DirichletPosterior:
+    def gathered(self, posterior: Posterior, *, only_first: bool = False) -> Posterior:
         """Return the beliefs about all samples; those not trained on have their prior.
 
         Parameters
         ----------
-        posterior : DirichletPosterior
+        posterior : Posterior
             About the samples of this process.
         only_first : bool, default=False
             Return this process's own where it is not the first.
@@ -92,11 +88,11 @@ class Beliefs:
             whole.put(torch.from_numpy(rows), part)
         return whole
 
-    def save(self, posterior: DirichletPosterior) -> dict[str, Tensor]:
+    def save(self, posterior: Posterior) -> dict[str, Tensor]:
         """Return the state of all beliefs, in the first process."""
         return self.gathered(posterior, only_first=True).state_dict()
 
-    def load(self, posterior: DirichletPosterior, state: dict[str, Tensor]) -> None:
+    def load(self, posterior: Posterior, state: dict[str, Tensor]) -> None:
         """Load the beliefs about the samples of this process from the state of all."""
         if self._rows is not None:
             whole = self._prior()

@@ -30,7 +30,7 @@ from ._ranks import Interrupts, OneRank
 from ._replica import Alone
 from ._sklearn_tasks import FitTasks, count_epochs
 from .objectives import Objective
-from .posterior import DirichletPosterior
+from .posterior import Posterior
 
 
 class DivergenceError(ValueError):
@@ -109,7 +109,7 @@ class Run:
         How the network is run.
     preparation : Preparation
         The facts of the inputs.
-    posterior : DirichletPosterior
+    posterior : DirichletPosterior or CompactPosterior
     batches : ResidentBatches or LoaderBatches
         To train on.
     valid_batches : ResidentBatches, LoaderBatches or None
@@ -147,7 +147,7 @@ class Run:
         *,
         forward: Forward,
         preparation: Preparation,
-        posterior: DirichletPosterior,
+        posterior: Posterior,
         batches: Batches,
         valid_batches: Batches | None,
         datasets: dict[str, Any],

@@ -5,7 +5,7 @@ from typing import Any
 from ._callback_state import shows_only
 from ._checkpoint import CheckpointFile, announce
 from ._generators import Generators
-from ._parts import Beliefs
+from ._parts import PartedBeliefs
 from ._ranks import OneRank
 from ._run import Run
 from ._run_state import RunState
@@ -18,6 +18,7 @@ _WITHOUT_EFFECT = (
     "device",
     "devices",
     "gather_posterior",
+    "posterior_folder",
     "verbose",
 )
 _SHOWING = ("callbacks__print_log", "callbacks__epoch_timer")
@@ -46,7 +47,7 @@ class RunCheckpoint:
         self.is_done = self._saved is not None and self._saved["is_done"]
         self._state: RunState | None = None
 
-    def attach(self, run: Run, generators: Generators, beliefs: Beliefs) -> None:
+    def attach(self, run: Run, generators: Generators, beliefs: PartedBeliefs) -> None:
         """Take note of the run, before it begins."""
         self._run = run
         self._state = RunState(run, generators, beliefs)

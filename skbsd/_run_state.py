@@ -14,7 +14,7 @@ from ._callback_state import (
 from ._generators import Generators
 from ._history import HistoryColumns, from_columns
 from ._optimizer import match_strides
-from ._parts import Beliefs
+from ._parts import PartedBeliefs
 from ._run import Run
 from .objectives import Objective
 
@@ -65,11 +65,11 @@ class RunState:
         Before it begins.
     generators : Generators
         That torch draws from.
-    beliefs : Beliefs
+    beliefs : PartedBeliefs
         About the samples of all processes.
     """
 
-    def __init__(self, run: Run, generators: Generators, beliefs: Beliefs):
+    def __init__(self, run: Run, generators: Generators, beliefs: PartedBeliefs):
         self._beliefs = beliefs
         self._run = run
         self._generators = generators

@@ -153,11 +153,19 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         outputs, and uses float32 elsewhere, but float64 for the default network on the
         CPU where all of a table fits in one batch: such a fit is deterministic, and
         does not depend on the order of the rows.
-    posterior_dtype : {"float32", "float16"}, default="float32"
+    posterior_dtype : str, default="float32"
         How new beliefs are stored: "float16" halves their memory, 4 bytes per sample
         and class. Arithmetic is in float32, but what is stored is rounded to 11 bits,
         up or down in turn so that errors do not add up. `prior_strength` may be 1,024
-        at most: above, beliefs are stored in steps of 1 and more.
+        at most: above, beliefs are stored in steps of 1 and more. "compact" keeps the
+        32 classes with most evidence of each sample, in 148 bytes whatever the number
+        of classes, and takes the others to be equally probable; "compact-64" keeps 64.
+        With as many classes or fewer it is "float32". See
+        :class:`skbsd.posterior.CompactPosterior`.
+    posterior_folder : str or path-like, default=None
+        Have new beliefs lie in a file in this folder, rather than in memory. It goes
+        when the estimator does: to keep beliefs, save them with `save`. Pickles hold
+        the beliefs themselves, and are loaded into memory.
     channels_last : {"auto"} or bool, default="auto"
         Store images pixel by pixel, which convolutions are faster with. "auto" does so
         on the CPU and on CUDA where the network convolves and can take it.
@@ -247,8 +255,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         is part of `calibration_`. 0 with ``calibration=None``.
     out_of_fold_proba_ : ndarray of shape (n_samples, n_classes)
         Prediction of each sample's true class by a network that has not seen it; NaN
-        where there is none.
-    posterior_ : DirichletPosterior
+        where there is none. None where samples are held out and beliefs are compact or
+        in a file: it would be as large as dense ones.
+    posterior_ : DirichletPosterior or CompactPosterior
         The belief about each training sample; row i belongs to row i of X.
     history_ : skorch.history.History
         Losses and times of every epoch.
@@ -350,6 +359,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         prediction_views=None,
         precision="auto",
         posterior_dtype="float32",
+        posterior_folder=None,
         channels_last="auto",
         compile=False,
         cuda_graph="auto",
@@ -388,6 +398,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self.prediction_views = prediction_views
         self.precision = precision
         self.posterior_dtype = posterior_dtype
+        self.posterior_folder = posterior_folder
         self.channels_last = channels_last
         self.compile = compile
         self.cuda_graph = cuda_graph
