@@ -22,6 +22,7 @@ from skbsd._brief import (
     for_final_network,
     is_brief,
     label_errors,
+    least_separation,
 )
 from skbsd.calibration import Calibration, fit_temperature
 from skbsd.label_noise import flip_labels
@@ -171,6 +172,13 @@ class TestLabelErrors:
 
     def test_are_found(self):
         assert self.of(0.98, 0.3, True).rate == pytest.approx(0.3, abs=0.05)
+
+    def test_need_more_separation_before_statistics_settle(self):
+        net = BSDClassifier(max_epochs=3)
+        early, late = (least_separation(net, n, brief=True) for n in (1_000, 1_200))
+        assert early > late  # 24 steps, and 30
+        net.set_params(max_epochs=20)
+        assert least_separation(net, 1_000, brief=False) is None
 
     def test_few_are_left_alone(self):
         assert self.of(1.0, 0.03, False).rate == pytest.approx(0.03, abs=0.02)
