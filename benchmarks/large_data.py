@@ -24,6 +24,7 @@ With --cold, the file is dropped from the system's cache before each. Linux only
 
 import argparse
 import json
+import mmap
 import os
 import resource
 import subprocess
@@ -75,6 +76,8 @@ class Rows(Dataset):
     def __getitems__(self, rows: list[int]) -> list[tuple[torch.Tensor, int]]:
         if self._X is None:
             self._X = np.load(self.path, mmap_mode="r")
+            # Rows are far apart: what is near to one is not worth reading.
+            self._X._mmap.madvise(mmap.MADV_RANDOM)
         return [(x, 0) for x in torch.from_numpy(self._X[rows])]
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
 from ._large import COPY, PART
+from ._mapped import MappedRows
 from ._rows import check_rows
 
 
@@ -135,6 +136,8 @@ class ResidentBatches:
         of one batch keeps its order.
     share : Share, optional
         Which part of each batch these rows are; by default the whole.
+    mapped : MappedRows, optional
+        The rows of `x` in a file, to be read ahead.
 
     Attributes
     ----------
@@ -150,6 +153,8 @@ class ResidentBatches:
     is_resident = True
     # Bytes that a second copy of the inputs may take.
     COPY = COPY
+    # Batches that are read ahead of a file.
+    AHEAD = 2
     # Numbers that are transformed at once: a few arrays of as many are in use.
     PART = 2**25
 
@@ -163,9 +168,11 @@ class ResidentBatches:
         *,
         shuffle: bool,
         share: Share | None = None,
+        mapped: MappedRows | None = None,
     ):
         share = Share(len(rows)) if share is None else share
         self.x = x
+        self.mapped = mapped
         self.y = y
         self.weight = weight
         self.rows = rows
@@ -204,12 +211,23 @@ class ResidentBatches:
         if self.is_copied:
             x = iter(self.inputs(order).split(sizes))
         else:
-            x = (self.inputs(index) for index in rows)
+            x = self._gathered(rows)
         y = self.y.index_select(0, order).split(sizes)
         weight = repeat(None)
         if self.weight is not None:
             weight = self.weight.index_select(0, order).split(sizes)
         yield from map(Batch, x, y, rows, weight, repeat(True))
+
+    def _gathered(self, rows: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        """Gather batch by batch; have those that follow be read meanwhile."""
+        mapped = self.mapped
+        if mapped is not None:
+            for index in rows[: self.AHEAD]:
+                mapped.read_ahead(index)
+        for i, index in enumerate(rows):
+            if mapped is not None and i + self.AHEAD < len(rows):
+                mapped.read_ahead(rows[i + self.AHEAD])
+            yield self.inputs(index)
 
     def inputs(self, rows: Tensor) -> Tensor:
         """Gather inputs, and transform them."""
@@ -331,10 +349,19 @@ class IndexedTensor(Dataset):
     codes : ndarray of shape (n_samples,)
     rows : ndarray of int
         Which rows take part.
+    mapped : MappedRows, optional
+        The rows of `x` in a file, to be read ahead.
     """
 
-    def __init__(self, x: Tensor, codes: np.ndarray, rows: np.ndarray):
+    def __init__(
+        self,
+        x: Tensor,
+        codes: np.ndarray,
+        rows: np.ndarray,
+        mapped: MappedRows | None = None,
+    ):
         self.x = x
+        self.mapped = mapped
         self.codes = torch.from_numpy(codes)
         self.rows = torch.from_numpy(rows)
 
@@ -345,8 +372,14 @@ class IndexedTensor(Dataset):
         # A loader fetches a batch at once from a Dataset with this method; there is
         # nothing left to collate.
         rows = self.rows[batch]
+        if self.mapped is not None:
+            self.mapped.read_ahead(rows)
         x = torch.index_select(self.x, 0, rows, out=self._memory_for(len(rows)))
         return x, self.codes[rows], rows
+
+    def __getstate__(self):
+        # A process that is not forked has a copy in memory instead of a mapping.
+        return {**vars(self), "mapped": None}
 
     def _memory_for(self, n: int) -> Tensor | None:
         """Return shared memory in a loader's process, as torch's collation does.

@@ -30,6 +30,7 @@ from ._batches import (
     move,
 )
 from ._large import COPY, parts, shared
+from ._mapped import MappedRows
 from ._memory import free_memory
 
 _MOST_REPEATS = 10.0
@@ -52,6 +53,16 @@ class TrainingData(NamedTuple):
     def n_used(self) -> int:
         """How many samples have weight."""
         return len(self.y if self.weight is None else self.weight.nonzero()[0])
+
+    @property
+    def mapped(self) -> MappedRows | None:
+        """The rows of X in a file that is larger than memory."""
+        rows = MappedRows.of(self.given)
+        if rows is None or is_dataset(self.X):
+            return None
+        X = self.X
+        place = X.data_ptr() if isinstance(X, Tensor) else X.ctypes.data
+        return rows if place == self.given.ctypes.data else None
 
     @property
     def identity(self) -> tuple:
@@ -305,12 +316,13 @@ def make_batches(
             batch_size,
             shuffle=training,
             share=share,
+            mapped=data.mapped,
         )
     dataset: Dataset
     # A loader's processes fetch a batch of an array at once, too.
     is_plain = loader.iterator is DataLoader and "collate_fn" not in options
     if is_array or (is_plain and isinstance(data.X, Tensor)):
-        dataset = IndexedTensor(data.X, data.codes, rows)
+        dataset = IndexedTensor(data.X, data.codes, rows, data.mapped)
         options["collate_fn"] = _as_fetched
     else:
         items = data.X if is_dataset(data.X) else TensorDataset(data.X)
@@ -408,9 +420,13 @@ def prediction_batches(
         fit = 2**16 if on_gpu else 2**13
         fit = min(fit, _LARGEST_BATCH // max(1, X[:1].nbytes))
     size = max(batch_size, fit)
+    mapped = None if rows is None else MappedRows.of(X)
     for start in range(0, len(X) if rows is None else len(rows), size):
         # A copy: a network may work in place, and X is the user's.
-        x = _copied(X, slice(start, start + size), rows)
+        part = slice(start, start + size)
+        if rows is not None and mapped is not None:
+            mapped.read_ahead(rows[part])
+        x = _copied(X, part, rows)
         if x.dtype != torch.uint8:
             x = _narrow(x, dtype)
         yield move(x.pin_memory() if on_gpu and x.is_cpu else x, device)

@@ -1,5 +1,6 @@
 """Data that are larger than memory: arrays in files, and Datasets that read files."""
 
+import mmap
 import os
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from helpers import quick, same_weights
 from numpy.testing import assert_allclose, assert_array_equal
 from torch.utils.data import Dataset
 
-from skbsd import BSDClassifier, _large, _loading
+from skbsd import BSDClassifier, _large, _loading, _mapped
 from skbsd._batches import ResidentBatches
+from skbsd._mapped import MappedRows
 
 linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="memory is limited in Linux's way"
@@ -130,6 +132,77 @@ class TestArraysInFiles:
         monkeypatch.setattr(_loading, "_LARGEST_BATCH", 32 * 140)
         assert_allclose(model.predict_proba(X), expected, atol=1e-6)
         assert sizes == [140, 10]
+
+
+@pytest.mark.skipif(
+    not hasattr(mmap, "MADV_WILLNEED"), reason="the system takes no advice"
+)
+class TestReadingAhead:
+    """Of a file that is larger than memory, which is set to nothing here."""
+
+    @pytest.fixture
+    def advised(self, monkeypatch):
+        """Return the rows that were asked for, batch by batch."""
+        batches = []
+        read_ahead = MappedRows.read_ahead
+
+        def watched(self, rows):
+            batches.append(np.sort(np.asarray(rows)))
+            read_ahead(self, rows)
+
+        monkeypatch.setattr(_mapped, "memory", lambda: 1)
+        monkeypatch.setattr(MappedRows, "read_ahead", watched)
+        return batches
+
+    @pytest.mark.usefixtures("nothing_is_copied")
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_each_batch_once(self, digits, tmp_path, advised, dtype):
+        X = digits[0][:300].reshape(300, -1).astype(dtype) / 16
+        y = digits[1][:300]
+        one = quick(max_epochs=2, batch_size=50)
+        one.fit(in_file(X, tmp_path / "X.npy"), y)
+        assert same_weights(one, quick(max_epochs=2, batch_size=50).fit(X, y))
+        for epoch in (advised[-12:-6], advised[-6:]):
+            assert list(map(len, epoch)) == [50] * 6
+            assert_array_equal(np.sort(np.concatenate(epoch)), np.arange(300))
+
+    def test_of_held_out_samples(self, digits, tmp_path, advised):
+        X, y = digits[0][:300].reshape(300, -1) / 16, digits[1][:300]
+        model = quick(calibration="hold-out")
+        model.fit(in_file(X, tmp_path / "X.npy"), y)
+        assert len(advised[-1]) == model.calibration_.n_samples
+
+    def test_what_is_advised(self, tmp_path):
+        X = np.arange(4000.0).reshape(40, 100)
+        mapped = in_file(X, tmp_path / "X.npy")[10:]
+        calls = []
+
+        class Mapping:
+            def madvise(self, option, start, length):
+                assert option == mmap.MADV_WILLNEED
+                assert start % mmap.PAGESIZE == 0
+                calls.append((start, start + length))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_mapped, "memory", lambda: 1)
+            rows = MappedRows.of(mapped)
+        rows.read_ahead(np.array([29, 0]))
+        rows._mapping, real = Mapping(), rows._mapping
+        rows.read_ahead(np.array([29, 0]))
+        for row, (start, end) in zip((10, 39), calls, strict=True):
+            offset = (row * 800 + 128) - start
+            found = np.frombuffer(real[start:end], np.uint8)[offset:]
+            assert_array_equal(found.view(np.float64), X[row])
+
+    def test_what_stays_in_memory_needs_no_advice(self, tmp_path, monkeypatch):
+        X = np.zeros((10, 10))
+        mapped = in_file(X, tmp_path / "X.npy")
+        assert MappedRows.of(mapped) is None
+        assert _mapped.memory() > 2**26
+        monkeypatch.setattr(_mapped, "memory", lambda: 1)
+        assert MappedRows.of(mapped) is not None
+        for other in (X, mapped[:, ::2], mapped.T, torch.zeros(3), None):
+            assert MappedRows.of(other) is None
 
 
 class TestDatasets:
