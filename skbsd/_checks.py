@@ -61,6 +61,7 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         "lr": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "optimizer": [callable],
         "lr_schedule": [StrOptions(set(schedules))],
+        "schedule_epochs": [Interval(Integral, 1, None, closed="left"), None],
         "averaging": [StrOptions(set(AVERAGES)), None],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "augmentation": [StrOptions(set(augmentations)), callable, None],
@@ -104,8 +105,15 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
             f"module must be a torch.nn.Module (a class or an instance) or None, got "
             f"{module!r}."
         )
+    max_epochs, length = params["max_epochs"], params["schedule_epochs"]
+    if length is not None and length < max_epochs:
+        raise ValueError(
+            f"schedule_epochs={length} is shorter than max_epochs={max_epochs}; the "
+            "schedule has to last as long as training may: pass at least max_epochs, "
+            "or None."
+        )
     half = torch.finfo(torch.float16)
-    strength = resolve_prior_strength(params["prior_strength"], params["max_epochs"])
+    strength = resolve_prior_strength(params["prior_strength"], length or max_epochs)
     followed = "" if strength == params["prior_strength"] else " for so many epochs"
     floor = params["prior_floor"]
     if params["posterior_dtype"] == "float16" and not (

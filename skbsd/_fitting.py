@@ -16,9 +16,14 @@ from ._initialisation import initialize_from_data
 from ._loading import Loader, Split, TrainingData, make_batches, on_device
 from ._optimizer import match_strides
 from ._preparation import Preparation, choose_dtype, sample_shape
-from ._rules import Choice, resolve_prior_floor, resolve_prior_strength
+from ._rules import (
+    Choice,
+    resolve_prior_floor,
+    resolve_prior_strength,
+    schedule_length,
+)
 from ._run import DivergenceError, Run, Settings, Trainee
-from ._run_checkpoint import RunCheckpoint, parameters_that_count, start_of
+from ._run_checkpoint import RunCheckpoint, start_of, what_counts
 from ._run_state import check_components, check_loading
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
@@ -38,6 +43,7 @@ class Estimator(Trainee, Protocol):
     batch_size: int
     lr: Any
     lr_schedule: str
+    schedule_epochs: int | None
     augmentation: Any
     image_shape: Any
     averaging: str | None
@@ -296,7 +302,7 @@ class Fitting:
             codes,
             n_classes,
             prior_strength=resolve_prior_strength(
-                choice.prior_strength, net.max_epochs
+                choice.prior_strength, schedule_length(net)
             ),
             discount=choice.discount,
             prior_floor=resolve_prior_floor(
@@ -365,6 +371,7 @@ class Fitting:
                 net.max_epochs,
                 net._resolved_lr(),
                 net.lr_schedule,
+                schedule_length(net),
                 net.augmentation,
                 net.image_shape,
                 net.cuda_graph,
@@ -418,12 +425,14 @@ class Fitting:
         if net.checkpoint is None:
             return None
         check_loading(net.get_params_for("iterator_train"))
+        parameters, n_epochs = what_counts(net, self.choice)
         file = CheckpointFile(
             net.checkpoint,
             {
-                "parameters": (parameters_that_count(net), self._dtype, self.choice),
+                "parameters": (parameters, self._dtype),
                 "data": (self.data.identity, self.split.identity),
                 "start": start_of(net) if self.keep else None,
             },
+            n_epochs,
         )
         return RunCheckpoint(file)

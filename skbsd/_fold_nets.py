@@ -38,7 +38,9 @@ _OF_A_FIT = (
 )
 
 
-def fold_net(net: Any, choice: Choice, n_epochs: int, seed: int | None) -> Any:
+def fold_net(
+    net: Any, choice: Choice, n_epochs: int, schedule_epochs: int, seed: int | None
+) -> Any:
     """Return an estimator like another one, to be trained silently and once.
 
     It is no clone: parameters are shared, as a fit does not change them, and those that
@@ -50,6 +52,8 @@ def fold_net(net: Any, choice: Choice, n_epochs: int, seed: int | None) -> Any:
     choice : Choice
         Learning rate and rule.
     n_epochs : int
+    schedule_epochs : int
+        That its schedule is for.
     seed : int or None
     """
     copied = object.__new__(type(net))
@@ -66,6 +70,7 @@ def fold_net(net: Any, choice: Choice, n_epochs: int, seed: int | None) -> Any:
         "discount": choice.discount,
         "evidence": choice.evidence,
         "max_epochs": n_epochs,
+        "schedule_epochs": schedule_epochs,
         "random_state": seed,
         "calibration": None,
         "checkpoint": None,

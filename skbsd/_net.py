@@ -56,6 +56,7 @@ _LATER_PARAMETERS = {
     "cuda_graph": "auto",
     "label_noise": "auto",
     "prediction_views": None,
+    "schedule_epochs": None,
 }
 
 # What no copy of an estimator has: a call of fit that runs, what only a further one

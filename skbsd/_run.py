@@ -75,6 +75,8 @@ class Settings:
     max_epochs : int
     lr : float
     lr_schedule : {"one-cycle", "cosine", "constant"}
+    schedule_epochs : int
+        How many epochs the schedule is for, at least `max_epochs`.
     augmentation : str, callable or None
     image_shape : tuple of int or None
     cuda_graph : bool or "auto"
@@ -84,6 +86,7 @@ class Settings:
     max_epochs: int
     lr: float
     lr_schedule: str
+    schedule_epochs: int
     augmentation: Any
     image_shape: Any
     cuda_graph: bool | str
@@ -123,6 +126,8 @@ class Run:
         How many epochs are finished.
     step : int
         How many steps were taken.
+    has_stopped : bool
+        Whether a callback has stopped it.
     record : EpochRecord
         Of the epoch that runs.
     has_graph : bool
@@ -162,6 +167,7 @@ class Run:
         self.is_compiled = forward.is_compiled
         self.epoch = 0
         self.step = 0
+        self.has_stopped = False
         self.record = EpochRecord()
         self._settings = settings
         self._datasets = datasets
@@ -176,11 +182,11 @@ class Run:
         self._learning_rate = LearningRate(
             net.optimizer_,
             "constant" if replaced else settings.lr_schedule,
-            settings.max_epochs * len(batches),
+            settings.schedule_epochs * len(batches),
             net.device_,
         )
         self.averaging = averaging_for(
-            settings.averaging, net.module_, settings.max_epochs * len(batches)
+            settings.averaging, net.module_, settings.schedule_epochs * len(batches)
         )
         self._weights = WeightsBackup(net.module_)
         self._augments_ahead = self._prepare_augmentation()
@@ -220,12 +226,10 @@ class Run:
                 contexts.enter_context(self._captured.active())
             contexts.enter_context(self.objective.active())
             contexts.callback(self._finish)
-            while self.epoch < self.max_epochs:
-                stops = self._run_epoch()
+            while self.epoch < self.max_epochs and not self.has_stopped:
+                self.has_stopped = self._run_epoch()
                 for call in after_epoch:
                     call()
-                if stops:
-                    break
 
     def _finish(self) -> None:
         """Leave the averaged weights, and nothing large that the run was done with."""

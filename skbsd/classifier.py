@@ -110,6 +110,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         How the learning rate moves over one call of `fit`: up for a quarter of it and
         down along a cosine; down along a cosine; not at all. A skorch `LRScheduler`
         among the callbacks takes its place.
+    schedule_epochs : int, default=None
+        How many epochs the learning rate's schedule is for, where that is more than
+        `max_epochs`; what "auto" and "noisy" stand for is then that of so many epochs
+        too. Such a call is the beginning of one with ``max_epochs=schedule_epochs``,
+        for example in the first rounds of
+        :class:`sklearn.model_selection.HalvingGridSearchCV`. None is `max_epochs`.
     weight_decay : float, default=1e-2
         Passed to the optimizer, where it has such an argument.
     averaging : {"ema"} or None, default=None
@@ -323,6 +329,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         lr="auto",
         optimizer=torch.optim.AdamW,
         lr_schedule="one-cycle",
+        schedule_epochs=None,
         weight_decay=1e-2,
         averaging=None,
         augmentation=None,
@@ -358,6 +365,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self.lr = lr
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
+        self.schedule_epochs = schedule_epochs
         self.weight_decay = weight_decay
         self.averaging = averaging
         self.augmentation = augmentation
