@@ -32,6 +32,7 @@ from ._check_callbacks import check_monitors as check_monitors
 from ._check_inputs import check_X as check_X
 from ._rules import resolve_prior_strength
 from ._views import VIEWS
+from ._workers import own_gpu
 from .contrastive import Contrastive
 
 
@@ -142,11 +143,12 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
 def check_device(device: str | torch.device) -> torch.device:
     """Return the device meant; "auto" is cuda, then mps, then cpu.
 
-    "cuda" is the current GPU, by its number: what is current later may be another.
+    "cuda" is the current GPU, by its number: what is current later may be another. In
+    the workers of a search, "auto" is a GPU for each.
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
+            return torch.device("cuda", own_gpu())
         mps = torch.backends.mps.is_available()
         return torch.device("mps" if mps else "cpu")
     try:

@@ -27,6 +27,7 @@ from ._run_checkpoint import RunCheckpoint, start_of, what_counts
 from ._run_state import check_components, check_loading
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
+from ._workers import threads, threads_given
 from .calibration import Calibration
 from .objectives import Objective
 from .posterior import DirichletPosterior
@@ -165,7 +166,7 @@ class Fitting:
         try:
             tasks = FitTasks(net, self.data)
             net._generators = self._new_generators()
-            with net._generators.borrowed(self.device):
+            with net._generators.borrowed(self.device), threads(threads_given()):
                 net.choice_ = self.choice
                 if self.fresh:
                     self._begin_afresh(data)

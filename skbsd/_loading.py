@@ -229,8 +229,7 @@ def on_device(
         return data
     X = data.X
     if not isinstance(X, Tensor):
-        # torch warns of arrays that are read-only, such as a DataFrame's.
-        X = torch.from_numpy(X if X.flags.writeable else X.copy())
+        X = _shared(X.copy() if by_loader and not X.flags.writeable else X)
     if X.dtype != torch.uint8:
         X = _narrow(X, dtype)
     if by_loader:
@@ -239,6 +238,25 @@ def on_device(
     if moves and X.nbytes > free_memory(device) / 2:
         return data._replace(X=X)
     return data._replace(X=X.to(device))
+
+
+class _Memory:
+    """Memory of an array, of which NumPy does not know that it is read-only."""
+
+    def __init__(self, array: np.ndarray):
+        self._array = array  # kept as long as its memory is used
+        interface = array.__array_interface__
+        address, _ = interface["data"]
+        self.__array_interface__ = interface | {"data": (address, False)}
+
+
+def _shared(X: np.ndarray) -> Tensor:
+    """Return a tensor on the memory of an array, which is not to be written to.
+
+    torch warns of arrays that are read-only, such as a DataFrame's, and those that
+    joblib maps into the memory of each worker. A copy would take that memory again.
+    """
+    return torch.from_numpy(X if X.flags.writeable else np.asarray(_Memory(X)))
 
 
 def make_batches(

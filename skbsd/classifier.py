@@ -27,6 +27,7 @@ from ._preparation import sample_shape
 from ._sklearn_tasks import CallbackSupportMixin, with_callbacks
 from ._two_views import TwoViews
 from ._views import check_shows_images
+from ._workers import one_thread_after_fork
 from .augmentation import AUGMENTATIONS
 from .calibration import Calibration
 from .contrastive import Contrastive
@@ -450,8 +451,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         """
         keep = self.warm_start and self.initialized_
         classes = self.classes_ if keep and self._has_classes() else None
-        data = self._check_training_data(X, y, sample_weight, classes, keep=keep)
-        return self._train(data, "fit", split_params, keep=keep)
+        with one_thread_after_fork():
+            data = self._check_training_data(X, y, sample_weight, classes, keep=keep)
+            return self._train(data, "fit", split_params, keep=keep)
 
     def partial_fit(self, X, y=None, classes=None, sample_weight=None, **split_params):
         """Train the network further, for `max_epochs` more.
@@ -497,8 +499,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
                     f"{expected.tolist()}; call fit to start afresh."
                 )
             expected = classes
-        data = self._check_training_data(X, y, sample_weight, expected, keep=keep)
-        return self._train(data, "partial_fit", split_params, keep=keep)
+        with one_thread_after_fork():
+            data = self._check_training_data(X, y, sample_weight, expected, keep=keep)
+            return self._train(data, "partial_fit", split_params, keep=keep)
 
     def make_objective(self) -> Objective:
         """Return what the steps of a call of `fit` minimise.
