@@ -166,6 +166,7 @@ def client():
 class TestDask:
     @pytest.fixture
     def backend(self, client):
+        client.wait_for_workers(2, timeout=60)
         with joblib.parallel_config(backend="dask", resources={"GPU": 1}):
             yield
 
