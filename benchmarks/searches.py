@@ -161,9 +161,9 @@ X = np.load(sys.argv[1], mmap_mode="r" if sys.argv[2] == "mapped" else None)
 y = np.arange(len(X)) % 2
 fit = BSDClassifier(calibration=None, max_epochs=1, random_state=0, device="cpu").fit
 fit(X[:1000], y[:1000])
-def private():
+def private():  # what is not the file's
     lines = open("/proc/self/smaps_rollup").read().splitlines()
-    return sum(int(l.split()[1]) for l in lines if l.startswith("Private_Dirty"))
+    return sum(int(l.split()[1]) for l in lines if l.startswith("Anonymous:"))
 import threading, time
 peak, ends = [0], threading.Event()
 def look():

@@ -11,6 +11,7 @@ _CONSTANT = 1e-12  # what a StandardScaler leaves of columns without spread
 _NOT_TRAINED = 1e30  # which is an error
 _LEAST_LABEL = 0.1
 _ENOUGH = 500  # predictions to judge by
+_PART = 2**25  # bytes
 
 
 def of_settings(net: Any, X: Any, stacklevel: int) -> None:
@@ -39,7 +40,10 @@ def of_settings(net: Any, X: Any, stacklevel: int) -> None:
 
 
 def _of_columns(X: np.ndarray, stacklevel: int) -> None:
-    spread = X.std(axis=0)
+    # By parts, as NumPy copies what it takes the spread of.
+    n_parts = min(X.shape[1], 1 + X.nbytes // _PART)
+    parts = np.array_split(X, n_parts, axis=1)
+    spread = np.concatenate([part.std(axis=0) for part in parts])
     varies = np.flatnonzero(spread > _CONSTANT)
     if not len(varies):
         return

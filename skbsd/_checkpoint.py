@@ -109,10 +109,14 @@ class CheckpointFile:
         """
         if self._n_epochs is None:
             return None
-        found = self.path.parent.glob(f"{self._stem}-*.safetensors")
-        lengths = [path.stem.rpartition("-")[2] for path in found]
-        shorter = [n for n in map(int, lengths) if n < self._n_epochs]
-        for n_epochs in sorted(shorter, reverse=True):
+        lengths = []
+        for name in os.listdir(self.path.parent):
+            stem, _, length = name.removesuffix(self.path.suffix).rpartition("-")
+            if stem == self._stem and length.isdigit():
+                lengths.append(int(length))
+        for n_epochs in sorted(lengths, reverse=True):
+            if n_epochs >= self._n_epochs:
+                continue
             path = self.path.with_stem(f"{self._stem}-{n_epochs}")
             state = self._read(path)
             if state is not None:  # nobody has deleted it meanwhile
