@@ -34,7 +34,7 @@ from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData
 from ._preparation import is_image
 from ._ranks import current
-from ._rules import Choice, rate_is_open, rule_is_open
+from ._rules import Choice, rate_is_open, rule_is_open, schedule_length
 from ._run import DivergenceError
 from ._run_checkpoint import parameters_that_count
 from .calibration import Calibration, LabelErrors, fit_temperature, log_losses
@@ -230,6 +230,7 @@ class CrossFit:
         self.n_folds = int(self.fold.max()) + 1
         share = 1.0 if self.is_small or self.is_brief else _SHORT
         self.n_epochs = math.ceil(share * net.max_epochs)
+        self.schedule_epochs = math.ceil(share * schedule_length(net))
         self.n_trained = 0
         self._seeds = seeds(net.random_state, 3 * self.n_folds)
         self._known: list[tuple[_Predicted, LabelErrors]] = []
@@ -307,7 +308,9 @@ class CrossFit:
         seed = self._seeds[self.n_trained % len(self._seeds)]
         self.n_trained += 1
         short = replace(self._shortened(choice), lr=lr)
-        net = fold_net(self.net, short, self.n_epochs, seed, batch_size)
+        net = fold_net(
+            self.net, short, self.n_epochs, self.schedule_epochs, seed, batch_size
+        )
         every = math.ceil(self.n_epochs / _LOOKS)
         ranks = current()
         X = self.data.X
@@ -393,7 +396,8 @@ class CrossFit:
             return 1.0
         factor = SCHEDULES[self.net.lr_schedule]
         progress = (np.arange(1000) + 0.5) / 1000
-        rates = np.array([factor(at) for at in progress])
+        reached = self.n_epochs / self.schedule_epochs
+        rates = np.array([factor(at) for at in reached * progress])
         part = rates[progress < epochs[latest] / self.n_epochs].sum() / rates.sum()
         share = (1 - 1 / self.n_folds) * self.n_epochs / self.net.max_epochs
         # How much the data bear is known up to what a fold has learnt, a part of what

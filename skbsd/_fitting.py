@@ -32,12 +32,18 @@ from ._parts import PartedBeliefs, part_for
 from ._preparation import Preparation, choose_dtype, sample_shape
 from ._ranks import AgreedInterrupt, current, n_taking_part
 from ._replica import Alone, Replica, synchronised_norms
-from ._rules import Choice, resolve_prior_floor, resolve_prior_strength
+from ._rules import (
+    Choice,
+    resolve_prior_floor,
+    resolve_prior_strength,
+    schedule_length,
+)
 from ._run import DivergenceError, Run, Settings, Trainee
-from ._run_checkpoint import RunCheckpoint, parameters_that_count, start_of
+from ._run_checkpoint import RunCheckpoint, start_of, what_counts
 from ._run_state import check_components, check_loading
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
+from ._workers import threads, threads_given
 from .calibration import Calibration
 from .objectives import Objective
 from .posterior import Posterior, make_posterior
@@ -56,6 +62,7 @@ class Estimator(Trainee, Protocol):
     batch_size: int
     lr: Any
     lr_schedule: str
+    schedule_epochs: int | None
     augmentation: Any
     image_shape: Any
     averaging: str | None
@@ -243,7 +250,7 @@ class Fitting:
         try:
             tasks = FitTasks(net, self.data, silent=not self.ranks.is_first)
             net._generators = self._new_generators()
-            with net._generators.borrowed(self.device):
+            with net._generators.borrowed(self.device), threads(threads_given()):
                 net.choice_ = self.choice
                 whole = self._whole(data)
                 if self.fresh:
@@ -467,7 +474,7 @@ class Fitting:
             posterior_dtype=net.posterior_dtype,
             float_dtype=net._preparation.float_dtype,
             prior_strength=resolve_prior_strength(
-                choice.prior_strength, net.max_epochs
+                choice.prior_strength, schedule_length(net)
             ),
             discount=choice.discount,
             prior_floor=resolve_prior_floor(
@@ -545,6 +552,7 @@ class Fitting:
                 net.max_epochs,
                 net._resolved_lr(),
                 net.lr_schedule,
+                schedule_length(net),
                 net.augmentation,
                 net.image_shape,
                 net.cuda_graph,
@@ -615,10 +623,13 @@ class Fitting:
         if net.checkpoint is None:
             return None
         check_loading(net.get_params_for("iterator_train"))
+        parameters, n_epochs = what_counts(net, self.choice)
         identity = {
-            "parameters": (parameters_that_count(net), self._dtype, self.choice),
+            "parameters": (parameters, self._dtype),
             "data": (self.data.identity, self.split.identity),
             "start": start_of(net) if self.keep else None,
         }
-        file = self.ranks.first_does(lambda: CheckpointFile(net.checkpoint, identity))
+        file = self.ranks.first_does(
+            lambda: CheckpointFile(net.checkpoint, identity, n_epochs)
+        )
         return RunCheckpoint(file, self.ranks)

@@ -42,6 +42,7 @@ def fold_net(
     net: Any,
     choice: Choice,
     n_epochs: int,
+    schedule_epochs: int,
     seed: int | None,
     batch_size: int | None = None,
 ) -> Any:
@@ -56,6 +57,8 @@ def fold_net(
     choice : Choice
         Learning rate and rule.
     n_epochs : int
+    schedule_epochs : int
+        That its schedule is for.
     seed : int or None
     batch_size : int, default=None
         In place of that of the other one.
@@ -74,6 +77,7 @@ def fold_net(
         "discount": choice.discount,
         "evidence": choice.evidence,
         "max_epochs": n_epochs,
+        "schedule_epochs": schedule_epochs,
         "random_state": seed,
         "calibration": None,
         "checkpoint": None,

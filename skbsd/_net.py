@@ -35,6 +35,7 @@ from ._preparation import Preparation
 from ._rules import DEFAULT_LR
 from ._run import Run
 from ._views import mean_logits
+from ._workers import one_thread_after_fork
 from .networks import default_network
 
 _PREFIXES = (
@@ -59,6 +60,7 @@ _LATER_PARAMETERS = {
     "label_noise": "auto",
     "posterior_folder": None,
     "prediction_views": None,
+    "schedule_epochs": None,
     "sync_batch_norm": False,
 }
 
@@ -677,8 +679,9 @@ class Net(NeuralNetClassifier):
         # forward_iter is looked up on the instance: skorch's scoring callbacks put
         # cached predictions in its place.
         device = getattr(self, "device_", "cpu")
-        batches = self.forward_iter(X, training=False, device=device)
-        return gather(batches, len(X) if hasattr(X, "__len__") else None)
+        with one_thread_after_fork():
+            batches = self.forward_iter(X, training=False, device=device)
+            return gather(batches, len(X) if hasattr(X, "__len__") else None)
 
     # Copies
 

@@ -78,6 +78,8 @@ class Settings:
     max_epochs : int
     lr : float
     lr_schedule : {"one-cycle", "cosine", "constant"}
+    schedule_epochs : int
+        How many epochs the schedule is for, at least `max_epochs`.
     augmentation : str, callable or None
     image_shape : tuple of int or None
     cuda_graph : bool or "auto"
@@ -87,6 +89,7 @@ class Settings:
     max_epochs: int
     lr: float
     lr_schedule: str
+    schedule_epochs: int
     augmentation: Any
     image_shape: Any
     cuda_graph: bool | str
@@ -132,6 +135,8 @@ class Run:
         How many epochs are finished.
     step : int
         How many steps were taken.
+    has_stopped : bool
+        Whether a callback has stopped it.
     record : EpochRecord
         Of the epoch that runs.
     has_graph : bool
@@ -179,6 +184,7 @@ class Run:
         self.is_compiled = forward.is_compiled
         self.epoch = 0
         self.step = 0
+        self.has_stopped = False
         self.record = EpochRecord()
         self._settings = settings
         self._datasets = datasets
@@ -193,11 +199,11 @@ class Run:
         self._learning_rate = LearningRate(
             net.optimizer_,
             "constant" if replaced else settings.lr_schedule,
-            settings.max_epochs * len(batches),
+            settings.schedule_epochs * len(batches),
             net.device_,
         )
         self.averaging = averaging_for(
-            settings.averaging, net.module_, settings.max_epochs * len(batches)
+            settings.averaging, net.module_, settings.schedule_epochs * len(batches)
         )
         self._weights = WeightsBackup(net.module_)
         self._augments_ahead = self._prepare_augmentation()
@@ -238,13 +244,11 @@ class Run:
             contexts.enter_context(self.objective.active())
             contexts.enter_context(self._interrupts.noticed())
             contexts.callback(self._finish)
-            while self.epoch < self.max_epochs:
-                stops = self._run_epoch()
+            while self.epoch < self.max_epochs and not self.has_stopped:
+                self.has_stopped = self._run_epoch()
                 for call in after_epoch:
                     call()
-                if stops:
-                    break
-                if self.epoch < self.max_epochs:
+                if self.epoch < self.max_epochs and not self.has_stopped:
                     self._interrupts.check()
 
     def _finish(self) -> None:

@@ -97,6 +97,7 @@ class RunState:
             "others": others,
             "epoch": run.epoch,
             "step": run.step,
+            "has_stopped": run.has_stopped,
             "module": _module_state(run.module),
             "frozen": [name for name, p in parameters if not p.requires_grad],
             "averaging": run.averaging.state_dict(),
@@ -113,6 +114,7 @@ class RunState:
         """Have the run, which has begun, go on from a state."""
         run = self._run
         run.epoch, run.step = state["epoch"], state["step"]
+        run.has_stopped = state["has_stopped"]
         _load_module(run.module, state["module"])
         for name, parameter in run.module.named_parameters():
             parameter.requires_grad_(name not in state["frozen"])

@@ -29,6 +29,7 @@ from ._ranks import current
 from ._sklearn_tasks import CallbackSupportMixin, with_callbacks
 from ._two_views import TwoViews
 from ._views import check_shows_images
+from ._workers import one_thread_after_fork
 from .augmentation import AUGMENTATIONS
 from .calibration import Calibration
 from .contrastive import Contrastive
@@ -115,6 +116,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         How the learning rate moves over one call of `fit`: up for a quarter of it and
         down along a cosine; down along a cosine; not at all. A skorch `LRScheduler`
         among the callbacks takes its place.
+    schedule_epochs : int, default=None
+        How many epochs the learning rate's schedule is for, where that is more than
+        `max_epochs`; what "auto" and "noisy" stand for is then that of so many epochs
+        too. Such a call is the beginning of one with ``max_epochs=schedule_epochs``,
+        for example in the first rounds of
+        :class:`sklearn.model_selection.HalvingGridSearchCV`. None is `max_epochs`.
     weight_decay : float, default=1e-2
         Passed to the optimizer, where it has such an argument.
     averaging : {"ema"} or None, default=None
@@ -351,6 +358,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         lr="auto",
         optimizer=torch.optim.AdamW,
         lr_schedule="one-cycle",
+        schedule_epochs=None,
         weight_decay=1e-2,
         averaging=None,
         augmentation=None,
@@ -390,6 +398,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self.lr = lr
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
+        self.schedule_epochs = schedule_epochs
         self.weight_decay = weight_decay
         self.averaging = averaging
         self.augmentation = augmentation
@@ -479,11 +488,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         """
         keep = self.warm_start and self.initialized_
         classes = self.classes_ if keep and self._has_classes() else None
-        data = self._check_training_data(X, y, sample_weight, classes, keep=keep)
-        arguments = {"y": y, "sample_weight": sample_weight, **split_params}
-        if self._fits_in_processes("fit", X, arguments):
-            return self
-        return self._train(data, "fit", split_params, keep=keep)
+        with one_thread_after_fork():
+            data = self._check_training_data(X, y, sample_weight, classes, keep=keep)
+            arguments = {"y": y, "sample_weight": sample_weight, **split_params}
+            if self._fits_in_processes("fit", X, arguments):
+                return self
+            return self._train(data, "fit", split_params, keep=keep)
 
     def partial_fit(self, X, y=None, classes=None, sample_weight=None, **split_params):
         """Train the network further, for `max_epochs` more.
@@ -529,12 +539,13 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
                     f"{expected.tolist()}; call fit to start afresh."
                 )
             expected = classes
-        data = self._check_training_data(X, y, sample_weight, expected, keep=keep)
-        arguments = {"y": y, "sample_weight": sample_weight, **split_params}
-        arguments["classes"] = classes
-        if self._fits_in_processes("partial_fit", X, arguments):
-            return self
-        return self._train(data, "partial_fit", split_params, keep=keep)
+        with one_thread_after_fork():
+            data = self._check_training_data(X, y, sample_weight, expected, keep=keep)
+            arguments = {"y": y, "sample_weight": sample_weight, **split_params}
+            arguments["classes"] = classes
+            if self._fits_in_processes("partial_fit", X, arguments):
+                return self
+            return self._train(data, "partial_fit", split_params, keep=keep)
 
     def _fits_in_processes(self, method: str, X, arguments: dict) -> bool:
         """Have several processes do the call, where the user wants that."""

@@ -228,7 +228,7 @@ class TestComposes:
             callbacks__stop__patience=3,
             callbacks__looks__nothing=1,
         )
-        fold = fold_net(model, Choice.default(model), 5, 0)
+        fold = fold_net(model, Choice.default(model), 5, 5, 0)
         assert [name for name, _ in fold.callbacks] == ["stop"]
         assert fold.callbacks[0][1] is not stop
         assert "callbacks__stop__patience" in fold.get_params()
