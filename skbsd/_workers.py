@@ -106,10 +106,14 @@ def own_gpu() -> int:
     """Return the number of the GPU that "auto" means in this process.
 
     That is the current one, but in workers that see several GPUs, as the backend has
-    assigned none: these take one each, and keep it.
+    assigned none: these take one each, and keep it. The processes of a single fit
+    were told theirs.
     """
     current = torch.cuda.current_device()
     n_gpus = torch.cuda.device_count()
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return current
     if n_gpus == 1 or current != 0 or not is_worker():
         return current
     gpu, _ = _claimed(os.getpid(), n_gpus)

@@ -92,6 +92,12 @@ class TestOwnGPU:
         assert check_device("auto") == torch.device("cuda", 0)
         assert not gpus.asked
 
+    def test_the_first_process_of_a_single_fit(self, gpus, monkeypatch):
+        """Each of its processes was told its GPU, the first one the first."""
+        gpus.free[0] = 20 * GB
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        assert in_processes(1, lambda: check_device("auto").index) == [(0, 0)]
+
     def test_without_locks(self, gpus, monkeypatch):
         monkeypatch.setattr(_workers, "fcntl", None)
         gpus.free[1] = 0
