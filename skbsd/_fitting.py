@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from skorch.callbacks import PrintLog
+from skorch.callbacks import EpochScoring, PrintLog
 from skorch.utils import is_dataset
 
 from . import _checks, _fitted_state
@@ -43,6 +43,8 @@ from .objectives import Objective
 from .posterior import DirichletPosterior
 
 _CPU = torch.device("cpu")
+# What is raised in all processes, if in one.
+_AGREED = (DivergenceError, AgreedInterrupt)
 
 
 class Estimator(Trainee, Protocol):
@@ -178,7 +180,7 @@ class Fitting:
 
     def train(self) -> int | None:
         """Train; return the number of the epoch that the user has interrupted."""
-        with self.world.working((DivergenceError, AgreedInterrupt)):
+        with self.world.working(_AGREED):
             if self.world.size == 1:
                 return self._train()
             return self._train_together()
@@ -190,7 +192,7 @@ class Fitting:
         if self.ranks.takes_part:
             try:
                 outcome = self._train()
-            except (DivergenceError, AgreedInterrupt) as error:
+            except _AGREED as error:
                 outcome = error
         if self.ranks.size < self.world.size:
             fitted = None
@@ -248,6 +250,9 @@ class Fitting:
                 if self.fresh:
                     self._begin_afresh(whole)
                 net.posterior_ = self._posterior(data)
+                if self.part.rows is not None:
+                    # Until all beliefs are put together, also where the call fails.
+                    net.posterior_rows_ = self.part.rows
                 batches = self._batches(data)
                 is_done = checkpoint is not None and checkpoint.is_done
                 with self._callbacks_here():
@@ -271,6 +276,9 @@ class Fitting:
         except BaseException as error:
             if self._learnt_nothing(run, error):
                 before.restore()
+            elif isinstance(error, _AGREED):
+                self._put_together(run)
+                net._generators = self.ranks.from_first(net._generators)
             raise
         finally:
             if run is not None and self.ranks.size > 1:
@@ -317,7 +325,8 @@ class Fitting:
         """Call callbacks in the first process, but for those that act on steps."""
         net = self.net
         if self.ranks.is_first:
-            yield
+            with self._scores_of_all():
+                yield
             return
         callbacks = net.callbacks_
         net.callbacks_ = [
@@ -330,6 +339,29 @@ class Fitting:
             yield
         finally:
             net.callbacks_ = callbacks
+
+    @contextmanager
+    def _scores_of_all(self) -> Iterator[None]:
+        """Have scores predict all validation data anew, where batches are dealt out.
+
+        What skorch keeps of the batches is the first process's part. Of a Dataset it
+        keeps the labels too, which it finds nowhere else.
+        """
+        known = is_dataset(self.data.X) or self.split.valid_data is not None
+        changed = [
+            callback
+            for _, callback in getattr(self.net, "callbacks_", ())
+            if isinstance(callback, EpochScoring)
+            and callback.use_caching
+            and not (callback.on_train or known or self.ranks.size == 1)
+        ]
+        for callback in changed:
+            callback.use_caching = False
+        try:
+            yield
+        finally:
+            for callback in changed:
+                callback.use_caching = True
 
     @contextmanager
     def _replicated(self) -> Iterator[Alone]:
@@ -581,7 +613,7 @@ class Fitting:
             # no model to go on with.
             if run.epoch == 0 or in_parallel():
                 raise
-            interrupted = run.epoch + 1
+            interrupted = min(run.epoch + 1, run.max_epochs)
         except DivergenceError:
             net.notify("on_train_end", X=data.X, y=data.y)
             raise
@@ -597,6 +629,11 @@ class Fitting:
         net.compile_time_ += run.forward.compile_time
         net.cuda_graph_ = run.has_graph
         net._projection = getattr(run.objective, "projection", None)
+        self._put_together(run)
+
+    def _put_together(self, run: Run) -> None:
+        """Leave the same on the estimators of all processes."""
+        net = self.net
         if self.ranks.size == 1:
             return
         # What callbacks of the first process have changed or recorded.
@@ -605,8 +642,6 @@ class Fitting:
         if net.gather_posterior:
             net.posterior_ = self._beliefs.gathered(run.posterior).to(self.device)
             vars(net).pop("posterior_rows_", None)
-        else:
-            net.posterior_rows_ = self.part.rows
 
     def _checkpoint(self) -> RunCheckpoint | None:
         """Return the file of this call, where the user wants one."""

@@ -76,6 +76,8 @@ def in_one_process(name, parts, monkeypatch):
         ("noisy", 1e-5),
         ("uneven", 1e-5),
         ("unused", 1e-5),
+        ("frozen", 1e-5),
+        ("gradients", 1e-5),
     ],
 )
 def test_learns_what_one_process_learns(outcomes, name, tolerance, monkeypatch):
@@ -120,9 +122,18 @@ def test_validates_on_all_samples(outcomes):
     found = outcomes["validation"][0]
     assert found["accuracy"] == pytest.approx(found["valid_acc"])
     assert found["n_valid"] == 101
+    # skorch's scores are of all samples too.
+    np.testing.assert_allclose(found["valid_nll"], -np.array(found["valid_loss"]), 1e-5)
     # The score that stops it and the scheduler are the first process's.
     assert found["epochs"] < 6
     assert found["rates"][0] < 1e-2
+
+
+def test_beliefs_are_whole_after_a_divergence(outcomes):
+    for part in outcomes["diverging"]:
+        assert len(part["posterior"]) == ranks_script.N_DIGITS
+        assert not part["has_rows"]
+        assert part["epochs"] == 1
 
 
 def test_validates_on_a_single_sample(outcomes):
@@ -188,6 +199,8 @@ def test_a_process_that_fails_is_named_by_the_others(outcomes):
         "RankError: process 0 of 2 (by rank) failed with RuntimeError: stopped by a "
         "callback"
     )
+    for part in (first, second):
+        assert "start the script anew" in part["again"]
 
 
 def test_one_process_continues_a_checkpoint_of_two(outcomes):
