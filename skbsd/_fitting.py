@@ -188,6 +188,7 @@ class Fitting:
     def _train_together(self) -> int | None:
         """Train with other processes; those with nothing to do get the outcome."""
         self._check_same()
+        self.choice = self.world.from_first(self.choice)
         outcome: Any = None
         if self.ranks.takes_part:
             try:
@@ -218,19 +219,30 @@ class Fitting:
                 "sync_batch_norm=True needs GPUs, as torch.nn.SyncBatchNorm does, and "
                 f"the device is {str(self.device)!r}; pass sync_batch_norm=False."
             )
-        identity = (
-            fingerprint(data.X, data.codes),
-            fingerprint(self.split.rows, data.codes[self.split.rows]),
-            (net.max_epochs, net.batch_size),
-        )
+        rows = self.split.rows
+        identity = {
+            "data": (
+                fingerprint(data.X, data.codes),
+                fingerprint(rows, data.codes[rows]),
+                None if data.weight is None else fingerprint(data.weight, data.codes),
+            ),
+            # The seed is the first one's.
+            **{
+                f"values of {name}": value
+                for name, value in parameters_that_count(net).items()
+                if isinstance(value, str | int | float | None)
+                and name != "random_state"
+            },
+        }
         of_all = self.world.gathered(identity)
-        others = [rank for rank, other in enumerate(of_all) if other != of_all[0]]
-        if others:
-            raise ValueError(
-                f"process {others[0]} of {len(of_all)} (by rank) was given other data, "
-                "max_epochs or batch_size than process 0. Pass the same X, y and "
-                "parameters in all of them: the samples are dealt out here."
-            )
+        for rank, other in enumerate(of_all):
+            for name, value in of_all[0].items():
+                if other.get(name) != value:
+                    raise ValueError(
+                        f"process {rank} of {len(of_all)} (by rank) was given other "
+                        f"{name} than process 0. Pass the same X, y and parameters in "
+                        "all of them: the samples are dealt out here."
+                    )
 
     def _train(self) -> int | None:
         net = self.net
@@ -276,7 +288,7 @@ class Fitting:
         except BaseException as error:
             if self._learnt_nothing(run, error):
                 before.restore()
-            elif isinstance(error, _AGREED):
+            elif run is not None and isinstance(error, _AGREED):
                 self._put_together(run)
                 net._generators = self.ranks.from_first(net._generators)
             raise

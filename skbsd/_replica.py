@@ -130,7 +130,8 @@ class Replica(Alone):
 
         Other buffers become those of the first one.
         """
-        means, others = [], []
+        means: list[Tensor] = []
+        others: list[Tensor] = []
         for name, buffer in self._module.named_buffers():
             is_mean = name.rpartition(".")[2] in _STATISTICS
             (means if is_mean and buffer.is_floating_point() else others).append(buffer)

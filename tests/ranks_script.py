@@ -310,10 +310,12 @@ def interrupted():
 def refused():
     X, y = digits()
     texts = []
+    rank = dist.get_rank() if dist.is_initialized() else 0
     for model, given in (
         (quick(iterator_train__drop_last=True), X),
         (quick(sync_batch_norm=True), X),
-        (quick(), X + dist.get_rank() if dist.is_initialized() else X),
+        (quick(), X + rank),
+        (quick(lr=0.01 * (1 + rank)), X),
     ):
         try:
             model.fit(given, y)
