@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from skorch.callbacks import PrintLog
+from skorch.callbacks import EpochScoring, PrintLog
 from skorch.utils import is_dataset
 
 from . import _checks, _fitted_state
@@ -49,6 +49,8 @@ from .objectives import Objective
 from .posterior import Posterior, make_posterior
 
 _CPU = torch.device("cpu")
+# What is raised in all processes, if in one.
+_AGREED = (DivergenceError, AgreedInterrupt)
 
 
 class Estimator(Trainee, Protocol):
@@ -186,7 +188,7 @@ class Fitting:
 
     def train(self) -> int | None:
         """Train; return the number of the epoch that the user has interrupted."""
-        with self.world.working((DivergenceError, AgreedInterrupt)):
+        with self.world.working(_AGREED):
             if self.world.size == 1:
                 return self._train()
             return self._train_together()
@@ -194,11 +196,12 @@ class Fitting:
     def _train_together(self) -> int | None:
         """Train with other processes; those with nothing to do get the outcome."""
         self._check_same()
+        self.choice = self.world.from_first(self.choice)
         outcome: Any = None
         if self.ranks.takes_part:
             try:
                 outcome = self._train()
-            except (DivergenceError, AgreedInterrupt) as error:
+            except _AGREED as error:
                 outcome = error
         if self.ranks.size < self.world.size:
             fitted = None
@@ -224,19 +227,30 @@ class Fitting:
                 "sync_batch_norm=True needs GPUs, as torch.nn.SyncBatchNorm does, and "
                 f"the device is {str(self.device)!r}; pass sync_batch_norm=False."
             )
-        identity = (
-            fingerprint(data.X, data.codes),
-            fingerprint(self.split.rows, data.codes[self.split.rows]),
-            (net.max_epochs, net.batch_size),
-        )
+        rows = self.split.rows
+        identity = {
+            "data": (
+                fingerprint(data.X, data.codes),
+                fingerprint(rows, data.codes[rows]),
+                None if data.weight is None else fingerprint(data.weight, data.codes),
+            ),
+            # The seed is the first one's.
+            **{
+                f"values of {name}": value
+                for name, value in parameters_that_count(net).items()
+                if isinstance(value, str | int | float | None)
+                and name != "random_state"
+            },
+        }
         of_all = self.world.gathered(identity)
-        others = [rank for rank, other in enumerate(of_all) if other != of_all[0]]
-        if others:
-            raise ValueError(
-                f"process {others[0]} of {len(of_all)} (by rank) was given other data, "
-                "max_epochs or batch_size than process 0. Pass the same X, y and "
-                "parameters in all of them: the samples are dealt out here."
-            )
+        for rank, other in enumerate(of_all):
+            for name, value in of_all[0].items():
+                if other.get(name) != value:
+                    raise ValueError(
+                        f"process {rank} of {len(of_all)} (by rank) was given other "
+                        f"{name} than process 0. Pass the same X, y and parameters in "
+                        "all of them: the samples are dealt out here."
+                    )
 
     def _train(self) -> int | None:
         net = self.net
@@ -256,6 +270,9 @@ class Fitting:
                 if self.fresh:
                     self._begin_afresh(whole)
                 net.posterior_ = self._posterior(data)
+                if self.part.rows is not None:
+                    # Until all beliefs are put together, also where the call fails.
+                    net.posterior_rows_ = self.part.rows
                 batches = self._batches(data)
                 is_done = checkpoint is not None and checkpoint.is_done
                 with self._callbacks_here():
@@ -279,6 +296,9 @@ class Fitting:
         except BaseException as error:
             if self._learnt_nothing(run, error):
                 before.restore()
+            elif run is not None and isinstance(error, _AGREED):
+                self._put_together(run)
+                net._generators = self.ranks.from_first(net._generators)
             raise
         finally:
             if run is not None and self.ranks.size > 1:
@@ -325,7 +345,8 @@ class Fitting:
         """Call callbacks in the first process, but for those that act on steps."""
         net = self.net
         if self.ranks.is_first:
-            yield
+            with self._scores_of_all():
+                yield
             return
         callbacks = net.callbacks_
         net.callbacks_ = [
@@ -338,6 +359,29 @@ class Fitting:
             yield
         finally:
             net.callbacks_ = callbacks
+
+    @contextmanager
+    def _scores_of_all(self) -> Iterator[None]:
+        """Have scores predict all validation data anew, where batches are dealt out.
+
+        What skorch keeps of the batches is the first process's part. Of a Dataset it
+        keeps the labels too, which it finds nowhere else.
+        """
+        known = is_dataset(self.data.X) or self.split.valid_data is not None
+        changed = [
+            callback
+            for _, callback in getattr(self.net, "callbacks_", ())
+            if isinstance(callback, EpochScoring)
+            and callback.use_caching
+            and not (callback.on_train or known or self.ranks.size == 1)
+        ]
+        for callback in changed:
+            callback.use_caching = False
+        try:
+            yield
+        finally:
+            for callback in changed:
+                callback.use_caching = True
 
     @contextmanager
     def _replicated(self) -> Iterator[Alone]:
@@ -590,7 +634,7 @@ class Fitting:
             # no model to go on with.
             if run.epoch == 0 or in_parallel():
                 raise
-            interrupted = run.epoch + 1
+            interrupted = min(run.epoch + 1, run.max_epochs)
         except DivergenceError:
             net.notify("on_train_end", X=data.X, y=data.y)
             raise
@@ -606,6 +650,11 @@ class Fitting:
         net.compile_time_ += run.forward.compile_time
         net.cuda_graph_ = run.has_graph
         net._projection = getattr(run.objective, "projection", None)
+        self._put_together(run)
+
+    def _put_together(self, run: Run) -> None:
+        """Leave the same on the estimators of all processes."""
+        net = self.net
         if self.ranks.size == 1:
             return
         # What callbacks of the first process have changed or recorded.
@@ -614,8 +663,6 @@ class Fitting:
         if net.gather_posterior:
             net.posterior_ = self._beliefs.gathered(run.posterior).to(self.device)
             vars(net).pop("posterior_rows_", None)
-        else:
-            net.posterior_rows_ = self.part.rows
 
     def _checkpoint(self) -> RunCheckpoint | None:
         """Return the file of this call, where the user wants one."""

@@ -51,7 +51,6 @@ class Forward:
         trained: nn.Module | None = None,
     ):
         self.module = module
-        self._trained = module if trained is None else trained
         self.compile_time = 0.0
         self._timed: set = set()
         self._device_type = device.type
@@ -62,10 +61,22 @@ class Forward:
         self.reuses_output = _is_graph(compile_options or {})
         # Kept beside the module, whose state and pickle so stay its own.
         self._compiled: Any = None
-        if compile_options is not None:
+        self._compile_options = compile_options
+        self.train(trained)
+
+    def train(self, trained: nn.Module | None) -> None:
+        """Call something in place of the module while gradients are computed.
+
+        Parameters
+        ----------
+        trained : nn.Module or None
+            None is the module itself.
+        """
+        self._trained = self.module if trained is None else trained
+        if self._compile_options is not None:
             # A graph for each shape: there are two, that of the last batch being one.
             self._compiled = torch.compile(
-                self._trained, **({"dynamic": False} | compile_options)
+                self._trained, **({"dynamic": False} | self._compile_options)
             )
 
     def release(self) -> None:

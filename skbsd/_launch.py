@@ -1,9 +1,10 @@
 """Starting the processes that train one network together, for scripts and notebooks.
 
-They are what torchrun would start: each runs ``python -m skbsd._launch FOLDER``, finds
-in the folder what to do, and leaves its outcome there.
+They are what torchrun would start. Each finds in a folder what to do, and leaves its
+outcome there.
 """
 
+import codecs
 import os
 import pickle
 import signal
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +31,16 @@ from ._state import dumps_by_value
 
 # How long the others have, in seconds, to end when one process has failed.
 _GRACE = 3.0
+# What a process runs. An interrupt ends it without a word until it has begun.
+_CODE = """
+import signal
+import sys
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+from skbsd._launch import do_part
+
+do_part(sys.argv[1])
+"""
 _TASK, _ARRAY = "task.pkl", "X.npy"
 
 
@@ -74,8 +86,10 @@ def fit_in_processes(net: Any, n: int, method: str, X: Any, arguments: dict) -> 
         task = (net, method, None if is_saved else X, arguments)
         (folder / _TASK).write_bytes(dumps_by_value(task))
         with _running(folder, n) as processes:
-            failed = _wait(processes)
+            failed, is_interrupted = _wait(processes)
         outcomes = [_outcome(folder, rank) for rank in range(n)]
+    if failed and is_interrupted:
+        raise KeyboardInterrupt  # some were not so far that they could agree to stop
     _raise(outcomes, failed)
     packed, caught = outcomes[0][1]
     _fitted_state.unpack(net, packed)
@@ -93,55 +107,81 @@ def _running(folder: Path, n: int) -> Iterator[list[subprocess.Popen]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     threads = str(max(1, torch.get_num_threads() // n))
+    # A launcher of this process, of which these know nothing, has left its own.
+    inherited = {k: v for k, v in os.environ.items() if "TORCHELASTIC" not in k}
     environment = {
         "OMP_NUM_THREADS": threads,
-        **os.environ,
+        **inherited,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(n),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        # What can be imported here, and nothing else: no files of the working folder.
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    processes = []
-    printing = None
+    processes: list[subprocess.Popen] = []
+    printing: list[threading.Thread] = []
     try:
         for rank in range(n):
-            with (folder / f"errors-{rank}.txt").open("wb") as errors:
+            shown = subprocess.DEVNULL if rank else subprocess.PIPE
+            with _errors(folder, rank).open("wb") as errors:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", __name__, str(folder)],
+                    [sys.executable, "-c", _CODE, str(folder)],
                     env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL if rank else subprocess.PIPE,
-                    stderr=errors,
+                    stdin=subprocess.PIPE,  # ends with this process
+                    stdout=shown,
+                    stderr=errors if rank else subprocess.PIPE,
                     # Interrupts come through this process, once.
                     start_new_session=True,
                 )
             processes.append(process)
-        printing = threading.Thread(target=_print, args=(processes[0],), daemon=True)
-        printing.start()
+        first = processes[0]
+        for pipe, shown_on, path in (
+            (first.stdout, sys.stdout, os.devnull),
+            (first.stderr, sys.stderr, _errors(folder, 0)),
+        ):
+            arguments = pipe, shown_on, Path(path)
+            thread = threading.Thread(target=_show, args=arguments, daemon=True)
+            thread.start()
+            printing.append(thread)
         yield processes
     finally:
         for process in processes:
             if process.poll() is None:
                 process.kill()
             process.wait()
-        if printing is not None:
-            printing.join()
-            if processes[0].stdout is not None:
-                processes[0].stdout.close()
+            if process.stdin is not None:
+                process.stdin.close()
+        for thread in printing:
+            thread.join()
 
 
-def _print(process: subprocess.Popen) -> None:
-    """Print what the first process does, where a notebook shows it."""
-    for line in process.stdout or ():
-        sys.stdout.write(line.decode(errors="replace"))
+def _show(pipe: Any, shown_on: Any, path: Path) -> None:
+    """Show what the first process prints, where a notebook shows it, and note it.
+
+    A progress bar's lines have no end, so they are shown in the pieces that come.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    with pipe, path.open("ab") as noted:
+        while piece := pipe.read1(65536):
+            noted.write(piece)
+            if shown_on is not None:  # as of pythonw
+                shown_on.write(decoder.decode(piece))
+                shown_on.flush()
 
 
-def _wait(processes: list[subprocess.Popen]) -> dict[int, int]:
-    """Wait for processes; return which have failed, and their exit codes.
+def _errors(folder: Path, rank: int) -> Path:
+    """Return the file of what a process says of errors."""
+    return folder / f"errors-{rank}.txt"
 
-    The first that fails is first. An interrupt is passed on to all of them, which
-    agree where to stop; at a second one nothing is waited for.
+
+def _wait(processes: list[subprocess.Popen]) -> tuple[dict[int, int], bool]:
+    """Wait for processes; return which have failed with which exit codes.
+
+    And whether there was an interrupt. The first that fails is first. An interrupt is
+    passed on to all of them, which agree where to stop; at a second one nothing is
+    waited for.
     """
     failed: dict[int, int] = {}
     end = None
@@ -154,7 +194,7 @@ def _wait(processes: list[subprocess.Popen]) -> dict[int, int]:
             if new and end is None:
                 end = time.monotonic() + _GRACE
             if None not in codes or (end is not None and time.monotonic() > end):
-                return failed
+                return failed, is_interrupted
             time.sleep(0.02)
         except KeyboardInterrupt:
             if is_interrupted:
@@ -169,7 +209,7 @@ def _outcome(folder: Path, rank: int) -> tuple[str, Any]:
     path = folder / f"outcome-{rank}.pkl"
     if path.exists():
         return pickle.loads(path.read_bytes())
-    text = (folder / f"errors-{rank}.txt").read_text(errors="replace")
+    text = _errors(folder, rank).read_text(errors="replace")
     return "died", text[-2000:]
 
 
@@ -202,13 +242,23 @@ def _signal_name(number: int) -> str:
     return f"by {signal.Signals(number).name}"
 
 
-def _main(folder: Path) -> None:
-    """Do a process's part."""
+def do_part(name: str) -> None:
+    """Do a process's part.
+
+    Parameters
+    ----------
+    name : str
+        Of the folder.
+    """
+    folder = Path(name)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rank = int(os.environ["RANK"])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         net, method, X, arguments = pickle.loads((folder / _TASK).read_bytes())
         if X is None:
-            X = np.load(folder / _ARRAY, mmap_mode="r")
+            # Torch takes no arrays that are read-only; what is written stays here.
+            X = np.load(folder / _ARRAY, mmap_mode="c")
         with warnings.catch_warnings(record=True) as caught:
             getattr(net, method)(X, **arguments)
         if rank:
@@ -217,7 +267,7 @@ def _main(folder: Path) -> None:
             said = [(str(w.message), w.category) for w in caught]
             outcome = ("done", (_fitted_state.pack(net), said))
     except BaseException as error:
-        outcome = ("error", error)
+        outcome = ("error", _sendable(error))
     path = folder / f"outcome-{rank}.pkl"
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(dumps_by_value(outcome))
@@ -225,5 +275,20 @@ def _main(folder: Path) -> None:
     sys.exit(outcome[0] == "error")
 
 
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+def _end_with_parent() -> None:
+    """End this process when the one that has started it ends, such as a notebook's."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """Return an exception that can be pickled, and that says where it was raised."""
+    where = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(dumps_by_value(error))
+    except Exception:  # whatever a pickle of somebody's exception may raise
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    if not isinstance(error, RankError):
+        error.add_note(f"\n{where}")
+    return error

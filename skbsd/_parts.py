@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from ._batches import Share
 from ._loading import Split, TrainingData, part_of
@@ -111,6 +112,32 @@ def whole_part(data: TrainingData, split: Split) -> Part:
     """
     n_valid = 0 if split.valid_rows is None else len(split.valid_rows)
     return Part(data, split, Share(len(split.rows)), Share(n_valid))
+
+
+def agreed_split(split: Split, data: TrainingData, ranks: OneRank) -> Split:
+    """Return the first process's split, as one may be drawn at random in each.
+
+    Parameters
+    ----------
+    split : Split
+        Of this process.
+    data : TrainingData
+        Of all. Where processes have different ones, each keeps its split, and is told
+        so when it trains.
+    ranks : OneRank
+    """
+    n = len(data.y)
+    n_first, rows, valid_rows = ranks.from_first((n, split.rows, split.valid_rows))
+    if n_first != n or ranks.size == 1:
+        return split
+    if split.valid_data is not None:
+        return split._replace(rows=rows)
+    datasets = dict(split.datasets)
+    if valid_rows is not None:
+        # Scores that are not of batches find samples by lists, and not by ranges.
+        whole = datasets["dataset_valid"].dataset
+        datasets["dataset_valid"] = Subset(whole, valid_rows.tolist())
+    return Split(rows, valid_rows, None, datasets)
 
 
 def part_for(data: TrainingData, split: Split, ranks: OneRank) -> Part:

@@ -285,7 +285,7 @@ class Ranks(OneRank):
         text = f"{type(error).__name__}: {error}"
         self._store.set(self._key("failed", self.rank), text)
         if len(self._within("failed", _ROLL_CALL / 2)) < self.size:
-            _stop()
+            _leave()
 
     def _who_failed(self) -> str:
         """Return which process has failed, as those that are left can tell."""
@@ -298,7 +298,7 @@ class Ranks(OneRank):
             }
         except (dist.DistError, RuntimeError):  # the first process kept the store
             here, failed = list(range(1, self.size)), {}
-        _stop()
+        _leave()
         for rank, text in failed.items():
             return f"process {rank} of {self.size} (by rank) failed with {text}"
         missing = sorted(set(range(self.size)) - set(here))
@@ -325,6 +325,8 @@ class Ranks(OneRank):
 
 
 _known: Ranks | None = None
+# Whether this process has left the others in the middle of a call.
+_has_left = False
 
 
 def current() -> OneRank:
@@ -337,6 +339,11 @@ def current() -> OneRank:
     if not dist.is_available():
         return OneRank()
     if not dist.is_initialized():
+        if _has_left:
+            raise RankError(
+                "the processes that trained together have parted, as one of them "
+                "failed in an earlier call; start the script anew."
+            )
         if not _is_launched():
             return OneRank()
         _start()
@@ -378,8 +385,19 @@ def _start() -> None:
     atexit.register(_stop)
 
 
+def _leave() -> None:
+    """Leave the others, so that nobody waits for this process, for good.
+
+    Their addresses in the store are those of the connections that have ended: a group
+    that was made anew would wait for them.
+    """
+    global _has_left
+    _has_left = True
+    _stop()
+
+
 def _stop() -> None:
-    """Leave the process group, so that nobody waits for this process."""
+    """Let go of the process group."""
     global _known
     known, _known = _known, None
     if dist.is_initialized():

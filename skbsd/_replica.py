@@ -3,6 +3,7 @@
 It lives as long as a call of `fit`. The estimator keeps the network itself.
 """
 
+import gc
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +36,22 @@ class Alone:
     share = 1.0
 
     def synchronise(self) -> None:
-        """Have all processes hold the same statistics of normalisation."""
+        """Have all processes hold the same buffers."""
+
+    def renew(self, let_go: Callable[[], None]) -> bool:
+        """Get ready for other parameters to be trained, where they have changed.
+
+        Parameters
+        ----------
+        let_go : callable
+            Called before, to forget what was trained until then.
+
+        Returns
+        -------
+        bool
+            Whether `network` is another one now.
+        """
+        return False
 
 
 class Replica(Alone):
@@ -66,17 +82,41 @@ class Replica(Alone):
         if any(map(is_lazy, module.parameters())):
             with torch.no_grad():
                 probe()  # gives lazy layers their shape
-        if not any(p.requires_grad for p in module.parameters()):
+        self._device = device
+        self._probe = probe
+        self._trained = self._now_trained()
+        self._build()
+
+    def _now_trained(self) -> list[bool]:
+        """Return which parameters are trained, as callbacks may change that."""
+        return [p.requires_grad for p in self._module.parameters()]
+
+    def _build(self) -> None:
+        """Wrap the network; the gradients of what is frozen now are not waited for."""
+        if not any(self._trained):
             return
+        device = self._device
         self.network = DistributedDataParallel(
-            module,
+            self._module,
             device_ids=None if device.index is None else [device.index],
-            process_group=ranks.group,
+            process_group=self.group,
             gradient_as_bucket_view=True,
-            find_unused_parameters=_has_unused(module, probe),
+            find_unused_parameters=_has_unused(self._module, self._probe),
             **_own_buffers(),
         )
         self.network.register_comm_hook(self, _sum_hook())
+
+    def renew(self, let_go: Callable[[], None]) -> bool:
+        """Get ready for other parameters to be trained, where they have changed."""
+        now = self._now_trained()
+        if now == self._trained:
+            return False
+        self._trained = now
+        let_go()
+        self.network = None
+        gc.collect()  # the hooks on gradients go with the last reference
+        self._build()
+        return True
 
     def release(self) -> None:
         """Let go of DistributedDataParallel, whose hook knows this object.
@@ -86,12 +126,17 @@ class Replica(Alone):
         self.network = self.group = None
 
     def synchronise(self) -> None:
-        """Replace running means and variances by their means over the processes."""
-        self._ranks.average(
-            buffer
-            for name, buffer in self._module.named_buffers()
-            if name.rpartition(".")[2] in _STATISTICS and buffer.is_floating_point()
-        )
+        """Replace running means and variances by their means over the processes.
+
+        Other buffers become those of the first one.
+        """
+        means: list[Tensor] = []
+        others: list[Tensor] = []
+        for name, buffer in self._module.named_buffers():
+            is_mean = name.rpartition(".")[2] in _STATISTICS
+            (means if is_mean and buffer.is_floating_point() else others).append(buffer)
+        self._ranks.average(means)
+        self._ranks.equalise(others)
 
 
 def _own_buffers() -> dict[str, Any]:

@@ -18,12 +18,13 @@ from ._backup import WeightsBackup
 from ._batches import Batch, Batches, EpochInPlace, ResidentBatches
 from ._capturable import is_ours, obstacle
 from ._capture import CapturedSteps
+from ._check_callbacks import acts_on_steps
 from ._default_callbacks import is_default
 from ._epoch import EpochRecord, Pass, check_step
 from ._forward import Forward, OutputCheck, fast_convolutions, infer_prepared
 from ._graph import records_graphs
 from ._learning_rate import LearningRate
-from ._listeners import Listeners
+from ._listeners import Listeners, sees_gradients
 from ._optimizer import forget_gradients, needs_closure, step_function
 from ._preparation import Preparation, augment
 from ._ranks import Interrupts, OneRank
@@ -168,6 +169,10 @@ class Run:
         self._row_numbers = row_numbers
         self._interrupts = Interrupts(ranks)
         self._has_callbacks = ranks.from_first(not all(map(is_default, callbacks)))
+        # Callbacks that the first process alone calls may change them in each step.
+        self._follows_gradients = ranks.size > 1 and ranks.from_first(
+            any(sees_gradients(c) and not acts_on_steps(c) for c in callbacks)
+        )
         self.net = net
         self.objective = objective
         self.forward = forward
@@ -248,7 +253,8 @@ class Run:
                 self.has_stopped = self._run_epoch()
                 for call in after_epoch:
                     call()
-                if self.epoch < self.max_epochs and not self.has_stopped:
+                if not self.has_stopped:
+                    # After the last epoch too: more fits may follow, such as of folds.
                     self._interrupts.check()
 
     def _finish(self) -> None:
@@ -267,6 +273,8 @@ class Run:
         self.objective.begin_epoch()
         self.net.notify("on_epoch_begin", **self._datasets)
         self.follow_first()
+        if self._replica.renew(self.forward.release):
+            self.forward.train(self._replica.network)
         self._training_pass()
         self.averaging.put()
         self._replica.synchronise()
@@ -286,17 +294,22 @@ class Run:
     def follow_first(self) -> None:
         """Take over what callbacks have changed, which the first process alone calls.
 
-        That is options of the optimizer, such as rates, and weights.
+        That is options of the optimizer, such as rates, weights, and which of them are
+        trained.
         """
         if self.ranks.size == 1:
             return
         groups = self.optimizer.param_groups
         options = [{k: v for k, v in g.items() if k != "params"} for g in groups]
-        firsts = self.ranks.from_first(options)
+        parameters = list(self.module.parameters())
+        trained = [p.requires_grad for p in parameters]
+        firsts, trained = self.ranks.from_first((options, trained))
+        for parameter, is_trained in zip(parameters, trained, strict=True):
+            parameter.requires_grad_(is_trained)
         for group, option in zip(groups, firsts, strict=True):
             group.update(option)
         if self._has_callbacks:
-            self.ranks.equalise([*self.module.parameters(), *self.module.buffers()])
+            self.ranks.equalise([*parameters, *self.module.buffers()])
 
     def _captured_steps(self) -> CapturedSteps | None:
         """Return what captures the steps, where they can and should be captured."""
@@ -411,9 +424,15 @@ class Run:
         if not self._step_is_checked:
             check_step(result, type(self.objective).__name__)
             self._step_is_checked = True
-        if self._listeners.to_gradients:
-            self._listeners.gradients(batch)
+        self._show_gradients(batch)
         return result
+
+    def _show_gradients(self, batch: Batch) -> None:
+        """Show gradients to whoever looks at them, and perhaps changes them."""
+        self._listeners.gradients(batch)
+        if self._follows_gradients:
+            gradients = (p.grad for p in self.module.parameters())
+            self.ranks.equalise(g for g in gradients if g is not None)
 
     def _step_with_closure(self, batch: Batch) -> dict[str, Tensor]:
         first: dict[str, Tensor] = {}
@@ -424,7 +443,7 @@ class Run:
                 return self._of_all(first["loss"])
             forget_gradients(self.optimizer)
             loss = self.objective.evaluate_again(batch)
-            self._listeners.gradients(batch)
+            self._show_gradients(batch)
             return self._of_all(loss)
 
         self.optimizer.step(closure)  # type: ignore[arg-type]

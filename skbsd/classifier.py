@@ -24,6 +24,7 @@ from ._launch import fit_in_processes, n_processes
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData, checked_data, split_rows
 from ._net import Net
+from ._parts import agreed_split
 from ._preparation import sample_shape
 from ._ranks import current
 from ._sklearn_tasks import CallbackSupportMixin, with_callbacks
@@ -549,8 +550,10 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
     def _fits_in_processes(self, method: str, X, arguments: dict) -> bool:
         """Have several processes do the call, where the user wants that."""
+        if current().size > 1:
+            return False
         n = n_processes(self.devices, _checks.check_device(self.device))
-        if n == 1 or current().size > 1:
+        if n == 1:
             return False
         fit_in_processes(self, n, method, X, arguments)
         return True
@@ -906,7 +909,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             routed = process_routing(self, caller, **split_params)
             split_params = routed["splitter"]["split"]
         whole = self.get_dataset(data.X, data.y)  # itself, where X is a Dataset
-        return split_rows(data, whole, self.train_split, split_params)
+        split = split_rows(data, whole, self.train_split, split_params)
+        return agreed_split(split, data, current())
 
     def _calibrated_logits(self, X) -> torch.Tensor:
         calibration = getattr(self, "calibration_", None)

@@ -17,7 +17,14 @@ import torch.distributed as dist
 from helpers import quick
 from sklearn.datasets import load_digits, load_iris
 from sklearn.preprocessing import StandardScaler
-from skorch.callbacks import Callback, EarlyStopping, EpochScoring, LRScheduler
+from skorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EpochScoring,
+    Freezer,
+    LRScheduler,
+    Unfreezer,
+)
 from skorch.dataset import ValidSplit
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -94,6 +101,32 @@ class Halve(Callback):
     def on_epoch_end(self, net, **kwargs):
         for group in net.optimizer_.param_groups:
             group["lr"] /= 2
+
+
+class Scale(Callback):
+    """Changes gradients, a callback of a user's."""
+
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        for _, parameter in named_parameters:
+            parameter.grad *= 0.3
+
+
+class Memory(nn.Module):
+    """Keeps the largest sum that it has seen in a buffer; diverges after some steps."""
+
+    def __init__(self, n_steps=1000):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.register_buffer("largest", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(3, dtype=torch.bool))
+        self.n_steps = n_steps
+
+    def forward(self, x):
+        if self.training:
+            self.n_steps -= 1
+            self.largest.copy_(torch.maximum(self.largest, x.sum(dim=1).max()))
+        out = self.layer(x)
+        return out if self.n_steps > 0 else out * float("nan")
 
 
 def facts(model):
@@ -173,6 +206,7 @@ def validation():
         "accuracy": float((model.predict(X[rows]) == y[rows]).mean()),
         "valid_acc": model.history_[-1, "valid_acc"],
         "valid_loss": list(model.history_[:, "valid_loss"]),
+        "valid_nll": list(model.history_[:, "valid_nll"]),
         "n_valid": sum(model.history_[-1, "batches", :, "valid_batch_size"]),
     }
 
@@ -234,6 +268,32 @@ def unused():
     return facts(quick(module=Unused).fit(*digits()))
 
 
+def frozen():
+    """Other parameters are trained in each epoch."""
+    callbacks = [Freezer("layers.0*"), Unfreezer("layers.0*", at=3)]
+    return facts(quick(callbacks=callbacks).fit(*digits()))
+
+
+def gradients():
+    return facts(quick(callbacks=[Scale()], optimizer=torch.optim.SGD).fit(*digits()))
+
+
+def buffers():
+    return facts(quick(module=Memory).fit(*digits()))
+
+
+def drawn_split():
+    """Each process would draw another one."""
+    return facts(quick(train_split=ValidSplit(0.2)).fit(*digits()))
+
+
+def diverging():
+    model = quick(module=Memory, module__n_steps=6)
+    with pytest.raises(ValueError, match="NaN or infinite in epoch 2"):
+        model.fit(*digits())
+    return facts(model) | {"has_rows": hasattr(model, "posterior_rows_")}
+
+
 def resumed():
     """Goes on where one process was stopped."""
     return facts(quick(max_epochs=4, checkpoint="of-one").fit(*digits()))
@@ -250,10 +310,12 @@ def interrupted():
 def refused():
     X, y = digits()
     texts = []
+    rank = dist.get_rank() if dist.is_initialized() else 0
     for model, given in (
         (quick(iterator_train__drop_last=True), X),
         (quick(sync_batch_norm=True), X),
-        (quick(), X + dist.get_rank() if dist.is_initialized() else X),
+        (quick(), X + rank),
+        (quick(lr=0.01 * (1 + rank)), X),
     ):
         try:
             model.fit(given, y)
@@ -264,12 +326,17 @@ def refused():
 
 
 def failing():
-    """Ends what the processes have in common."""
-    try:
-        quick(max_epochs=4, checkpoint="of-two", callbacks=[Stop()]).fit(*digits())
-    except RuntimeError as error:
-        return {"error": f"{type(error).__name__}: {error}"}
-    return {"error": None}
+    """Ends what the processes have in common, and tries again."""
+    errors = []
+    for model in (
+        quick(max_epochs=4, checkpoint="of-two", callbacks=[Stop()]),
+        quick(),
+    ):
+        try:
+            model.fit(*digits())
+        except RuntimeError as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    return {"error": errors[0], "again": errors[1]}
 
 
 SCENARIOS = {
@@ -292,6 +359,11 @@ SCENARIOS = {
         few_samples,
         dataset,
         unused,
+        frozen,
+        gradients,
+        buffers,
+        drawn_split,
+        diverging,
         resumed,
         interrupted,
         refused,

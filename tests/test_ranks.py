@@ -16,9 +16,11 @@ from helpers import quick
 from ranks_script import SCENARIOS, digits
 
 from skbsd._batches import ResidentBatches, Share
+from skbsd._launch import _sendable
 from skbsd._loading import Split, checked_data
 from skbsd._parts import _dealt, part_for
 from skbsd._ranks import OneRank, RankError, n_taking_part
+from skbsd.callbacks import ProgressBar
 
 TESTS = Path(__file__).parent
 ALONE = ("few_samples", "failing", "kept_in_parts")
@@ -76,6 +78,8 @@ def in_one_process(name, parts, monkeypatch):
         ("noisy", 1e-5),
         ("uneven", 1e-5),
         ("unused", 1e-5),
+        ("frozen", 1e-5),
+        ("gradients", 1e-5),
     ],
 )
 def test_learns_what_one_process_learns(outcomes, name, tolerance, monkeypatch):
@@ -120,9 +124,18 @@ def test_validates_on_all_samples(outcomes):
     found = outcomes["validation"][0]
     assert found["accuracy"] == pytest.approx(found["valid_acc"])
     assert found["n_valid"] == 101
+    # skorch's scores are of all samples too.
+    np.testing.assert_allclose(found["valid_nll"], -np.array(found["valid_loss"]), 1e-5)
     # The score that stops it and the scheduler are the first process's.
     assert found["epochs"] < 6
     assert found["rates"][0] < 1e-2
+
+
+def test_beliefs_are_whole_after_a_divergence(outcomes):
+    for part in outcomes["diverging"]:
+        assert len(part["posterior"]) == ranks_script.N_DIGITS
+        assert not part["has_rows"]
+        assert part["epochs"] == 1
 
 
 def test_validates_on_a_single_sample(outcomes):
@@ -175,10 +188,11 @@ def test_an_interrupt_stops_all_after_the_same_step(outcomes):
 
 
 def test_refuses_what_cannot_be_dealt_out(outcomes):
-    order, norm, data = outcomes["refused"][0]["texts"]
+    order, norm, data, rate = outcomes["refused"][0]["texts"]
     assert "iterator_train has an order of its own" in order
     assert "sync_batch_norm=True needs GPUs" in norm
     assert "process 1 of 2 (by rank) was given other data" in data
+    assert "process 1 of 2 (by rank) was given other values of lr" in rate
 
 
 def test_a_process_that_fails_is_named_by_the_others(outcomes):
@@ -188,6 +202,8 @@ def test_a_process_that_fails_is_named_by_the_others(outcomes):
         "RankError: process 0 of 2 (by rank) failed with RuntimeError: stopped by a "
         "callback"
     )
+    for part in (first, second):
+        assert "start the script anew" in part["again"]
 
 
 def test_one_process_continues_a_checkpoint_of_two(outcomes):
@@ -222,17 +238,44 @@ def test_devices_starts_processes(capsys):
     X, y = digits()
     state = np.random.RandomState(0)
     model = quick(
-        devices=2, module=ranks_script.Unused, verbose=1, random_state=state
+        devices=2,
+        module=ranks_script.Unused,
+        verbose=1,
+        random_state=state,
+        callbacks=[ProgressBar()],
     ).fit(X, y)
     assert isinstance(model.module_, ranks_script.Unused)
     assert set(model.posterior_.visits.tolist()) == {3}
     assert model.n_iter_ == 3
     assert model.score(X, y) > 0.5
-    assert "Training data: on cpu" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "Training data: on cpu" in shown.out
+    assert "epoch 3 of 3" in shown.err
     # It has drawn a seed, as a call without processes does.
     assert state.randint(100) != np.random.RandomState(0).randint(100)
     assert not {"posterior_rows_", "_run"} & vars(model).keys()
     pickle.loads(pickle.dumps(model)).predict(X)
+
+
+def test_an_error_of_any_kind_can_be_passed_on():
+    class Odd(Exception):
+        def __init__(self, one, other):
+            super().__init__(f"{one} and {other}")
+
+    try:
+        raise Odd("this", "that")
+    except Odd as error:
+        sent = pickle.loads(pickle.dumps(_sendable(error)))
+    assert type(sent) is RuntimeError
+    assert str(sent) == "Odd: this and that"
+    assert 'raise Odd("this", "that")' in sent.__notes__[0]
+
+
+def test_a_process_ends_with_the_one_that_has_started_it():
+    code = "from skbsd._launch import _end_with_parent; _end_with_parent()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as one:
+        one.stdin.close()
+        assert one.wait(60) == 1
 
 
 def test_devices_names_a_process_that_dies():
