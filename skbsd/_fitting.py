@@ -39,7 +39,12 @@ from ._rules import (
     schedule_length,
 )
 from ._run import DivergenceError, Run, Settings, Trainee
-from ._run_checkpoint import RunCheckpoint, start_of, what_counts
+from ._run_checkpoint import (
+    RunCheckpoint,
+    parameters_that_count,
+    start_of,
+    what_counts,
+)
 from ._run_state import check_components, check_loading
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
