@@ -1,7 +1,7 @@
 """A call of `fit`, from checked data to what it leaves on the estimator."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, Protocol, TypeVar
 
 import torch
 from skorch.utils import is_dataset
@@ -129,7 +129,7 @@ class Fitting:
             choice = before.kept(net)
         self.choice = Choice.plain(net) if choice is None else choice
         self._calibration = calibration
-        self._after_epoch = after_epoch
+        self.after_epoch = list(after_epoch)
         # A network whose weights were loaded has not seen data yet.
         self.fresh = not (keep and net._has_classes())
         self.device = net.device_ if keep else _checks.check_device(net.device)
@@ -152,7 +152,7 @@ class Fitting:
         data = self._on_device()
         checkpoint = self._checkpoint()
         before = Snapshot(net, keep=self.keep)
-        after_epoch = [before.release, *self._after_epoch]
+        after_epoch = [before.release, *self.after_epoch]
         if checkpoint is not None:
             after_epoch.append(checkpoint.write)
         run = None
@@ -160,16 +160,8 @@ class Fitting:
             tasks = FitTasks(net, self.data)
             net._generators = self._new_generators()
             with net._generators.borrowed(self.device):
-                net.choice_ = self.choice
-                if self.fresh:
-                    self._begin_afresh(data)
-                net.posterior_ = self._posterior(data)
-                batches = self._batches(data)
                 is_done = checkpoint is not None and checkpoint.is_done
-                if not is_done:
-                    self._announce(data)
-                run = net._run = self._new_run(*batches, tasks)
-                net._projection = None  # the run's, until it is finished
+                run = self._set_up(data, tasks, announces=not is_done)
                 self._begin(run, checkpoint)
                 interrupted = None
                 if not is_done:
@@ -187,6 +179,40 @@ class Fitting:
             if hasattr(net, "module_"):
                 net._set_training(False)
         return interrupted
+
+    def begin(self) -> Run:
+        """Do what comes before the first epoch, for one that is trained beside others.
+
+        Whoever trains the run does so with the generators of its estimator, and calls
+        `finish` then. A failure leaves the estimator unfinished.
+        """
+        data = self._on_device()
+        self.net._generators = self._new_generators()
+        with self.net._generators.borrowed(self.device):
+            run = self._set_up(data, FitTasks(self.net, self.data), announces=True)
+            run.begin()
+        return run
+
+    def finish(self, run: Run) -> None:
+        """Leave a run that was begun by itself, and trained since."""
+        self.net.notify("on_train_end", X=self.data.X, y=self.data.y)
+        self._leave(run)
+        vars(self.net).pop("_run")
+        self.net._set_training(False)
+
+    def _set_up(self, data: TrainingData, tasks: FitTasks, *, announces: bool) -> Run:
+        """Build what is trained, and the run that trains it."""
+        net = self.net
+        net.choice_ = self.choice
+        if self.fresh:
+            self._begin_afresh(data)
+        net.posterior_ = self._posterior(data)
+        batches = self._batches(data)
+        if announces:
+            self._announce(data)
+        run = net._run = self._new_run(*batches, tasks)
+        net._projection = None  # the run's, until it is finished
+        return run
 
     def _learnt_nothing(self, run: Run | None, error: BaseException) -> bool:
         """Whether a call that fails is to be as if it had never been made.
@@ -427,3 +453,29 @@ class Fitting:
             },
         )
         return RunCheckpoint(file)
+
+
+Result = TypeVar("Result")
+# What has several trainings: it yields them one after the other to be trained, and is
+# sent what `Fitting.train` returns, or thrown what it raises.
+Trainings = Generator[Fitting, int | None, Result]
+
+
+def one_by_one(trainings: Trainings[Result]) -> Result:
+    """Train what comes, each when it comes; return what all of it leads to.
+
+    Parameters
+    ----------
+    trainings : generator of Fitting
+    """
+    try:
+        fitting = next(trainings)
+        while True:
+            try:
+                interrupted = fitting.train()
+            except BaseException as error:
+                fitting = trainings.throw(error)
+            else:
+                fitting = trainings.send(interrupted)
+    except StopIteration as end:
+        return end.value
