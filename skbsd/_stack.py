@@ -124,7 +124,7 @@ class Stack:
         rows = torch.stack([_batches(run).rows[:n] for run in self.runs])
         x = self._prepared(slice(0, len(self.runs)), rows, augments=False)
         self.runs[0].net._set_training(True)
-        return self._network.obstacle(x, self.runs[0].autocast())
+        return self._network.obstacle(x)
 
     def train(self) -> set[int]:
         """Run all epochs, and leave the runs as if each had run them itself.
@@ -213,8 +213,7 @@ class Stack:
         members = step.members
         network = self._network.part(members)
         x = self._prepared(members, rows, augments=self._augments)
-        with self.runs[0].autocast():
-            logits = network.logits(x)
+        logits = network.logits(x)
         weight, labels = None, None
         places = self._beliefs.places(members, rows)
         if self._weight is not None:

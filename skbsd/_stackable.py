@@ -69,6 +69,9 @@ def obstacle_in(run: Run) -> str | None:
         return "the data come through a loader"
     if run.batches.transform is not None:
         return "the augmentation goes by row"
+    if run.forward.dtype == torch.bfloat16:
+        # Autocast does not reach what is run for several at once.
+        return "the network runs in bfloat16 (pass precision='float32')"
     if type(run.objective) is not SelfDistillation:
         return f"{type(run.objective).__name__} is an objective of its own"
     if not can_stack(run.optimizer) or is_hooked(run.optimizer) or run.optimizer.state:
@@ -121,7 +124,6 @@ def kind(run: Run) -> tuple:
     return (
         run.net.device_,
         run.dtype,
-        run.forward.dtype,
         run.preparation.shape,
         run.max_epochs,
         "one batch" if len(batches) == 1 else batches.batch_size,

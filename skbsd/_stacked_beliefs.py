@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _cpu
 from ._formulas import rounded, soft_cross_entropy_gradient, updated
 from ._rules import UpdateRule
 from .posterior import DirichletPosterior
@@ -110,6 +111,21 @@ class StackedBeliefs:
         gradient : Tensor of shape (m, n, n_classes)
             Of each member's loss in its logits, in their type.
         """
+        if logits.is_cpu and self._alpha.dtype in (torch.float32, torch.float64):
+            return _cpu.stacked_step(
+                logits.to(torch.promote_types(logits.dtype, torch.float32)),
+                self._alpha,
+                self._visits,
+                self.places(members, rows),
+                weight,
+                self._rule.of(members),
+            )
+        return self._update(members, logits, rows, weight)
+
+    def _update(
+        self, members: slice, logits: Tensor, rows: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Do what `update` does on any device, in the functions of the mathematics."""
         places = self.places(members, rows).flatten()
         dtype = torch.promote_types(logits.dtype, torch.float32)
         log_proba = logits.log_softmax(dim=-1, dtype=dtype)

@@ -1,7 +1,6 @@
 """Networks of one architecture as one, along a leading dimension."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from math import prod
 from typing import Any
@@ -11,6 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ._forward import logits_in
+
+# How far logits may be from those of a network that is run by itself.
+_TOLERANCE = 1e-4
 
 
 class StackedNetwork:
@@ -99,7 +101,7 @@ class StackedNetwork:
         sums = torch.stack([matrix.sum(dim=1) for matrix in self.weights]).sum(dim=0)
         return sums.isfinite().tolist()
 
-    def obstacle(self, x: Tensor, context: AbstractContextManager) -> str | None:
+    def obstacle(self, x: Tensor) -> str | None:
         """Run all on a few samples; return why that cannot be done at once, or None.
 
         Nothing is changed: neither weights nor statistics nor torch's generators.
@@ -108,8 +110,6 @@ class StackedNetwork:
         ----------
         x : Tensor of shape (n_members, n, ...)
             Prepared.
-        context : context manager
-            Of the precision.
         """
         trial = StackedNetwork.part(self, slice(0, len(x)))
         trial = StackedPart(
@@ -126,7 +126,7 @@ class StackedNetwork:
         # Whatever fails, such as control flow that depends on values, is trained one by
         # one, which tells the user what is wrong where something is.
         try:
-            with torch.random.fork_rng(devices), context:
+            with torch.random.fork_rng(devices):
                 expected = logits_in(functional_call(self.module, first, (x[0],)))
                 logits = trial.logits(x)
                 logits.sum().backward()
@@ -134,10 +134,9 @@ class StackedNetwork:
         except Exception as error:
             reason = str(error).partition("\n")[0]
             return f"the network cannot be run on several at once ({reason})"
-        expected, found = expected.detach().float(), logits[0].detach().float()
-        tolerance = 1e-2 if logits.dtype == torch.bfloat16 else 1e-4
-        scale = float(expected.abs().max())
-        if not torch.allclose(found, expected, rtol=0, atol=tolerance * (1 + scale)):
+        expected, found = expected.detach(), logits[0].detach()
+        tolerance = _TOLERANCE * (1 + float(expected.abs().max()))
+        if not torch.allclose(found, expected, rtol=0, atol=tolerance):
             return "the network returns other logits when several are run at once"
         return None
 

@@ -48,7 +48,7 @@ class StackedGroup:
         """
         self._columns = {
             name: torch.as_tensor(
-                np.ascontiguousarray(np.broadcast_to(values, rates.shape).T),
+                np.array(np.broadcast_to(values, rates.shape).T, order="C"),
                 dtype=self._weights.dtype,
                 device=self._weights.device,
             ).unsqueeze(-1)

@@ -22,7 +22,7 @@ from ._search_fits import SearchFits
 __all__ = ["StackedGridSearchCV"]
 
 # Where the caller of `fit` is, as seen from where fits are trained.
-_USER = 6
+_USER = 8
 
 
 class _Splits:
