@@ -136,7 +136,9 @@ def stacked_step(
     losses = _step_rows(
         *arguments, n, x, index.numpy().ravel(), gradient, weights, n_stores=m
     )
-    return torch.from_numpy(losses).to(logits), torch.from_numpy(gradient).view(m, n, -1)
+    return torch.from_numpy(losses).to(logits), torch.from_numpy(gradient).view(
+        m, n, -1
+    )
 
 
 def _step_rows(

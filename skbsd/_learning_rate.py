@@ -116,7 +116,9 @@ class LearningRate:
         ndarray of shape (n_groups, n_steps)
             In float64.
         """
-        return self.rates(steps).astype(float) if self._is_rounded else self._rates(steps)
+        return (
+            self.rates(steps).astype(float) if self._is_rounded else self._rates(steps)
+        )
 
     def _rates(self, steps: range) -> np.ndarray:
         if self._factors is None:

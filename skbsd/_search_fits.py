@@ -69,7 +69,9 @@ class SearchFit:
         net = self._net
         if net is None:
             name = type(self.estimator).__name__
-            self.obstacle = f"{name} is no BSDClassifier, nor a Pipeline that ends in one"
+            self.obstacle = (
+                f"{name} is no BSDClassifier, nor a Pipeline that ends in one"
+            )
             return
         if is_dataset(self.X):
             self.obstacle = "X is a Dataset"
@@ -92,11 +94,11 @@ class SearchFit:
             self._trainings = _trainings(net, X, y, **params)
             return net
 
-        vars(net)["fit"] = take_note
+        net.__dict__["fit"] = take_note
         try:
             self.estimator.fit(self.X, self.y, **fit_params)
         finally:
-            del vars(net)["fit"]
+            del net.__dict__["fit"]
 
     def go_on(self, attempt: Attempt) -> None:
         """Go on to the next training, or to the end.
@@ -209,9 +211,9 @@ class SearchFits:
         self._fits = []
         self._params = []
         for candidate in candidates:
-            for part, params in zip(parts, of_parts, strict=True):
+            for (X_train, y_train), params in zip(parts, of_parts, strict=True):
                 own = clone(estimator).set_params(**clone(candidate, safe=False))
-                self._fits.append(SearchFit(own, *part, candidate))
+                self._fits.append(SearchFit(own, X_train, y_train, candidate))
                 self._params.append(params)
         self._n_handed_out = 0
         self._estimator = estimator
@@ -228,7 +230,7 @@ class SearchFits:
         for fit, params in zip(self._fits, self._params, strict=True):
             fit.begin(params)
         while waiting := [fit for fit in self._fits if fit.fitting is not None]:
-            attempts = [Attempt(fit.fitting) for fit in waiting]
+            attempts = [Attempt(fit.fitting) for fit in waiting if fit.fitting]
             train_stacked(attempts, max_members=max_members, asked_for=asked_for)
             for fit, attempt in zip(waiting, attempts, strict=True):
                 fit.go_on(attempt)

@@ -14,11 +14,13 @@ from ._accuracy import Correct
 from ._batches import ResidentBatches
 from ._fitting import Fitting
 from ._forward import backward, fast_convolutions
+from ._rules import UpdateRule
 from ._run import DivergenceError, Run
-from ._stackable import are_alike, slowness, kind, obstacle_in
+from ._stackable import are_alike, kind, obstacle_in, slowness
 from ._stacked_beliefs import StackedBeliefs
 from ._stacked_network import StackedNetwork
 from ._stacked_optimizer import stacked_groups
+from .objectives import SelfDistillation
 
 
 class _Step(NamedTuple):
@@ -94,7 +96,8 @@ class Stack:
         """Return the groups of members with as many samples to train on."""
         sizes = [len(_batches(run).rows) for run in self.runs]
         edges = [i for i, n in enumerate(sizes) if i == 0 or n != sizes[i - 1]]
-        return [slice(a, b) for a, b in zip(edges, [*edges[1:], len(sizes)], strict=True)]
+        ends = [*edges[1:], len(sizes)]
+        return [slice(a, b) for a, b in zip(edges, ends, strict=True)]
 
     def _plan(self) -> list[_Step]:
         """Return the steps of an epoch."""
@@ -174,23 +177,20 @@ class Stack:
         for run in self.runs:
             run.begin_epoch()
         self._network.module.train()
-        self._beliefs.load_rules([run.objective._rule for run in self.runs])
+        self._beliefs.load_rules([_rule(run) for run in self.runs])
         self._load_rates()
         orders = self._draw()
         shape = len(self.runs), self._n_batches
-        wide = {
-            "dtype": torch.promote_types(self.runs[0].dtype, torch.float32),
-            "device": self._device,
-        }
-        losses = torch.full(shape, torch.nan, **wide)
-        correct = torch.zeros(2, *shape, **wide)
+        dtype = torch.promote_types(self.runs[0].dtype, torch.float32)
+        losses = torch.full(shape, torch.nan, dtype=dtype, device=self._device)
+        correct = torch.zeros((2, *shape), dtype=dtype, device=self._device)
         for step in self._steps:
             rows = torch.cat([orders[g][:, place] for g, place in step.orders])
             self._take(step, rows, losses, correct)
         self._end_epoch(losses, correct)
 
     def _load_rates(self) -> None:
-        """Set the rates of the steps of an epoch; members may have fewer than others."""
+        """Set the rates of an epoch's steps, of which members may have fewer."""
         n = self._n_batches
         steps = np.array([run.step for run in self.runs])[:, np.newaxis]
         rates = np.zeros((len(self._optimizer), len(self.runs), n))
@@ -269,8 +269,13 @@ class Stack:
             run.end_epoch()
 
 
+def _rule(run: Run) -> UpdateRule | None:
+    assert isinstance(run.objective, SelfDistillation)  # as `obstacle_in` has seen
+    return run.objective._rule
+
+
 def _batches(run: Run) -> ResidentBatches:
-    assert isinstance(run.batches, ResidentBatches)  # `obstacle_in` has looked
+    assert isinstance(run.batches, ResidentBatches)  # as `obstacle_in` has seen
     return run.batches
 
 

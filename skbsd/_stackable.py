@@ -43,7 +43,9 @@ def obstacle_of(net: Any) -> str | None:
         value = getattr(net, name)
         if value is not plain and value != plain:
             return f"{name}={value!r}"
-    if (net.callbacks and net.callbacks != "disable") or net.get_params_for("callbacks"):
+    if (net.callbacks and net.callbacks != "disable") or net.get_params_for(
+        "callbacks"
+    ):
         return "there are callbacks"
     if getattr(net, "_skl_callbacks", None):
         return "scikit-learn's callbacks are set on the classifier"

@@ -59,7 +59,9 @@ class StackedBeliefs:
         rules : sequence of UpdateRule or None
             Of each member; None is the paper's.
         """
-        applied = [p._rule(rule) for p, rule in zip(self._posteriors, rules, strict=True)]
+        applied = [
+            p._rule(rule) for p, rule in zip(self._posteriors, rules, strict=True)
+        ]
         self._rule = StackedRule(
             *(
                 self._number([getattr(rule, name) for rule in applied])
@@ -71,7 +73,9 @@ class StackedBeliefs:
         if len(set(values)) == 1:
             return values[0]
         wide = torch.promote_types(self._alpha.dtype, torch.float32)
-        return torch.tensor(values, dtype=wide, device=self._alpha.device).view(-1, 1, 1)
+        return torch.tensor(values, dtype=wide, device=self._alpha.device).view(
+            -1, 1, 1
+        )
 
     def places(self, members: slice, rows: Tensor) -> Tensor:
         """Return where the rows of some members are among those of all.

@@ -1,6 +1,6 @@
 """Networks of one architecture as one, along a leading dimension."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -43,9 +43,7 @@ class StackedNetwork:
         trained = {name for names in groups for name in names}
         self._shapes = {name: tensors[0][name].shape for name in trained}
         self.weights = [
-            torch.stack(
-                [torch.cat([own[name].reshape(-1) for name in names]) for own in tensors]
-            )
+            torch.stack([_flat(own[name] for name in names) for own in tensors])
             for names in groups
         ]
         self._rest = {
@@ -199,6 +197,10 @@ class StackedPart:
 
 def _logits(module: nn.Module, leaves: Any, rest: Any, x: Tensor) -> Tensor:
     return logits_in(functional_call(module, (leaves, rest), (x,)))
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -81,9 +81,9 @@ class StackedGridSearchCV(GridSearchCV):
     longer than the operations. Here the networks of all candidates and folds take each
     step together, as one network with a leading dimension [1]_; each has its own
     weights, samples, beliefs, learning rate, `prior_strength`, `discount`,
-    `weight_decay` and `random_state`. What comes of it is that of
-    :class:`sklearn.model_selection.GridSearchCV`, within rounding: scores, ranks, errors
-    and the estimator that is fitted again.
+    `weight_decay` and `random_state`. Scores, ranks, errors and the estimator that is
+    fitted again are those of :class:`sklearn.model_selection.GridSearchCV`, within
+    rounding.
 
     Parameters
     ----------
@@ -155,17 +155,17 @@ class StackedGridSearchCV(GridSearchCV):
 
     Notes
     -----
-    A stack takes fits with the same network, optimizer, `max_epochs`, `batch_size` and
-    `lr_schedule`; others are stacks of their own. Folds may differ in size. The optimizer
+    Fits are in one stack where network, optimizer, `max_epochs` and `batch_size` are
+    the same; others are in stacks of their own. Folds may differ in size. The optimizer
     is torch's SGD, Adam or AdamW, the data are arrays, and nothing looks into the
-    training: no callbacks, `train_split`, `checkpoint`, `contrastive`, `averaging` nor
-    `compile`. The network must do the same whatever values it sees, without dropout;
-    batch normalisation keeps its statistics by network. Calibration is part of a fit, and
-    its networks are stacked too: with ``calibration=None`` a search takes half of the
-    time, or less.
+    training: there are no callbacks, `train_split`, `checkpoint`, `contrastive`,
+    `averaging`, `compile` or `verbose`. The network does the same whatever values it
+    sees, in float32 or float64 and without dropout. Batch normalisation keeps the
+    statistics of each network. Calibration is part of a fit, and its networks are
+    stacked too.
 
-    On a CPU, "auto" stacks networks of linear layers with up to 131,072 weights, four
-    fits and more. Those that convolve are slower at once than one by one there.
+    On a CPU, "auto" stacks networks of linear layers with up to 131,072 weights, where
+    there are four fits and more. Those that convolve are faster one by one there.
 
     References
     ----------
@@ -269,7 +269,7 @@ class StackedGridSearchCV(GridSearchCV):
             call.end()
         own = {"_call", *self.get_params(deep=False)}
         found = {name: value for name, value in vars(search).items() if name not in own}
-        vars(self).update(found)
+        self.__dict__.update(found)
         return self
 
     def _get_routed_params_for_fit(self, params):
@@ -312,8 +312,8 @@ class StackedGridSearchCV(GridSearchCV):
         if obstacles:
             reasons = "; ".join(f"{why} ({n})" for why, n in obstacles.items())
             warnings.warn(
-                f"{sum(obstacles.values())} of {len(fits)} fits are trained one by one, "
-                f"as by GridSearchCV: {reasons}.",
+                f"{sum(obstacles.values())} of {len(fits)} fits are trained one by "
+                f"one, as by GridSearchCV: {reasons}.",
                 RuntimeWarning,
                 stacklevel=_USER,
             )
