@@ -1,5 +1,6 @@
 """The fits of a search: begun as scikit-learn would, trained together, handed over."""
 
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,6 +56,7 @@ class SearchFit:
         self._names = tuple(names)
         self._warned: list[tuple[Any, type[Warning], str, int]] = []
         self._trainings: Trainings | None = None
+        self._has_begun = False  # beyond the first training
         self._net = final_classifier(estimator)
         self.fitting: Fitting | None = None
 
@@ -109,14 +111,17 @@ class SearchFit:
             What came of the last one.
         """
         assert self._trainings is not None
-        self.fitting = None
-        self.seconds += attempt.seconds
-        self.obstacle = attempt.obstacle
-        if self.obstacle is not None:
+        began = time.perf_counter()
+        if attempt.obstacle is not None and not self._has_begun:
+            self.obstacle, self.fitting = attempt.obstacle, None
             self._trainings.close()
             return
+        self._has_begun = True
         with self._going_on():
             try:
+                if attempt.obstacle is not None:
+                    # As of few fits whose calibration takes a further network.
+                    self._train_alone(attempt.fitting)
                 if attempt.error is None:
                     self.fitting = self._trainings.send(None)
                 else:
@@ -125,7 +130,14 @@ class SearchFit:
                 outcome, _ = end.value
                 _advice.of_result(self._net, outcome, stacklevel=2)
                 self.is_trained = True
-                self._trainings = None
+                self._trainings = self.fitting = None
+        self.seconds += attempt.seconds + time.perf_counter() - began
+
+    @staticmethod
+    def _train_alone(fitting: Fitting) -> None:
+        """Train as in any other fit; an interrupt ends a search."""
+        if fitting.train() is not None:
+            raise KeyboardInterrupt
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:

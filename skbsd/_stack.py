@@ -371,6 +371,27 @@ def _run(attempt: Attempt) -> Run:
     return attempt.run
 
 
+def _train_together(attempts: Sequence[Attempt]) -> str | None:
+    """Train a stack; return why that was not possible, or None."""
+    try:
+        stack = Stack([(a.fitting, _run(a)) for a in attempts])
+        obstacle = stack.obstacle()
+        if obstacle is not None:
+            return obstacle
+        diverged = stack.train()
+    except Exception as error:
+        # Such as too little memory. Trained one by one, each fit tells its own error.
+        reason = str(error).partition("\n")[0]
+        return f"{type(error).__name__} in a stack of {len(attempts)} fits: {reason}"
+    for attempt in attempts:
+        run = _run(attempt)
+        if id(run) in diverged:
+            attempt.error = DivergenceError("the loss became NaN or infinite")
+        else:
+            attempt.fitting.finish(run)
+    return None
+
+
 def _train(attempts: Sequence[Attempt], *, asked_for: bool) -> None:
     """Train a stack, unless there is an obstacle."""
     began = time.perf_counter()
@@ -380,19 +401,11 @@ def _train(attempts: Sequence[Attempt], *, asked_for: bool) -> None:
     elif not asked_for:
         obstacle = slowness(_run(attempts[0]), len(attempts))
     if obstacle is None:
-        stack = Stack([(a.fitting, _run(a)) for a in attempts])
-        obstacle = stack.obstacle()
+        obstacle = _train_together(attempts)
     if obstacle is not None:
         for attempt in attempts:
             attempt.obstacle = obstacle
         return
-    diverged = stack.train()
-    for attempt in attempts:
-        run = _run(attempt)
-        if id(run) in diverged:
-            attempt.error = DivergenceError("the loss became NaN or infinite")
-        else:
-            attempt.fitting.finish(run)
     share = (time.perf_counter() - began) / len(attempts)
     for attempt in attempts:
         attempt.seconds += share

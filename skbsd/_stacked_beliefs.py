@@ -115,9 +115,10 @@ class StackedBeliefs:
         gradient : Tensor of shape (m, n, n_classes)
             Of each member's loss in its logits, in their type.
         """
-        if logits.is_cpu and self._alpha.dtype in (torch.float32, torch.float64):
+        wide = (torch.float32, torch.float64)
+        if logits.is_cpu and logits.dtype in wide and self._alpha.dtype in wide:
             return _cpu.stacked_step(
-                logits.to(torch.promote_types(logits.dtype, torch.float32)),
+                logits,
                 self._alpha,
                 self._visits,
                 self.places(members, rows),

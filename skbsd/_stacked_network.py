@@ -125,8 +125,10 @@ class StackedNetwork:
         # one, which tells the user what is wrong where something is.
         try:
             with torch.random.fork_rng(devices):
-                expected = logits_in(functional_call(self.module, first, (x[0],)))
-                logits = trial.logits(x)
+                expected = logits_in(
+                    functional_call(self.module, first, (x[0].clone(),))
+                )
+                logits = trial.logits(x.clone())
                 logits.sum().backward()
                 trial.gradients()
         except Exception as error:
