@@ -125,10 +125,8 @@ class StackedNetwork:
         # one, which tells the user what is wrong where something is.
         try:
             with torch.random.fork_rng(devices):
-                expected = logits_in(
-                    functional_call(self.module, first, (x[0].clone(),))
-                )
-                logits = trial.logits(x.clone())
+                alone = functional_call(self.module, first, (x[0].clone(),))
+                expected, logits = logits_in(alone), trial.logits(x.clone())
                 logits.sum().backward()
                 trial.gradients()
         except Exception as error:
