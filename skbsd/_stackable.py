@@ -26,10 +26,12 @@ _PLAIN = {
     "verbose": 0,
     "warm_start": False,
 }
-# Networks that convolve are slower on a CPU when several are run at once, and so are
-# few networks and wide ones: what is saved is the time between operations.
-_FEWEST_ON_CPU = 4
-_LARGEST_ON_CPU = 2**17  # weights of a network
+# On a CPU, what a stack saves is the time between operations. Networks that convolve
+# are slower at once there, and so are few of them, and large ones or batches, which one
+# by one stay in a core's cache (benchmarks/stacked.py).
+_FEWEST_ON_CPU = 5
+_MOST_WEIGHTS_ON_CPU = 2**15
+_MOST_PRODUCTS_ON_CPU = 2**22  # of weights and samples of a batch
 
 
 def obstacle_of(net: Any) -> str | None:
@@ -106,11 +108,18 @@ def slowness(run: Run, n_members: int) -> str | None:
     weights = [p.numel() for p in run.module.parameters()]
     if any(p.ndim > 2 for p in run.module.parameters()):
         return "networks that convolve are faster one by one on a CPU"
-    if sum(weights) > _LARGEST_ON_CPU:
-        return "networks as large are faster one by one on a CPU"
+    size = sum(weights)
+    products = size * max(_sizes(run))
+    if size > _MOST_WEIGHTS_ON_CPU or products > _MOST_PRODUCTS_ON_CPU:
+        return "networks or batches as large are faster one by one on a CPU"
     if n_members < _FEWEST_ON_CPU:
         return "so few networks are faster one by one on a CPU"
     return None
+
+
+def _sizes(run: Run) -> list[int]:
+    assert isinstance(run.batches, ResidentBatches)
+    return run.batches.sizes
 
 
 def kind(run: Run) -> tuple:
