@@ -11,7 +11,7 @@ same grid on scikit-learn's digits, without a fit on all data at the end: candid
 - pipeline: StandardScaler before it
 - batches of 512: the default network, with fewer and longer steps
 - two, five, ten fits: as table, with fewer candidates and folds
-- images: a small residual network on images of 8 x 8 pixels, 10 fits
+- images: a small residual network on images of 8 x 8 pixels, 15 fits
 
 Every round runs each search once, in an order that changes; ratios are taken within a
 round. On the CPU the clock is that of the process, so that others count for little:

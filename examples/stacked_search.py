@@ -2,9 +2,9 @@
 A search in one loop
 ====================
 
-`StackedGridSearchCV` is scikit-learn's `GridSearchCV` with the networks of all candidates
-and folds trained at once. Here it finds a prior strength, a learning rate and a weight
-decay for a small network, and is timed beside the original.
+`StackedGridSearchCV` is scikit-learn's `GridSearchCV` with the networks of all
+candidates and folds trained at once. Here it finds a prior strength, a learning rate
+and a weight decay for a small network, and is timed beside the original.
 """
 
 # %%

@@ -29,7 +29,7 @@ _PLAIN = {
 # On a CPU, what a stack saves is the time between operations. Networks that convolve
 # are slower at once there, and so are few of them, and large ones or batches, which one
 # by one stay in a core's cache (benchmarks/stacked.py).
-_FEWEST_ON_CPU = 5
+_FEWEST_ON_CPU = 8
 _MOST_WEIGHTS_ON_CPU = 2**15
 _MOST_PRODUCTS_ON_CPU = 2**22  # of weights and samples of a batch
 

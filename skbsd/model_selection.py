@@ -165,12 +165,12 @@ class StackedGridSearchCV(GridSearchCV):
     stacked too.
 
     On a CPU, "auto" stacks networks without convolutions of up to 32,768 weights (times
-    the batch size, 2^22), where there are five fits or more: others are faster one by
+    the batch size, 2^22), where there are eight fits or more: others are faster one by
     one there.
 
     References
     ----------
-    .. [1] R. Zou, H. He and others, `torch.func`, "Model ensembling",
+    .. [1] "Model ensembling", PyTorch's tutorial of `torch.func`,
        https://docs.pytorch.org/tutorials/intermediate/ensembling.html.
 
     Examples

@@ -29,6 +29,7 @@ from skorch.callbacks import EpochScoring
 from torch import nn
 
 from skbsd import BSDClassifier
+from skbsd._fitting import Fitting
 from skbsd.model_selection import StackedGridSearchCV
 from skbsd.objectives import SelfDistillation
 
@@ -321,6 +322,18 @@ def test_several_metrics_and_a_callable_refit(iris):
     assert_same(one.best_estimator_, other.best_estimator_, 0)
 
 
+def test_nothing_is_trained_twice(iris, monkeypatch):
+    def train(self):
+        raise AssertionError("trained by itself")
+
+    monkeypatch.setattr(Fitting, "train", train)
+    search = StackedGridSearchCV(double(), GRID, cv=3, refit=False, error_score="raise")
+    scores = search.fit(*iris).cv_results_["mean_test_score"]
+    assert len(scores) == 4
+    with pytest.raises(AssertionError, match="by itself"):
+        search.set_params(refit=True).fit(*iris)
+
+
 def test_groups_and_random_splits(iris):
     groups = np.arange(150) % 7
     one, other, theirs, ours = both(
@@ -567,3 +580,12 @@ def test_warnings_of_members_are_given_once_each(iris):
     with pytest.warns(UserWarning, match="leaves the label") as expected:
         plain.fit(*iris)
     assert [str(w.message) for w in warned] == [str(w.message) for w in expected]
+
+
+def test_callbacks_of_scikit_learn(iris, capsys):
+    callbacks = pytest.importorskip("sklearn.callback")  # from 1.9 on
+    pytest.importorskip("rich")
+    search = StackedGridSearchCV(double(), GRID, cv=2)
+    search.set_callbacks(callbacks.ProgressBar()).fit(*iris)
+    assert search.n_stacked_ == 8
+    assert "StackedGridSearchCV - search" in capsys.readouterr().out
