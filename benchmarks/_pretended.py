@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from skbsd import _graph, _kernels
+from skbsd import _compact_kernels, _graph, _kernels
 
 _CUDA = torch.device("cuda", 0)
 _META = torch.device("meta")
@@ -301,6 +301,19 @@ def _stand_ins(device: Device) -> dict[str, Any]:
     }
 
 
+def _compact_launch(logits: Tensor, *arguments) -> tuple[Tensor, ...]:
+    """Return what the kernel of the compact store does, without contents."""
+    n, n_classes = logits.shape
+    columns = logits.new_empty(n, dtype=torch.float32)
+    groups = -(-n_classes // _compact_kernels.GROUP)
+    return (
+        columns,
+        torch.empty_like(logits),
+        columns.new_empty(n, groups),
+        columns.new_empty(n, 3),
+    )
+
+
 @contextmanager
 def pretended() -> Iterator[Device]:
     """Pretend that there is a GPU, within the context and this thread.
@@ -319,6 +332,7 @@ def pretended() -> Iterator[Device]:
             mock.patch.object(_graph, "_stream", _Stream(device)),
             # On the meta device, the kernel is what is said of it for compilers.
             mock.patch.object(_kernels, "launch", _kernels.operator),
+            mock.patch.object(_compact_kernels, "_launch", _compact_launch),
             mock.patch.object(
                 optimizers,
                 "_get_fused_kernels_supported_devices",

@@ -75,7 +75,10 @@ _OF_BSD_CLASSIFIER = [
 _THERE = [name for name in _OF_BSD_CLASSIFIER if hasattr(skbsd.BSDClassifier, name)]
 autosummary_context = {
     "interface": {"BSDClassifier": _THERE},
-    "properties": {"DirichletPosterior": ["n_classes", "device", "dtype"]},
+    "properties": {
+        name: ["n_classes", "device", "dtype", "nbytes", *more]
+        for name, more in (("DirichletPosterior", []), ("CompactPosterior", ["n_kept"]))
+    },
 }
 autosummary_imported_members = True
 autodoc_preserve_defaults = True
@@ -90,7 +93,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "filename_pattern": r"\.py$",
     # Scripts, which are run by `make demo` or by hand.
-    "ignore_pattern": r"(quickstart|cifar10|comparison)\.py$",
+    "ignore_pattern": r"(quickstart|cifar10|comparison|search_on_cluster)\.py$",
     "within_subsection_order": "gallery_order.by_interest",
     "backreferences_dir": "api/backreferences",
     "doc_module": ("skbsd",),

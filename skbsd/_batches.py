@@ -1,5 +1,6 @@
 """Batches that know which training samples they hold."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -8,8 +9,10 @@ import numpy as np
 import torch
 from skorch.utils import to_device
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
+from ._large import COPY, PART
+from ._mapped import MappedRows
 from ._rows import check_rows
 
 
@@ -72,17 +75,44 @@ def move(x, device: torch.device):
     return to_device(x, device)
 
 
-def batch_sizes(n: int, batch_size: int) -> list[int]:
-    """Size of each batch of n samples.
+class Share(NamedTuple):
+    """The part of each batch that is this process's, where several train together.
 
-    A sample that would be left alone in the last batch joins the one before: batch
-    normalisation has no variance for it.
+    The samples are dealt out in turn, as cards are: of the batches, too, each process
+    has as many as the others, or one more.
+
+    Parameters
+    ----------
+    n : int
+        Number of samples of all processes.
+    rank, size : int
+        Number of this process, and how many there are.
+    mean_weight : float or None
+        Of the samples of all processes; None is that of the samples at hand.
     """
-    whole, rest = divmod(n, batch_size)
-    sizes = [batch_size] * whole + [rest] * (rest > 0)
-    if len(sizes) > 1 and sizes[-1] == 1:
-        sizes[-2:] = [sizes[-2] + 1]
-    return sizes
+
+    n: int
+    rank: int = 0
+    size: int = 1
+    mean_weight: float | None = None
+
+    def totals(self, batch_size: int) -> list[int]:
+        """Return the sizes of the batches, all processes together.
+
+        Samples that would be left in the last batch, fewer than two per process, join
+        the batch before: batch normalisation has no variance for a single one.
+        """
+        whole, rest = divmod(self.n, batch_size)
+        sizes = [batch_size] * whole + [rest] * (rest > 0)
+        if len(sizes) > 1 and sizes[-1] < 2 * self.size:
+            sizes[-2:] = [sizes[-2] + sizes[-1]]
+        return sizes
+
+    def sizes(self, batch_size: int) -> list[int]:
+        """Return the sizes of this process's parts of the batches that it has."""
+        ends = np.cumsum([0, *self.totals(batch_size)])
+        dealt = (ends - self.rank + self.size - 1) // self.size
+        return [size for size in np.diff(dealt).tolist() if size]
 
 
 class ResidentBatches:
@@ -100,12 +130,21 @@ class ResidentBatches:
     rows : Tensor of int
         Which rows take part.
     batch_size : int
+        Of all processes together.
     shuffle : bool
         Draw a new order for each pass, from torch's generator of the device. A pass
         of one batch keeps its order.
+    share : Share, optional
+        Which part of each batch these rows are; by default the whole.
+    mapped : MappedRows, optional
+        The rows of `x` in a file, to be read ahead.
 
     Attributes
     ----------
+    totals : list of int
+        Sizes of the batches, with the parts of other processes.
+    sizes : list of int
+        Without them.
     transform : callable or None
         What is done to inputs that were gathered: called with some of them, and with
         their rows. Where all are gathered at once, in a few large parts.
@@ -113,17 +152,33 @@ class ResidentBatches:
 
     is_resident = True
     # Bytes that a second copy of the inputs may take.
-    COPY = 2**28
+    COPY = COPY
+    # Batches that are read ahead of a file.
+    AHEAD = 2
     # Numbers that are transformed at once: a few arrays of as many are in use.
     PART = 2**25
 
-    def __init__(self, x, y, weight, rows, batch_size: int, *, shuffle: bool):
+    def __init__(
+        self,
+        x,
+        y,
+        weight,
+        rows,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        share: Share | None = None,
+        mapped: MappedRows | None = None,
+    ):
+        share = Share(len(rows)) if share is None else share
         self.x = x
+        self.mapped = mapped
         self.y = y
         self.weight = weight
         self.rows = rows
         self.batch_size = batch_size
-        self.sizes = batch_sizes(len(rows), batch_size)
+        self.totals = share.totals(batch_size)
+        self.sizes = share.sizes(batch_size)
         self.shuffle = shuffle and len(self.sizes) > 1
         self.transform: Callable[[Tensor, Tensor], Tensor] | None = None
 
@@ -156,12 +211,23 @@ class ResidentBatches:
         if self.is_copied:
             x = iter(self.inputs(order).split(sizes))
         else:
-            x = (self.inputs(index) for index in rows)
+            x = self._gathered(rows)
         y = self.y.index_select(0, order).split(sizes)
         weight = repeat(None)
         if self.weight is not None:
             weight = self.weight.index_select(0, order).split(sizes)
         yield from map(Batch, x, y, rows, weight, repeat(True))
+
+    def _gathered(self, rows: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        """Gather batch by batch; have those that follow be read meanwhile."""
+        mapped = self.mapped
+        if mapped is not None:
+            for index in rows[: self.AHEAD]:
+                mapped.read_ahead(index)
+        for i, index in enumerate(rows):
+            if mapped is not None and i + self.AHEAD < len(rows):
+                mapped.read_ahead(rows[i + self.AHEAD])
+            yield self.inputs(index)
 
     def inputs(self, rows: Tensor) -> Tensor:
         """Gather inputs, and transform them."""
@@ -283,10 +349,19 @@ class IndexedTensor(Dataset):
     codes : ndarray of shape (n_samples,)
     rows : ndarray of int
         Which rows take part.
+    mapped : MappedRows, optional
+        The rows of `x` in a file, to be read ahead.
     """
 
-    def __init__(self, x: Tensor, codes: np.ndarray, rows: np.ndarray):
+    def __init__(
+        self,
+        x: Tensor,
+        codes: np.ndarray,
+        rows: np.ndarray,
+        mapped: MappedRows | None = None,
+    ):
         self.x = x
+        self.mapped = mapped
         self.codes = torch.from_numpy(codes)
         self.rows = torch.from_numpy(rows)
 
@@ -297,7 +372,26 @@ class IndexedTensor(Dataset):
         # A loader fetches a batch at once from a Dataset with this method; there is
         # nothing left to collate.
         rows = self.rows[batch]
-        return self.x.index_select(0, rows), self.codes[rows], rows
+        if self.mapped is not None:
+            self.mapped.read_ahead(rows)
+        x = torch.index_select(self.x, 0, rows, out=self._memory_for(len(rows)))
+        return x, self.codes[rows], rows
+
+    def __getstate__(self):
+        # A process that is not forked has a copy in memory instead of a mapping.
+        return {**vars(self), "mapped": None}
+
+    def _memory_for(self, n: int) -> Tensor | None:
+        """Return shared memory in a loader's process, as torch's collation does.
+
+        The batch is moved there otherwise, and what it leaves behind stays in pieces.
+        """
+        if get_worker_info() is None:
+            return None
+        shape = n, *self.x.shape[1:]
+        size = math.prod(shape) * self.x.element_size()
+        storage = torch.UntypedStorage._new_shared(size, device="cpu")
+        return torch.empty(0, dtype=self.x.dtype).set_(storage).view(shape)
 
 
 class IndexedCollate:
@@ -338,12 +432,19 @@ class WholeBatches(Sampler):
     n : int
         Number of items.
     batch_size : int
+        Of all processes together.
     shuffle : bool
+    share : Share, optional
+        Which part of each batch the items are; by default the whole.
     """
 
-    def __init__(self, n: int, batch_size: int, *, shuffle: bool):
+    def __init__(
+        self, n: int, batch_size: int, *, shuffle: bool, share: Share | None = None
+    ):
+        share = Share(n) if share is None else share
         self.n = n
-        self.sizes = batch_sizes(n, batch_size)
+        self.totals = share.totals(batch_size)
+        self.sizes = share.sizes(batch_size)
         self.shuffle = shuffle
 
     def __len__(self) -> int:
@@ -368,14 +469,24 @@ class LoaderBatches:
         Number of rows of X.
     unique : bool
         Whether a batch is known to hold no sample twice.
+    totals : list of int, optional
+        Sizes of the batches with the parts of other processes, where there are such.
     """
 
     is_resident = False
 
     def __init__(
-        self, loader, weight, device: torch.device, n_rows: int, *, unique: bool
+        self,
+        loader,
+        weight,
+        device: torch.device,
+        n_rows: int,
+        *,
+        unique: bool,
+        totals: list[int] | None = None,
     ):
         self.loader = loader
+        self.totals = totals
         self.weight = weight
         self.device = device
         self.n_rows = n_rows
@@ -418,7 +529,8 @@ def channel_statistics(images: Tensor, rows: np.ndarray, weight: np.ndarray | No
     """
     sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
     total = 0.0
-    for chunk in torch.from_numpy(rows).split(1024):
+    size = max(1, min(1024, PART // max(1, images[0].numel())))
+    for chunk in torch.from_numpy(rows).split(size):
         x = images[chunk.to(images.device)].flatten(2).int()
         # Whole numbers are exact; double precision, which not every device has, comes
         # in on the CPU.

@@ -57,6 +57,8 @@ def obstacle(
         return f"{type(net).__name__} has a train_step of its own"
     if run.forward.reuses_output:
         return "the compiled network is a CUDA graph already"
+    if net.posterior_.device.type != net.device_.type:
+        return "the beliefs lie in a file"
     counts = run.objective.counts_correct
     if counts and not net.posterior_.on_kernel(run.forward.dtype):
         return "the kernel of the posterior step is not there"

@@ -7,8 +7,9 @@ that is spread over the cores by itself would have them wait for each other each
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ _BLOCK = 2**18
 _BY_UPDATE, _BY_ROW, _BY_CLASS = dither_steps(13)
 
 # Sums of exponentials above this have lost nothing that counts to underflow.
-_TINY = 1e-30
+TINY = 1e-30
 
 
 def usable(alpha: Tensor) -> bool:
@@ -66,6 +67,29 @@ def posterior_step(
     gradient : Tensor of shape (n, n_classes)
         (p - q) * weight / n, of the logits' type.
     """
+    arguments = alpha.numpy(), visits.numpy(), rule, len(logits)
+    return in_blocks(partial(_step_rows, *arguments), logits, index, weight, _BLOCK)
+
+
+def in_blocks(
+    step_rows: Callable[..., float],
+    logits: Tensor,
+    index: Tensor,
+    weight: Tensor | None,
+    block: int,
+) -> tuple[Tensor, Tensor]:
+    """Do a step in blocks of rows; return loss and gradient.
+
+    Parameters
+    ----------
+    step_rows : callable
+        Takes logits, index, an array for the gradient and, where there is one, the
+        weight of a block; fills the gradient, and returns the share of the mean loss.
+    logits, index, weight : Tensor
+        As in `posterior_step`.
+    block : int
+        Values of a block.
+    """
     n, n_classes = logits.shape
     if n == 0:  # the mean of nothing
         return logits.new_full((), np.nan), logits
@@ -75,18 +99,15 @@ def posterior_step(
     by_sample = [x, index.numpy(), gradient]
     if weight is not None:
         by_sample.append(weight.numpy().astype(x.dtype, copy=False))
-    arguments = alpha.numpy(), visits.numpy(), rule, n
-    size = max(1, _BLOCK // n_classes)
+    size = max(1, block // n_classes)
     if n <= size:
-        loss = _step_rows(*arguments, *by_sample)
+        loss = step_rows(*by_sample)
     else:
         n_threads = torch.get_num_threads()
         size = min(size, -(-n // n_threads))
         blocks = [slice(i, i + size) for i in range(0, n, size)]
         apply = map if n_threads == 1 else _pool(n_threads).map
-        loss = sum(
-            apply(lambda b: _step_rows(*arguments, *(a[b] for a in by_sample)), blocks)
-        )
+        loss = sum(apply(lambda b: step_rows(*(a[b] for a in by_sample)), blocks))
     slope = torch.from_numpy(gradient)
     mean = torch.scalar_tensor(loss, dtype=slope.dtype)
     return mean, slope if is_wide else slope.to(logits.dtype)
@@ -136,9 +157,8 @@ def stacked_step(
     losses = _step_rows(
         *arguments, n, x, index.numpy().ravel(), gradient, weights, n_stores=m
     )
-    return torch.from_numpy(losses).to(logits), torch.from_numpy(gradient).view(
-        m, n, -1
-    )
+    slope = torch.from_numpy(gradient).view_as(logits)
+    return torch.from_numpy(losses).to(slope), slope
 
 
 def _step_rows(
@@ -186,7 +206,7 @@ def _posterior(alpha, rule: Any, x, index, proba):
 
     These are NaN where exponentials vanish, and so is the loss.
     """
-    ones = _ones(x.shape[1], x.dtype)
+    ones = ones_of(x.shape[1], x.dtype)
     np.exp(x, out=proba)
     total = proba @ ones
     proba /= total[:, np.newaxis]
@@ -197,7 +217,7 @@ def _posterior(alpha, rule: Any, x, index, proba):
         belief *= rule.discount
     logs = np.log(total)
     if _differs(rule.sharpness, 1):
-        belief += _sharp_evidence(x - logs[:, np.newaxis], rule, ones)
+        belief += sharp_evidence(x - logs[:, np.newaxis], rule, ones)
     elif _differs(rule.weight, 1):
         belief += rule.weight * proba
     else:
@@ -206,8 +226,8 @@ def _posterior(alpha, rule: Any, x, index, proba):
     if _differs(rule.smoothing, 0):
         target *= 1 - rule.smoothing
         target += rule.smoothing / x.shape[1]
-    if not total.min() > _TINY:
-        logs[~(total > _TINY)] = np.nan
+    if not total.min() > TINY:
+        logs[~(total > TINY)] = np.nan
     return target, belief, logs
 
 
@@ -216,14 +236,21 @@ def _differs(value: Any, number: float) -> bool:
     return isinstance(value, np.ndarray) or value != number
 
 
-def _sharp_evidence(log_proba, rule: Any, ones):
+def sharp_evidence(log_proba: np.ndarray, rule: Any, ones: np.ndarray) -> np.ndarray:
     """Turn log_proba into weight * softmax(sharpness * log_proba), in place.
 
     A power of the probabilities would take ten times as long.
+
+    Parameters
+    ----------
+    log_proba : ndarray of shape (n, n_classes)
+    rule : UpdateRule
+    ones : ndarray of shape (n_classes,)
+        What sums are taken with.
     """
     log_proba *= rule.sharpness
     # The largest probability of K classes is 1 / K at least.
-    if len(ones) ** -np.max(rule.sharpness) < _TINY:
+    if len(ones) ** -np.max(rule.sharpness) < TINY:
         log_proba -= np.max(log_proba, axis=1, keepdims=True)
     evidence = np.exp(log_proba, out=log_proba)
     evidence *= rule.weight / (evidence @ ones)[:, np.newaxis]
@@ -249,8 +276,14 @@ def _dither_of_classes(n: int) -> np.ndarray:
 
 
 @lru_cache
-def _ones(n: int, dtype: np.dtype) -> np.ndarray:
-    """Return what to multiply by: several times as fast as sums of short rows."""
+def ones_of(n: int, dtype: np.dtype) -> np.ndarray:
+    """Return what to multiply by: several times as fast as sums of short rows.
+
+    Parameters
+    ----------
+    n : int
+    dtype : dtype
+    """
     return np.ones(n, dtype)
 
 

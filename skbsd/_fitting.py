@@ -1,30 +1,54 @@
 """A call of `fit`, from checked data to what it leaves on the estimator."""
 
-from collections.abc import Callable, Generator, Iterable
+import copy
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
+from skorch.callbacks import PrintLog
 from skorch.utils import is_dataset
 
-from . import _checks
+from . import _checks, _fitted_state
 from ._batches import Batches
+from ._check_callbacks import acts_on_steps
 from ._checkpoint import CheckpointFile
+from ._default_callbacks import is_default
 from ._fingerprint import fingerprint
 from ._forward import Forward, wants_channels_last
 from ._generators import Generators
 from ._initialisation import initialize_from_data
-from ._loading import Loader, Split, TrainingData, make_batches, on_device
+from ._loading import (
+    Loader,
+    Split,
+    TrainingData,
+    make_batches,
+    on_device,
+    part_of,
+)
 from ._optimizer import match_strides
+from ._parts import PartedBeliefs, part_for
 from ._preparation import Preparation, choose_dtype, sample_shape
-from ._rules import Choice, resolve_prior_floor, resolve_prior_strength
+from ._ranks import AgreedInterrupt, current, n_taking_part
+from ._replica import Alone, Replica, synchronised_norms
+from ._rules import (
+    Choice,
+    resolve_prior_floor,
+    resolve_prior_strength,
+    schedule_length,
+)
 from ._run import DivergenceError, Run, Settings, Trainee
-from ._run_checkpoint import RunCheckpoint, parameters_that_count, start_of
+from ._run_checkpoint import RunCheckpoint, start_of, what_counts
 from ._run_state import check_components, check_loading
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
+from ._workers import threads, threads_given
 from .calibration import Calibration
 from .objectives import Objective
-from .posterior import DirichletPosterior
+from .posterior import Posterior, make_posterior
+
+_CPU = torch.device("cpu")
 
 
 class Estimator(Trainee, Protocol):
@@ -38,11 +62,13 @@ class Estimator(Trainee, Protocol):
     batch_size: int
     lr: Any
     lr_schedule: str
+    schedule_epochs: int | None
     augmentation: Any
     image_shape: Any
     averaging: str | None
     precision: str
     posterior_dtype: str
+    posterior_folder: Any
     channels_last: Any
     compile: bool
     cuda_graph: Any
@@ -50,6 +76,8 @@ class Estimator(Trainee, Protocol):
     random_state: Any
     checkpoint: Any
     callbacks: Any
+    gather_posterior: bool
+    sync_batch_norm: bool
     verbose: int
 
     history_: Any
@@ -63,7 +91,8 @@ class Estimator(Trainee, Protocol):
     image_std_: Any
     initialized_: bool
     n_iter_: int
-    posterior_: DirichletPosterior
+    posterior_: Posterior
+    posterior_rows_: Any
     _fingerprint: tuple
     _generators: Generators
     _preparation: Preparation
@@ -82,6 +111,7 @@ class Estimator(Trainee, Protocol):
     def _has_classes(self) -> bool: ...
     def _initialize_module(self) -> Any: ...
     def _initialize_optimizer(self) -> Any: ...
+    def _probe(self, X: Any) -> torch.Tensor: ...
     def _resolved_lr(self) -> float: ...
     def _loader(self, side: str) -> Loader: ...
     def _note_features(self, given: Any, X: Any, *, reset: bool) -> None: ...
@@ -132,9 +162,17 @@ class Fitting:
         self.after_epoch = list(after_epoch)
         # A network whose weights were loaded has not seen data yet.
         self.fresh = not (keep and net._has_classes())
+        self.world = current()
         self.device = net.device_ if keep else _checks.check_device(net.device)
         self._had_model = hasattr(net, "module_")
         self._dtype = net._preparation.dtype if keep else self._choose_dtype()
+        batch_size, _ = net._loader("iterator_train").resolved()
+        self.ranks = self.world.among(
+            n_taking_part(self.world.size, len(split.rows), batch_size)
+        )
+        self.part = part_for(data, split, self.ranks)
+        self._beliefs = PartedBeliefs(self.part, self.ranks, self._prior)
+        self._before: Posterior | None = None
 
     def _choose_dtype(self) -> str:
         net = self.net
@@ -148,6 +186,59 @@ class Fitting:
 
     def train(self) -> int | None:
         """Train; return the number of the epoch that the user has interrupted."""
+        with self.world.working((DivergenceError, AgreedInterrupt)):
+            if self.world.size == 1:
+                return self._train()
+            return self._train_together()
+
+    def _train_together(self) -> int | None:
+        """Train with other processes; those with nothing to do get the outcome."""
+        self._check_same()
+        outcome: Any = None
+        if self.ranks.takes_part:
+            try:
+                outcome = self._train()
+            except (DivergenceError, AgreedInterrupt) as error:
+                outcome = error
+        if self.ranks.size < self.world.size:
+            fitted = None
+            if self.world.is_first and hasattr(self.net, "module_"):
+                fitted = _fitted_state.pack(self.net)
+            outcome, fitted = self.world.from_first((outcome, fitted))
+            if fitted is not None and not self.ranks.takes_part:
+                _fitted_state.unpack(self.net, fitted)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _check_same(self) -> None:
+        """Raise where processes were given other data, or cannot work together."""
+        net, data = self.net, self.data
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(
+                f"device={str(self.device)!r} is for one process; several train on "
+                "'cpu' or 'cuda'."
+            )
+        if net.sync_batch_norm and self.device.type != "cuda":
+            raise ValueError(
+                "sync_batch_norm=True needs GPUs, as torch.nn.SyncBatchNorm does, and "
+                f"the device is {str(self.device)!r}; pass sync_batch_norm=False."
+            )
+        identity = (
+            fingerprint(data.X, data.codes),
+            fingerprint(self.split.rows, data.codes[self.split.rows]),
+            (net.max_epochs, net.batch_size),
+        )
+        of_all = self.world.gathered(identity)
+        others = [rank for rank, other in enumerate(of_all) if other != of_all[0]]
+        if others:
+            raise ValueError(
+                f"process {others[0]} of {len(of_all)} (by rank) was given other data, "
+                "max_epochs or batch_size than process 0. Pass the same X, y and "
+                "parameters in all of them: the samples are dealt out here."
+            )
+
+    def _train(self) -> int | None:
         net = self.net
         data = self._on_device()
         checkpoint = self._checkpoint()
@@ -157,24 +248,38 @@ class Fitting:
             after_epoch.append(checkpoint.write)
         run = None
         try:
-            tasks = FitTasks(net, self.data)
+            tasks = FitTasks(net, self.data, silent=not self.ranks.is_first)
             net._generators = self._new_generators()
-            with net._generators.borrowed(self.device):
+            with net._generators.borrowed(self.device), threads(threads_given()):
+                whole = self._whole(data)
+                self._set_up(data, whole)
+                batches = self._batches(data)
                 is_done = checkpoint is not None and checkpoint.is_done
-                run = self._set_up(data, tasks, announces=not is_done)
-                self._begin(run, checkpoint)
-                interrupted = None
-                if not is_done:
-                    interrupted = self._run_epochs(run, data, after_epoch)
-                    if checkpoint is not None and interrupted is None:
-                        checkpoint.write(is_done=True)
+                with self._callbacks_here():
+                    if not is_done:
+                        self._announce(whole)
+                    if self.ranks.size > 1:
+                        rank, size = self.ranks.rank, self.ranks.size
+                        net._generators.part_ways(self.device, rank, size)
+                    with self._replicated() as replica:
+                        run = net._run = self._new_run(*batches, tasks, replica)
+                        net._projection = None  # the run's, until it is finished
+                        self._begin(run, checkpoint)
+                        interrupted = None
+                        if not is_done:
+                            interrupted = self._run_epochs(run, whole, after_epoch)
+                            if checkpoint is not None and interrupted is None:
+                                checkpoint.write(is_done=True)
                 self._leave(run)
                 tasks.end()
+            net._generators = self.ranks.from_first(net._generators)
         except BaseException as error:
             if self._learnt_nothing(run, error):
                 before.restore()
             raise
         finally:
+            if run is not None and self.ranks.size > 1:
+                run.forward.release()
             vars(net).pop("_run", None)
             if hasattr(net, "module_"):
                 net._set_training(False)
@@ -184,12 +289,17 @@ class Fitting:
         """Do what comes before the first epoch, for one that is trained beside others.
 
         Whoever trains the run does so with the generators of its estimator, and calls
-        `finish` then. A failure leaves the estimator unfinished.
+        `finish` then. A failure leaves the estimator unfinished. It is for one process.
         """
-        data = self._on_device()
-        self.net._generators = self._new_generators()
-        with self.net._generators.borrowed(self.device):
-            run = self._set_up(data, FitTasks(self.net, self.data), announces=True)
+        net, data = self.net, self._on_device()
+        net._generators = self._new_generators()
+        with net._generators.borrowed(self.device):
+            self._set_up(data, data)
+            batches = self._batches(data)
+            self._announce(data)
+            tasks = FitTasks(net, self.data, silent=False)
+            run = net._run = self._new_run(*batches, tasks, Alone())
+            net._projection = None
             run.begin()
         return run
 
@@ -200,19 +310,13 @@ class Fitting:
         vars(self.net).pop("_run")
         self.net._set_training(False)
 
-    def _set_up(self, data: TrainingData, tasks: FitTasks, *, announces: bool) -> Run:
-        """Build what is trained, and the run that trains it."""
+    def _set_up(self, data: TrainingData, whole: TrainingData) -> None:
+        """Build network, optimizer and beliefs."""
         net = self.net
         net.choice_ = self.choice
         if self.fresh:
-            self._begin_afresh(data)
+            self._begin_afresh(whole)
         net.posterior_ = self._posterior(data)
-        batches = self._batches(data)
-        if announces:
-            self._announce(data)
-        run = net._run = self._new_run(*batches, tasks)
-        net._projection = None  # the run's, until it is finished
-        return run
 
     def _learnt_nothing(self, run: Run | None, error: BaseException) -> bool:
         """Whether a call that fails is to be as if it had never been made.
@@ -231,17 +335,64 @@ class Fitting:
     def _on_device(self) -> TrainingData:
         sides = ("iterator_train", "iterator_valid")
         return on_device(
-            self.data,
+            self.part.data,
             self.device,
             getattr(torch, self._dtype),
             by_loader=any(self.net._loader(side).is_set for side in sides),
         )
 
+    def _whole(self, data: TrainingData) -> TrainingData:
+        """Return the data of all processes: on the device, if they are this one's."""
+        if self.ranks.size == 1:
+            return data
+        X = self.data.X
+        own = None if is_dataset(X) else str(X.dtype).removeprefix("torch.")
+        dtype = getattr(torch, own or self._dtype)
+        return on_device(self.data, _CPU, dtype, by_loader=True)
+
+    @contextmanager
+    def _callbacks_here(self) -> Iterator[None]:
+        """Call callbacks in the first process, but for those that act on steps."""
+        net = self.net
+        if self.ranks.is_first:
+            yield
+            return
+        callbacks = net.callbacks_
+        net.callbacks_ = [
+            (name, callback)
+            for name, callback in callbacks
+            if acts_on_steps(callback)
+            or (is_default(callback) and not isinstance(callback, PrintLog))
+        ]
+        try:
+            yield
+        finally:
+            net.callbacks_ = callbacks
+
+    @contextmanager
+    def _replicated(self) -> Iterator[Alone]:
+        """Have the processes train copies of the network, where there are several."""
+        net, ranks = self.net, self.ranks
+        if ranks.size == 1:
+            yield Alone()
+            return
+        with ExitStack() as contexts:
+            if net.sync_batch_norm:
+                contexts.enter_context(synchronised_norms(net.module_, ranks))
+            rows = self.split.rows[:2]
+            X = part_of(self.data.X, rows)
+            replica = Replica(net.module_, ranks, self.device, lambda: net._probe(X))
+            contexts.callback(replica.release)
+            yield replica
+
     def _new_generators(self) -> Generators:
         """Start from the seed, or go on so that no order of samples is repeated."""
-        if self.fresh:
-            return Generators.seeded(self.device, self.net.random_state)
-        return self.net._generators.copy()
+        generators = (
+            Generators.seeded(self.device, self.net.random_state)
+            if self.fresh
+            else self.net._generators.copy()
+        )
+        return self.ranks.from_first(generators)
 
     def _begin_afresh(self, data: TrainingData) -> None:
         """Learn classes and features anew; build everything, unless it is kept."""
@@ -254,6 +405,7 @@ class Fitting:
             "posterior_",
             "calibration_",
             "out_of_fold_proba_",
+            "posterior_rows_",
         ):
             vars(net).pop(attribute, None)
         net.classes_inferred_ = data.classes
@@ -298,13 +450,15 @@ class Fitting:
         same_type = copied and str(X.dtype).removeprefix("torch.") == str(given.dtype)
         return X if same_type else given
 
-    def _posterior(self, data: TrainingData) -> DirichletPosterior:
+    def _posterior(self, data: TrainingData) -> Posterior:
         """Return the last call's where the samples are the same, or a new one."""
         net, codes = self.net, torch.from_numpy(self.data.codes)
         choice = self.choice
         prior = (choice.prior_strength, choice.discount, net.prior_floor)
-        identity = (prior, *fingerprint(self._same_on_device(data), data.codes))
+        identity = (prior, *fingerprint(self._same_on_device(data), self.data.codes))
         if hasattr(net, "posterior_") and identity == net._fingerprint:
+            if hasattr(net, "posterior_rows_"):
+                return self._kept_part()
             labels = net.posterior_.labels
             if not torch.equal(labels, codes.to(labels)):
                 raise ValueError(
@@ -312,31 +466,61 @@ class Fitting:
                     "has; load those that were saved for this X and y, in this order, "
                     "or call fit to start afresh."
                 )
-            return net.posterior_
+            self._before = net.posterior_ if self.ranks.size > 1 else None
+            return self._beliefs.own(net.posterior_)
         net._fingerprint = identity
-        vars(net).pop("out_of_fold_proba_", None)  # of other samples
+        for attribute in ("out_of_fold_proba_", "posterior_rows_"):  # of other samples
+            vars(net).pop(attribute, None)
+        own = torch.from_numpy(self.part.data.codes)
+        return self._new_posterior(own, self.device)
+
+    def _kept_part(self) -> Posterior:
+        """Return the beliefs that this process has kept of its samples, or raise."""
+        net = self.net
+        own = self.part.rows
+        if own is None or not np.array_equal(net.posterior_rows_, own):
+            raise ValueError(
+                f"posterior_ holds the beliefs about {len(net.posterior_)} of "
+                f"{len(self.data.y)} samples, the part that a process has kept with "
+                "gather_posterior=False. Go on with as many processes and the same "
+                "sample_weight and train_split, or call fit to start afresh."
+            )
+        return net.posterior_
+
+    def _prior(self) -> Posterior:
+        """Return what was believed of all samples before this call, on the CPU."""
+        if self._before is not None:
+            return copy.deepcopy(self._before).to("cpu")
+        return self._new_posterior(torch.from_numpy(self.data.codes), _CPU)
+
+    def _new_posterior(self, codes: torch.Tensor, device: torch.device) -> Posterior:
+        net, choice = self.net, self.choice
         half = net.posterior_dtype == "float16"
         dtype = torch.float16 if half else net._preparation.float_dtype
         n_classes = len(net.classes_)
-        return DirichletPosterior(
+        return make_posterior(
             codes,
             n_classes,
+            posterior_dtype=net.posterior_dtype,
+            float_dtype=net._preparation.float_dtype,
             prior_strength=resolve_prior_strength(
-                choice.prior_strength, net.max_epochs
+                choice.prior_strength, schedule_length(net)
             ),
             discount=choice.discount,
             prior_floor=resolve_prior_floor(
                 net.prior_floor, n_classes, torch.finfo(dtype).smallest_normal
             ),
-            dtype=dtype,
-            device=self.device,
+            device=device,
+            folder=net.posterior_folder,
         )
 
     def _batches(self, data: TrainingData) -> tuple[Batches, Batches | None]:
         """Return the batches of training, and those of validation or None."""
-        net, split = self.net, self.split
+        net, part = self.net, self.part
+        split = part.split
         where = self.device, net._preparation.float_dtype
-        train = make_batches(data, split.rows, net._loader("iterator_train"), *where)
+        loader = net._loader("iterator_train")
+        train = make_batches(data, split.rows, loader, *where, part.train_share)
         net.data_loading_ = "resident" if train.is_resident else "loader"
         if split.valid_rows is None:
             return train, None
@@ -346,6 +530,7 @@ class Fitting:
             split.valid_rows,
             net._loader("iterator_valid"),
             *where,
+            part.valid_share,
         )
 
     def _announce(self, data: TrainingData) -> None:
@@ -363,7 +548,11 @@ class Fitting:
         match_strides(net.optimizer_)
 
     def _new_run(
-        self, batches: Batches, valid_batches: Batches | None, tasks: FitTasks
+        self,
+        batches: Batches,
+        valid_batches: Batches | None,
+        tasks: FitTasks,
+        replica: Alone,
     ) -> Run:
         net = self.net
         objective = net.make_objective()
@@ -380,7 +569,9 @@ class Fitting:
         return Run(
             net,
             objective,
-            forward=Forward(net.module_, self.device, net.precision, options),
+            forward=Forward(
+                net.module_, self.device, net.precision, options, replica.network
+            ),
             preparation=net._preparation,
             posterior=net.posterior_,
             batches=batches,
@@ -391,10 +582,18 @@ class Fitting:
                 net.max_epochs,
                 net._resolved_lr(),
                 net.lr_schedule,
+                schedule_length(net),
                 net.augmentation,
                 net.image_shape,
                 net.cuda_graph,
                 net.averaging,
+            ),
+            ranks=self.ranks,
+            replica=replica,
+            row_numbers=(
+                None
+                if self.part.rows is None
+                else torch.from_numpy(self.part.rows).to(self.device)
             ),
         )
 
@@ -404,7 +603,7 @@ class Fitting:
             run.begin()
             return
         check_components(self.net)
-        checkpoint.attach(run, self.net._generators)
+        checkpoint.attach(run, self.net._generators, self._beliefs)
         run.begin()
         checkpoint.resume(self.net.verbose)
 
@@ -437,6 +636,16 @@ class Fitting:
         net.compile_time_ += run.forward.compile_time
         net.cuda_graph_ = run.has_graph
         net._projection = getattr(run.objective, "projection", None)
+        if self.ranks.size == 1:
+            return
+        # What callbacks of the first process have changed or recorded.
+        run.follow_first()
+        net.history_ = self.ranks.from_first(net.history_)
+        if net.gather_posterior:
+            net.posterior_ = self._beliefs.gathered(run.posterior).to(self.device)
+            vars(net).pop("posterior_rows_", None)
+        else:
+            net.posterior_rows_ = self.part.rows
 
     def _checkpoint(self) -> RunCheckpoint | None:
         """Return the file of this call, where the user wants one."""
@@ -444,15 +653,16 @@ class Fitting:
         if net.checkpoint is None:
             return None
         check_loading(net.get_params_for("iterator_train"))
-        file = CheckpointFile(
-            net.checkpoint,
-            {
-                "parameters": (parameters_that_count(net), self._dtype, self.choice),
-                "data": (self.data.identity, self.split.identity),
-                "start": start_of(net) if self.keep else None,
-            },
+        parameters, n_epochs = what_counts(net, self.choice)
+        identity = {
+            "parameters": (parameters, self._dtype),
+            "data": (self.data.identity, self.split.identity),
+            "start": start_of(net) if self.keep else None,
+        }
+        file = self.ranks.first_does(
+            lambda: CheckpointFile(net.checkpoint, identity, n_epochs)
         )
-        return RunCheckpoint(file)
+        return RunCheckpoint(file, self.ranks)
 
 
 Result = TypeVar("Result")

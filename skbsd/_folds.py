@@ -5,6 +5,8 @@ rows in another order: what is fitted on the parts does not depend on such thing
 """
 
 import hashlib
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,15 +36,18 @@ def row_keys(
     if groups is not None:
         return np.unique(groups[rows], return_inverse=True)[1].astype(np.uint64)
     if is_dataset(data.X):
-        return _digests(int(row).to_bytes(8, "little") for row in rows)
+        return _digests((int(row).to_bytes(8, "little") for row in rows), len(rows))
     X = data.X
     array = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X
-    return _digests(np.ascontiguousarray(array[row]).tobytes() for row in rows)
+    return _digests((np.ascontiguousarray(array[row]) for row in rows), len(rows))
 
 
-def _digests(contents) -> np.ndarray:
-    hashes = (hashlib.blake2b(c, digest_size=8).digest() for c in contents)
-    return np.frombuffer(b"".join(hashes), dtype=np.uint64)
+def _digests(contents: Iterable[Any], n: int) -> np.ndarray:
+    keys = np.empty(n, dtype=np.uint64)  # filled one by one: there may be many
+    octets = keys.data.cast("B")
+    for i, content in enumerate(contents):
+        octets[8 * i : 8 * i + 8] = hashlib.blake2b(content, digest_size=8).digest()
+    return keys
 
 
 def deal(keys: np.ndarray, codes: np.ndarray, n_folds: int) -> np.ndarray:

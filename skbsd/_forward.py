@@ -28,6 +28,9 @@ class Forward:
         Train the network compiled, with these arguments of :func:`torch.compile`.
         Prediction runs it as it is: its last batch is of any size, and each size would
         be compiled anew.
+    trained : nn.Module, optional
+        What is called in place of the module while gradients are computed: it, with
+        the gradients of other processes.
 
     Attributes
     ----------
@@ -45,8 +48,10 @@ class Forward:
         device: torch.device,
         precision: str,
         compile_options: dict | None = None,
+        trained: nn.Module | None = None,
     ):
         self.module = module
+        self._trained = module if trained is None else trained
         self.compile_time = 0.0
         self._timed: set = set()
         self._device_type = device.type
@@ -60,8 +65,13 @@ class Forward:
         if compile_options is not None:
             # A graph for each shape: there are two, that of the last batch being one.
             self._compiled = torch.compile(
-                module, **({"dynamic": False} | compile_options)
+                self._trained, **({"dynamic": False} | compile_options)
             )
+
+    def release(self) -> None:
+        """Let go of what was trained in place of the module."""
+        self._trained = self.module
+        self._compiled = None
 
     @property
     def is_compiled(self) -> bool:
@@ -83,6 +93,8 @@ class Forward:
             # reused where there is one.
             with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
                 return self._run(self._compiled, x, kwargs)
+        if self.module.training and torch.is_grad_enabled():
+            return self._run(self._trained, x, kwargs)
         return self._run(self.module, x, kwargs)
 
     def _run(self, network: Any, x: Any, kwargs: dict) -> Any:

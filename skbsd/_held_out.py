@@ -7,15 +7,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from skorch.utils import is_dataset
 from torch import Tensor
-from torch.utils.data import Subset
 
+from ._brief import (
+    LogTemperature,
+    for_final_network,
+    is_brief,
+    label_errors,
+    least_separation,
+)
 from ._folds import deal, row_keys
 from ._loading import Split, TrainingData
 from ._preparation import is_image
 from ._rules import Choice
-from .calibration import Calibration, LabelErrors, fit_label_errors, log_losses
+from .calibration import Calibration, LabelErrors, log_losses
 
 _HELD_OUT = 2_000  # samples, where there are many
 _LEAST_PARTS = 5
@@ -41,25 +46,16 @@ class Outcome(NamedTuple):
     drift : ndarray of shape (n_classes,) or None
         Ratio of the mean predictions of unseen and of learnt samples, where a class is
         rare.
+    learnt : LogTemperature or None
+        Best for the samples that the networks of the folds have learnt, where training
+        is brief.
     """
 
     choice: Choice
     calibration: Calibration
     proba: np.ndarray | None
     drift: np.ndarray | None = None
-
-
-def part_of(X: Any, rows: np.ndarray) -> Any:
-    """Return some rows of checked data.
-
-    Parameters
-    ----------
-    X : ndarray, Tensor or Dataset
-    rows : ndarray of int
-    """
-    if is_dataset(X):
-        return Subset(X, rows.tolist())
-    return X[torch.from_numpy(rows).to(X.device)] if isinstance(X, Tensor) else X[rows]
+    learnt: LogTemperature | None = None
 
 
 def calibrate(
@@ -138,7 +134,10 @@ class HoldOut:
         self, net: Any, data: TrainingData, split: Split, groups: np.ndarray | None
     ):
         self.net = net
-        self.choice = Choice.default(net)
+        size, self._is_image = data.size(split.rows), is_image(data.X, net.image_shape)
+        brief = is_brief(net, size, shows_images=self._is_image)
+        self._separable = least_separation(net, size, brief=brief)
+        self.choice = Choice.plain(net) if brief else Choice.default(net)
         self._data, self._rows = data, split.valid_rows
         if split.valid_data is not None:
             self._data = split.valid_data
@@ -148,26 +147,34 @@ class HoldOut:
             split = split._replace(rows=split.rows[~held_out])
         self.split = split
 
-    def outcome(self) -> Outcome:
-        """Calibrate, once the network is trained."""
+    def outcome(self) -> Outcome | None:
+        """Calibrate, once the network is trained; None where all rows are alike."""
         began = time.perf_counter()
         net, data, rows = self.net, self._data, self._rows
         assert rows is not None
-        logits = net._logits_of(part_of(data.X, rows)).double()
+        if not len(rows):
+            return None
+        logits = net._logits_of(data.X, rows).double()
         labels = torch.from_numpy(data.codes[rows])
         weight = data.relative_weight(rows, data.size(rows))
-        shows_images = is_image(data.X, net.image_shape)
         calibration = calibrate(
-            fit_label_errors(logits, labels, weight, suspected=shows_images),
+            label_errors(
+                logits,
+                labels,
+                weight,
+                shows_images=self._is_image,
+                separable=self._separable,
+            ),
             logits,
             labels,
             weight,
             net.label_noise,
-            shows_images=shows_images,
+            shows_images=self._is_image,
         )
         seconds = time.perf_counter() - began
         calibration = replace(calibration, method="hold-out", seconds=seconds)
-        if self.split.valid_data is not None:
+        if self.split.valid_data is not None or not net.posterior_._is_dense:
+            # There is none, or no room for a number per sample and class.
             return Outcome(self.choice, calibration, None)
         proba = np.full((len(data.y), logits.shape[1]), np.nan, np.float32)
         proba[rows] = calibration.scaled(logits).softmax(dim=1)
@@ -183,6 +190,32 @@ def _held_out(
     held_out = deal(row_keys(data, rows, groups), codes, n_parts) == 0
     left = np.bincount(codes[~held_out], minlength=len(data.classes))
     return held_out & (left[codes] > 0)
+
+
+def with_own_scale(
+    net: Any, outcome: Outcome, data: TrainingData, rows: np.ndarray
+) -> Outcome:
+    """Return the outcome for the scale that the final network's logits have.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+        With the final network.
+    outcome : Outcome
+    data : TrainingData
+    rows : ndarray of int
+        That the final network was trained on.
+    """
+    if outcome.learnt is None:
+        return outcome
+    calibration = for_final_network(
+        outcome.calibration,
+        outcome.learnt,
+        net._logits_of(data.X, rows).double(),
+        torch.from_numpy(data.codes[rows]),
+        data.relative_weight(rows, data.size(rows)),
+    )
+    return outcome._replace(calibration=calibration)
 
 
 def has_rare_class(data: TrainingData, rows: np.ndarray) -> bool:
@@ -225,7 +258,7 @@ def with_base_rates(
         return calibration
     weight = data.relative_weight(rows, data.size(rows))
     counts = _class_counts(data, rows, weight)
-    learnt = net._logits_of(part_of(data.X, rows)).double()
+    learnt = net._logits_of(data.X, rows).double()
     expected = mean_proba(calibration, learnt, weight)
     wanted = np.maximum(counts, 1e-9) / data.size(rows) / outcome.drift
     trust = counts / (counts + _PRIOR_SAMPLES)

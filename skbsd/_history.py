@@ -17,6 +17,7 @@ NAMES = {
     "train_loss": "training loss",
     "valid_loss": "validation loss",
     "valid_acc": "validation accuracy",
+    "tail_mass": "tail mass of the beliefs",
 }
 
 

@@ -44,6 +44,8 @@ def initialize_from_data(
     if is_dataset(data.X):
         part = Subset(data.X, rows.tolist())
     else:
+        if data.mapped is not None:
+            data.mapped.read_ahead(rows)
         part = data.X[torch.from_numpy(rows).to(data.X.device)]
     loader = net._loader("iterator_valid")
     options = {k: v for k, v in loader.options.items() if k != "batch_size"}

@@ -25,12 +25,17 @@ from ._batches import (
     IndexedTensor,
     LoaderBatches,
     ResidentBatches,
+    Share,
     WholeBatches,
     move,
 )
+from ._large import COPY, parts, shared
+from ._mapped import MappedRows
 from ._memory import free_memory
 
 _MOST_REPEATS = 10.0
+# Bytes of a table that are predicted at once.
+_LARGEST_BATCH = 2**23
 
 
 class TrainingData(NamedTuple):
@@ -48,6 +53,16 @@ class TrainingData(NamedTuple):
     def n_used(self) -> int:
         """How many samples have weight."""
         return len(self.y if self.weight is None else self.weight.nonzero()[0])
+
+    @property
+    def mapped(self) -> MappedRows | None:
+        """The rows of X in a file that is larger than memory."""
+        rows = MappedRows.of(self.given)
+        if rows is None or is_dataset(self.X):
+            return None
+        X = self.X
+        place = X.data_ptr() if isinstance(X, Tensor) else X.ctypes.data
+        return rows if place == self.given.ctypes.data else None
 
     @property
     def identity(self) -> tuple:
@@ -119,6 +134,19 @@ def checked_data(
         sample_weight, class_weight, X, y, classes, several_classes=several
     )
     return TrainingData(given, X, y, classes, codes, weight, sample_weight)
+
+
+def part_of(X: Any, rows: np.ndarray) -> Any:
+    """Return some rows of checked data.
+
+    Parameters
+    ----------
+    X : ndarray, Tensor or Dataset
+    rows : ndarray of int
+    """
+    if is_dataset(X):
+        return Subset(X, rows.tolist())
+    return X[torch.from_numpy(rows).to(X.device)] if isinstance(X, Tensor) else X[rows]
 
 
 class Split(NamedTuple):
@@ -229,10 +257,9 @@ def on_device(
         return data
     X = data.X
     if not isinstance(X, Tensor):
-        # torch warns of arrays that are read-only, such as a DataFrame's.
-        X = torch.from_numpy(X if X.flags.writeable else X.copy())
+        X = shared(X)
     if X.dtype != torch.uint8:
-        X = _narrow(X, dtype)
+        X = _narrowed(X, dtype)
     if by_loader:
         return data._replace(X=X.cpu())
     moves = device.type == "cuda" and not X.is_cuda
@@ -247,6 +274,7 @@ def make_batches(
     loader: Loader,
     device: torch.device,
     dtype: torch.dtype,
+    share: Share | None = None,
 ) -> Batches:
     """Gather arrays on the device; load a Dataset, or as the user has set.
 
@@ -261,21 +289,23 @@ def make_batches(
         Where the batches are wanted.
     dtype : torch.dtype
         Of the weights.
+    share : Share, optional
+        Which part of the batches these samples are, of several processes.
     """
     training = loader.side == "iterator_train"
     batch_size, options = loader.resolved()
-    if len(rows) == 0:
+    share = Share(len(rows)) if share is None else share
+    if share.n == 0:
         raise ValueError(
             f"no samples are left to {'train' if training else 'validate'} on, of "
             f"{len(data.y)}; look at train_split and sample_weight."
         )
     if batch_size == -1:
-        batch_size = len(rows)
+        batch_size = share.n
     weight = None
     if data.weight is not None and training:
-        weight = torch.as_tensor(
-            data.weight / data.weight[rows].mean(), dtype=dtype, device=device
-        )
+        mean = share.mean_weight or data.weight[rows].mean()
+        weight = torch.as_tensor(data.weight / mean, dtype=dtype, device=device)
     is_array = isinstance(data.X, Tensor) and not loader.is_set
     if is_array and data.X.device.type == device.type:
         return ResidentBatches(
@@ -285,10 +315,14 @@ def make_batches(
             torch.as_tensor(rows, device=device),
             batch_size,
             shuffle=training,
+            share=share,
+            mapped=data.mapped,
         )
     dataset: Dataset
-    if is_array:
-        dataset = IndexedTensor(data.X, data.codes, rows)
+    # A loader's processes fetch a batch of an array at once, too.
+    is_plain = loader.iterator is DataLoader and "collate_fn" not in options
+    if is_array or (is_plain and isinstance(data.X, Tensor)):
+        dataset = IndexedTensor(data.X, data.codes, rows, data.mapped)
         options["collate_fn"] = _as_fetched
     else:
         items = data.X if is_dataset(data.X) else TensorDataset(data.X)
@@ -297,7 +331,7 @@ def make_batches(
             options.get("collate_fn", default_collate)
         )
     n_rows = len(data.y)
-    return _load(dataset, loader, options, batch_size, weight, device, n_rows)
+    return _load(dataset, loader, options, batch_size, weight, device, n_rows, share)
 
 
 def _load(
@@ -308,6 +342,7 @@ def _load(
     weight: Tensor | None,
     device: torch.device,
     n_rows: int,
+    share: Share,
 ) -> LoaderBatches:
     """Set up the loader of an indexed dataset."""
     training = loader.side == "iterator_train"
@@ -320,26 +355,40 @@ def _load(
         "sampler",
         "shuffle",
     }
-    if own_order:
-        options["batch_sampler"] = WholeBatches(
-            len(dataset), batch_size, shuffle=training
+    if share.size > 1 and not own_order:
+        raise ValueError(
+            f"{loader.side} has an order of its own; several processes that train "
+            "together deal the samples of each batch out. Leave out batch_sampler, "
+            "drop_last, sampler, shuffle and loaders other than DataLoader."
         )
+    totals = None
+    if own_order:
+        options["batch_sampler"] = sampler = WholeBatches(
+            len(dataset), batch_size, shuffle=training, share=share
+        )
+        totals = sampler.totals
     elif "batch_sampler" not in options:
         options["batch_size"] = batch_size
         if "sampler" not in options:
             options.setdefault("shuffle", training)
     batches = loader.iterator(dataset, **options)
-    if len(batches) == 0:
+    if len(batches) == 0 and share.n == len(dataset):
         raise ValueError(
             f"{loader.side} yields no batch of {len(dataset)} samples with "
             f"batch_size={batch_size}; drop_last leaves an incomplete one out."
         )
     # Other samplers may draw with replacement.
-    return LoaderBatches(batches, weight, device, n_rows, unique=own_order)
+    return LoaderBatches(
+        batches, weight, device, n_rows, unique=own_order, totals=totals
+    )
 
 
 def prediction_batches(
-    X: Any, loader: Loader, device: torch.device, dtype: torch.dtype
+    X: Any,
+    loader: Loader,
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: np.ndarray | None = None,
 ) -> Iterator[Any]:
     """Yield the inputs of one batch after the other, on the device.
 
@@ -352,9 +401,13 @@ def prediction_batches(
     device : torch.device
     dtype : torch.dtype
         Of floats.
+    rows : ndarray of int, optional
+        Which samples; by default all.
     """
     batch_size, options = loader.resolved()
     if is_dataset(X):
+        if rows is not None:
+            X = Subset(X, rows.tolist())
         size = len(X) if batch_size == -1 else batch_size
         for item in loader.iterator(X, batch_size=size, **options):
             x = item[0] if isinstance(item, tuple | list) else item
@@ -365,18 +418,42 @@ def prediction_batches(
         fit = (2**20 if on_gpu else 2**18) // math.prod(X.shape[2:])
     else:
         fit = 2**16 if on_gpu else 2**13
+        fit = min(fit, _LARGEST_BATCH // max(1, X[:1].nbytes))
     size = max(batch_size, fit)
-    for start in range(0, len(X), size):
+    mapped = None if rows is None else MappedRows.of(X)
+    for start in range(0, len(X) if rows is None else len(rows), size):
         # A copy: a network may work in place, and X is the user's.
-        x = X[start : start + size]
-        x = x.clone() if isinstance(x, Tensor) else torch.tensor(x)
+        part = slice(start, start + size)
+        if rows is not None and mapped is not None:
+            mapped.read_ahead(rows[part])
+        x = _copied(X, part, rows)
         if x.dtype != torch.uint8:
             x = _narrow(x, dtype)
         yield move(x.pin_memory() if on_gpu and x.is_cpu else x, device)
 
 
+def _copied(X: Any, part: slice, rows: np.ndarray | None) -> Tensor:
+    """Return a copy of some of the rows."""
+    if rows is not None:
+        chosen = torch.from_numpy(rows[part])
+        if isinstance(X, Tensor):
+            return X[chosen.to(X.device)]
+        return torch.from_numpy(X[rows[part]])
+    x = X[part]
+    return x.clone() if isinstance(x, Tensor) else torch.tensor(x)
+
+
 def _as_fetched(batch):
     return batch
+
+
+def _narrowed(X: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert to `dtype`, or see that batches of what is too large to copy can be."""
+    if X.nbytes <= COPY or not X.is_cpu or X.dtype == dtype:
+        return _narrow(X, dtype)
+    for part in parts(X):
+        _narrow(part, dtype)
+    return X
 
 
 def _narrow(X: Tensor, dtype: torch.dtype) -> Tensor:

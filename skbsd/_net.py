@@ -35,6 +35,7 @@ from ._preparation import Preparation
 from ._rules import DEFAULT_LR
 from ._run import Run
 from ._views import mean_logits
+from ._workers import one_thread_after_fork
 from .networks import default_network
 
 _PREFIXES = (
@@ -54,8 +55,13 @@ _LATER_PARAMETERS = {
     "averaging": None,
     "calibration": None,
     "cuda_graph": "auto",
+    "devices": None,
+    "gather_posterior": True,
     "label_noise": "auto",
+    "posterior_folder": None,
     "prediction_views": None,
+    "schedule_epochs": None,
+    "sync_batch_norm": False,
 }
 
 # What no copy of an estimator has: a call of fit that runs, what only a further one
@@ -617,16 +623,23 @@ class Net(NeuralNetClassifier):
             for logits in in_parts(predict, self._prediction_batches(X)):
                 yield to_device(logits, device)
 
-    def _logits_of(self, X) -> Tensor:
-        """Predict data that were checked, and leave all generators as they are."""
+    def _logits_of(self, X, rows) -> Tensor:
+        """Predict rows of checked data, and leave all generators as they are."""
         loader = self._loader("iterator_valid")
         where = self.device_, self._preparation.float_dtype
         generators = self._generators.copy()
         with generators.borrowed(self.device_), self._in_mode(False), torch.no_grad():
-            batches = prediction_batches(X, loader, *where)
+            batches = prediction_batches(X, loader, *where, rows)
             views = self.prediction_views
             logits = in_parts(lambda x: self._logits(x, views), batches)
-            return gather(logits, len(X))
+            return gather(logits, len(rows))
+
+    def _probe(self, X) -> Tensor:
+        """Run the network on a few samples in evaluation mode; leave generators."""
+        loader = self._loader("iterator_valid")
+        where = self.device_, self._preparation.float_dtype
+        with self._generators.copy().borrowed(self.device_), self._in_mode(False):
+            return self._logits(next(prediction_batches(X, loader, *where)))
 
     def _prediction_batches(self, X):
         """Check X, and return its batches."""
@@ -666,8 +679,9 @@ class Net(NeuralNetClassifier):
         # forward_iter is looked up on the instance: skorch's scoring callbacks put
         # cached predictions in its place.
         device = getattr(self, "device_", "cpu")
-        batches = self.forward_iter(X, training=False, device=device)
-        return gather(batches, len(X) if hasattr(X, "__len__") else None)
+        with one_thread_after_fork():
+            batches = self.forward_iter(X, training=False, device=device)
+            return gather(batches, len(X) if hasattr(X, "__len__") else None)
 
     # Copies
 

@@ -28,7 +28,7 @@ from ._rules import Choice
 from .augmentation import FlipCrop, flip_crop, strong
 from .calibration import Calibration
 from .contrastive import Contrastive
-from .posterior import DirichletPosterior
+from .posterior import posterior_of
 
 # What files are called by, which fields within them are not.
 _KIND = "estimator"
@@ -269,16 +269,7 @@ class _Saved:
         if training is None:
             return
         state = training["posterior"]
-        strength, discount, floor = state["parameters"].tolist()
-        beliefs = DirichletPosterior(
-            state["labels"],
-            state["alpha"].shape[1],
-            prior_strength=strength,
-            discount=discount,
-            prior_floor=floor,
-            dtype=state["alpha"].dtype,
-        )
-        beliefs.load_state_dict(state)
+        beliefs = posterior_of(state)
         if "optimizer" not in self.left_out:
             load_state(net.optimizer_, training["optimizer"])
         net.posterior_ = beliefs.to(net.device_)
@@ -389,8 +380,9 @@ def _revived(stored: Any) -> Any:
 
 
 def _parameters(net: Any) -> dict[str, Any]:
-    """Return the parameters; a folder of checkpoints is one of this machine."""
-    return net.get_params(deep=False) | {"checkpoint": None}
+    """Return the parameters; folders are those of this machine."""
+    folders = {"checkpoint": None, "posterior_folder": None}
+    return net.get_params(deep=False) | folders
 
 
 def _fitted(net: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ._backup import WeightsBackup
 from ._batches import Batch, Batches, EpochInPlace, ResidentBatches
 from ._capturable import is_ours, obstacle
 from ._capture import CapturedSteps
+from ._default_callbacks import is_default
 from ._epoch import EpochRecord, Pass, check_step
 from ._forward import Forward, OutputCheck, fast_convolutions, infer_prepared
 from ._generators import Generators
@@ -27,9 +28,11 @@ from ._learning_rate import LearningRate
 from ._listeners import Listeners
 from ._optimizer import forget_gradients, needs_closure, step_function
 from ._preparation import Preparation, augment
+from ._ranks import Interrupts, OneRank
+from ._replica import Alone
 from ._sklearn_tasks import FitTasks, count_epochs
 from .objectives import Objective
-from .posterior import DirichletPosterior
+from .posterior import Posterior
 
 
 class DivergenceError(ValueError):
@@ -78,6 +81,8 @@ class Settings:
     max_epochs : int
     lr : float
     lr_schedule : {"one-cycle", "cosine", "constant"}
+    schedule_epochs : int
+        How many epochs the schedule is for, at least `max_epochs`.
     augmentation : str, callable or None
     image_shape : tuple of int or None
     cuda_graph : bool or "auto"
@@ -87,6 +92,7 @@ class Settings:
     max_epochs: int
     lr: float
     lr_schedule: str
+    schedule_epochs: int
     augmentation: Any
     image_shape: Any
     cuda_graph: bool | str
@@ -109,7 +115,7 @@ class Run:
         How the network is run.
     preparation : Preparation
         The facts of the inputs.
-    posterior : DirichletPosterior
+    posterior : DirichletPosterior or CompactPosterior
     batches : ResidentBatches or LoaderBatches
         To train on.
     valid_batches : ResidentBatches, LoaderBatches or None
@@ -119,6 +125,12 @@ class Run:
     tasks : FitTasks
         What scikit-learn's callbacks hear.
     settings : Settings
+    ranks : OneRank
+        The processes that train together.
+    replica : Alone
+        How the network is trained by them.
+    row_numbers : Tensor of int, optional
+        Which rows of X those of the batches are, where they are others.
 
     Attributes
     ----------
@@ -126,6 +138,8 @@ class Run:
         How many epochs are finished.
     step : int
         How many steps were taken.
+    has_stopped : bool
+        Whether a callback has stopped it.
     record : EpochRecord
         Of the epoch that runs.
     has_graph : bool
@@ -141,14 +155,22 @@ class Run:
         *,
         forward: Forward,
         preparation: Preparation,
-        posterior: DirichletPosterior,
+        posterior: Posterior,
         batches: Batches,
         valid_batches: Batches | None,
         datasets: dict[str, Any],
         tasks: FitTasks,
         settings: Settings,
+        ranks: OneRank,
+        replica: Alone,
+        row_numbers: Tensor | None = None,
     ):
         callbacks = [callback for _, callback in net.callbacks_]
+        self.ranks = ranks
+        self._replica = replica
+        self._row_numbers = row_numbers
+        self._interrupts = Interrupts(ranks)
+        self._has_callbacks = ranks.from_first(not all(map(is_default, callbacks)))
         self.net = net
         self.objective = objective
         self.forward = forward
@@ -165,6 +187,7 @@ class Run:
         self.is_compiled = forward.is_compiled
         self.epoch = 0
         self.step = 0
+        self.has_stopped = False
         self.record = EpochRecord()
         self._settings = settings
         self._datasets = datasets
@@ -175,15 +198,15 @@ class Run:
         self._listeners = Listeners(net, callbacks)
         self._needs_closure = needs_closure(net.optimizer_)
         self._take_step: Callable[[], Any] = net.optimizer_.step
-        replaced = any(isinstance(c, LRScheduler) for c in callbacks)
+        replaced = ranks.from_first(any(isinstance(c, LRScheduler) for c in callbacks))
         self._learning_rate = LearningRate(
             net.optimizer_,
             "constant" if replaced else settings.lr_schedule,
-            settings.max_epochs * len(batches),
+            settings.schedule_epochs * len(batches),
             net.device_,
         )
         self.averaging = averaging_for(
-            settings.averaging, net.module_, settings.max_epochs * len(batches)
+            settings.averaging, net.module_, settings.schedule_epochs * len(batches)
         )
         self._weights = WeightsBackup(net.module_)
         self._augments_ahead = self._prepare_augmentation()
@@ -222,13 +245,14 @@ class Run:
             if self._captured is not None:
                 contexts.enter_context(self._captured.active())
             contexts.enter_context(self.objective.active())
+            contexts.enter_context(self._interrupts.noticed())
             contexts.callback(self._finish)
-            while self.epoch < self.max_epochs:
-                stops = self._run_epoch()
+            while self.epoch < self.max_epochs and not self.has_stopped:
+                self.has_stopped = self._run_epoch()
                 for call in after_epoch:
                     call()
-                if stops:
-                    break
+                if self.epoch < self.max_epochs and not self.has_stopped:
+                    self._interrupts.check()
 
     def _finish(self) -> None:
         """Leave the averaged weights, and nothing large that the run was done with."""
@@ -243,11 +267,14 @@ class Run:
         self._weights.save()
         self.averaging.take_back()
         self.begin_epoch()
+        self.follow_first()
         self._training_pass()
         self.averaging.put()
+        self._replica.synchronise()
         self._validation_pass()
         stops = self.end_epoch()
-        return self._tasks.end_epoch() or stops
+        stops = self._tasks.end_epoch() or stops
+        return any(self.ranks.sums([float(stops)]))
 
     def begin_epoch(self) -> None:
         """Say that an epoch begins, before its first batch."""
@@ -268,6 +295,21 @@ class Run:
         self.epoch += 1
         return stops
 
+    def follow_first(self) -> None:
+        """Take over what callbacks have changed, which the first process alone calls.
+
+        That is options of the optimizer, such as rates, and weights.
+        """
+        if self.ranks.size == 1:
+            return
+        groups = self.optimizer.param_groups
+        options = [{k: v for k, v in g.items() if k != "params"} for g in groups]
+        firsts = self.ranks.from_first(options)
+        for group, option in zip(groups, firsts, strict=True):
+            group.update(option)
+        if self._has_callbacks:
+            self.ranks.equalise([*self.module.parameters(), *self.module.buffers()])
+
     def _captured_steps(self) -> CapturedSteps | None:
         """Return what captures the steps, where they can and should be captured."""
         wanted = self._settings.cuda_graph
@@ -276,6 +318,8 @@ class Run:
         batches = self.batches
         asked_for = wanted is True
         reason = obstacle(self, self.net, self._listeners, asked_for=asked_for)
+        if self.ranks.size > 1:
+            reason = "several processes train together"
         if reason is None and isinstance(batches, ResidentBatches):
             return CapturedSteps(
                 self,
@@ -298,7 +342,8 @@ class Run:
         captured = self._captured
         if captured is not None and not captured.is_possible():
             captured = None
-        training = Pass(self.batches, self.net.train_step, True, counter, captured)
+        step = self.net.train_step
+        training = Pass(self.batches, step, True, counter, captured, self.ranks)
         self._set_training(True)
         self.record.train, sums = training.run(
             self._listeners, self.net.history, self._weights.sums
@@ -311,7 +356,8 @@ class Run:
         if self.valid_batches is None:
             return
         counter = self._counter() if self._listeners.to_accuracy else None
-        validation = Pass(self.valid_batches, self.net.validation_step, False, counter)
+        step, ranks = self.net.validation_step, self.ranks
+        validation = Pass(self.valid_batches, step, False, counter, ranks=ranks)
         self._set_training(False)
         self.record.valid, _ = validation.run(self._listeners, self.net.history)
 
@@ -389,11 +435,15 @@ class Run:
         posterior with the first evaluation only; the others keep that target.
         """
         self._learning_rate.set(self.step)
+        if self.batches.totals is not None:
+            total = self.batches.totals[self.step % len(self.batches)]
+            self._replica.share = batch.rows.shape[0] / total
         if self._needs_closure:
             result = self._step_with_closure(batch)
         else:
             result = self.evaluate_and_step(batch)
         self.step += 1
+        self._interrupts.check_now_and_then()
         return result
 
     def evaluate_and_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -424,17 +474,32 @@ class Run:
         def closure() -> Tensor:
             if not first:
                 first.update(self._evaluate(batch))
-                return first["loss"]
+                return self._of_all(first["loss"])
             forget_gradients(self.optimizer)
             loss = self.objective.evaluate_again(batch)
             self._listeners.gradients(batch)
-            return loss
+            return self._of_all(loss)
 
         self.optimizer.step(closure)  # type: ignore[arg-type]
         self.averaging.update()
         return first
 
+    def _of_all(self, loss: Tensor) -> Tensor:
+        """Return the loss of the whole batch, from that of this process's part."""
+        if self.ranks.size == 1:
+            return loss
+        (total,) = self.ranks.sums([loss.item() * self._replica.share])
+        return loss.new_tensor(total)
+
     # What objectives call
+
+    def equalise(self, module: nn.Module) -> None:
+        """Have all processes that train together start with the same parameters."""
+        self.ranks.equalise(module.parameters())
+
+    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up gradients that are not the network's over the processes."""
+        self.ranks.add_gradients(parameters, self._replica.share)
 
     def logits(self, x: Any) -> Tensor:
         """Augment and prepare a batch, and run the network."""
@@ -470,6 +535,8 @@ class Run:
             return False
 
         def transform(x: Tensor, rows: Tensor) -> Tensor:
+            if self._row_numbers is not None:
+                rows = self._row_numbers.index_select(0, rows)
             if self._settings.image_shape is not None:
                 x = x.reshape(len(x), *self._settings.image_shape)
             return augment(x, augmentation, (rows, self._n_epochs) if by_row else ())

@@ -20,6 +20,7 @@ from . import _advice
 from ._fitting import Fitting, Trainings
 from ._stack import Attempt, train_stacked
 from ._stackable import obstacle_of
+from ._workers import one_thread_after_fork, threads, threads_given
 from .classifier import BSDClassifier
 
 
@@ -239,6 +240,10 @@ class SearchFits:
         asked_for : bool
             Also where it is not faster.
         """
+        with one_thread_after_fork(), threads(threads_given()):
+            self._train(max_members, asked_for)
+
+    def _train(self, max_members: int, asked_for: bool) -> None:
         for fit, params in zip(self._fits, self._params, strict=True):
             fit.begin(params)
         while waiting := [fit for fit in self._fits if fit.fitting is not None]:

@@ -25,9 +25,12 @@ class Snapshot:
         if keep and not any(map(is_lazy, net.module_.parameters())):
             self._states = {
                 name: copy.deepcopy(getattr(net, name).state_dict())
-                for name in ("module_", "optimizer_", "posterior_")
-                if hasattr(net, name)
+                for name in ("module_", "optimizer_")
             }
+            if hasattr(net, "posterior_"):
+                # The copy of beliefs in a file is a file, too.
+                copied = copy.deepcopy(net.posterior_)
+                self._states["posterior_"] = copied.state_dict()
 
     def release(self) -> None:
         """Free the copies, where there is no way back: beliefs may be large."""

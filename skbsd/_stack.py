@@ -21,6 +21,7 @@ from ._stacked_beliefs import StackedBeliefs
 from ._stacked_network import StackedNetwork
 from ._stacked_optimizer import stacked_groups
 from .objectives import SelfDistillation
+from .posterior import DirichletPosterior
 
 
 class _Step(NamedTuple):
@@ -64,7 +65,7 @@ class Stack:
         self._optimizer = stacked_groups(
             [run.optimizer for run in self.runs], self._network.weights
         )
-        self._beliefs = StackedBeliefs([run.posterior for run in self.runs])
+        self._beliefs = StackedBeliefs([_posterior(run) for run in self.runs])
         self._share_inputs()
         self._groups = self._by_size()
         self._steps = self._plan()
@@ -267,6 +268,11 @@ class Stack:
                 own, sizes, counted if run.objective.counts_correct else Correct()
             )
             run.end_epoch()
+
+
+def _posterior(run: Run) -> DirichletPosterior:
+    assert isinstance(run.posterior, DirichletPosterior)  # as `obstacle_in` has seen
+    return run.posterior
 
 
 def _rule(run: Run) -> UpdateRule | None:

@@ -10,9 +10,11 @@ from ._architecture import is_altered
 from ._batches import ResidentBatches
 from ._capturable import is_ours
 from ._optimizer import is_hooked
+from ._ranks import current
 from ._run import Run
 from ._stacked_optimizer import can_stack, same_options
 from .objectives import SelfDistillation
+from .posterior import DirichletPosterior
 
 # Hooks of the estimator that a stack does not call.
 _NOT_CALLED = ("fit", "infer", "train_step", "train_step_single", "on_batch_begin")
@@ -22,6 +24,7 @@ _PLAIN = {
     "checkpoint": None,
     "compile": False,
     "contrastive": None,
+    "devices": None,
     "train_split": None,
     "verbose": 0,
     "warm_start": False,
@@ -41,6 +44,8 @@ def obstacle_of(net: Any) -> str | None:
     ----------
     net : BSDClassifier
     """
+    if current().size > 1:
+        return "several processes train a network together"
     for name, plain in _PLAIN.items():
         value = getattr(net, name)
         if value is not plain and value != plain:
@@ -73,6 +78,8 @@ def obstacle_in(run: Run) -> str | None:
         return "the data come through a loader"
     if run.batches.transform is not None:
         return "the augmentation goes by row"
+    if type(run.posterior) is not DirichletPosterior:
+        return f"{type(run.posterior).__name__} holds the beliefs"
     if run.forward.dtype == torch.bfloat16:
         # Autocast does not reach what is run for several at once.
         return "the network runs in bfloat16 (pass precision='float32')"

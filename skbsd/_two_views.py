@@ -225,7 +225,7 @@ class TwoViews(SelfDistillation):
         self.run.posterior.update(
             mean, batch.rows, batch.weight, self._rule, assume_unique=batch.unique
         )
-        target = self.target(batch).to(mean.dtype)
+        target = self.target(batch).to(mean)
         losses = [soft_cross_entropy(view, target, batch.weight) for view in logits]
         loss = torch.stack(losses).mean()
         if first[1] is None or second[1] is None:
@@ -236,6 +236,7 @@ class TwoViews(SelfDistillation):
         )
         loss = loss + self._setting.weight * contrast
         loss.backward()
+        self.run.add_gradients(projection.head.parameters())
         # Parameters that no pattern of the user's names are the last group.
         projection.step(self.run.optimizer.param_groups[-1]["lr"])
         return {
@@ -289,7 +290,8 @@ class TwoViews(SelfDistillation):
             nn.Linear(width, width),
             nn.ReLU(),
             nn.Linear(width, self._setting.n_components),
-        ).to(self.run.posterior.device, self.run.dtype)
+        ).to(next(self.run.module.parameters()).device, self.run.dtype)
+        self.run.equalise(head)
         optimizer = self._build_optimizer(head)
         return Projection(head, optimizer, self.run.module, self._setting)
 

@@ -5,7 +5,7 @@ it. What it took in, the label's own share left out, says what the other samples
 this one: samples whose evidence speaks against their label are probably mislabelled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
@@ -215,8 +215,7 @@ def label_quality(estimator) -> np.ndarray:
     >>> roc_auc_score(flipped, 1 - quality) > 0.99
     True
     """
-    shares, codes = _evidence_shares(fitted_classifier(estimator, "posterior_"))
-    return np.take_along_axis(shares, codes[:, np.newaxis], axis=1)[:, 0]
+    return _Shares(fitted_classifier(estimator, "posterior_")).of_labels()
 
 
 def find_label_issues(estimator, *, threshold="auto"):
@@ -298,33 +297,32 @@ def find_label_issues(estimator, *, threshold="auto"):
     True
     """
     classifier = fitted_classifier(estimator, "posterior_")
-    shares, codes = _evidence_shares(classifier)
-    rows = np.arange(len(codes))
-    given = shares[rows, codes]
     if threshold == "auto" and getattr(classifier, "calibration_", None) is None:
         threshold = "confident"
-    if threshold == "auto":
-        suggested = _probable_class(classifier, shares, codes)
-        listed = suggested >= 0
-    elif isinstance(threshold, str) and threshold in _RULES:
-        suggested = _RULES[threshold](shares, codes)
-        listed = suggested >= 0
-    elif isinstance(threshold, Real) and 0 <= float(threshold) <= 1:
-        suggested = shares.argmax(axis=1)
-        listed = given < threshold  # never of NaN
-    else:
+    is_number = isinstance(threshold, Real) and 0 <= float(threshold) <= 1
+    if not is_number and not (isinstance(threshold, str) and threshold in _RULES):
         raise ValueError(
-            f"threshold must be one of {['auto', *sorted(_RULES)]} or a number in "
+            f"threshold must be one of {sorted(_RULES)} or a number in "
             f"[0, 1], got {threshold!r}."
         )
-    issues = rows[listed & (suggested != codes)]
+    shares = _Shares(classifier)
+    codes, given = shares.codes, shares.of_labels()
+    find = _strongest_class if is_number else _RULES[threshold](shares, given)
+    suggested = np.empty(len(codes), np.int64)
+    suggested_mass = np.empty(len(codes))
+    for rows, part in shares.parts():
+        found = find(rows, part)
+        suggested[rows] = found
+        suggested_mass[rows] = part[np.arange(len(part)), found]
+    listed = given < threshold if is_number else suggested >= 0  # never of NaN
+    issues = np.flatnonzero(listed & (suggested != codes))
     issues = issues[np.argsort(given[issues], kind="stable")]
     columns = {
         "row": issues,
         "given_label": classifier.classes_[codes[issues]],
         "suggested_label": classifier.classes_[suggested[issues]],
         "given_mass": given[issues],
-        "suggested_mass": shares[issues, suggested[issues]],
+        "suggested_mass": suggested_mass[issues],
     }
     try:
         import pandas as pd
@@ -333,87 +331,148 @@ def find_label_issues(estimator, *, threshold="auto"):
     return pd.DataFrame(columns)
 
 
-def _evidence_shares(classifier: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return each class's share of each sample's evidence, and the labels' codes."""
-    if np.isinf(classifier.prior_strength_):
-        raise ValueError(
-            "prior_strength=inf trains with cross-entropy, and keeps no predictions "
-            "that could speak against a label; fit with prior_strength='noisy'."
-        )
-    posterior = classifier.posterior_
-    if posterior.prior_strength * torch.finfo(posterior.dtype).eps > 1.1:
-        raise ValueError(
-            f"prior_strength={posterior.prior_strength:g} is so large that predictions "
-            f"were lost beside it in {posterior.dtype}; fit with "
-            "prior_strength='noisy'."
-        )
-    evidence = posterior.evidence().cpu().double().numpy()
-    total = evidence.sum(axis=1, keepdims=True)
-    shares = np.full_like(evidence, np.nan)
-    np.divide(evidence, total, out=shares, where=total > 0)
-    shares[posterior.visits.cpu().numpy() == 0] = np.nan
-    return shares, posterior.labels.cpu().numpy()
+# Numbers of evidence that are looked at at once.
+_PART = 2**22
+
+# Returns the code of a class for each of some rows, or -1: of their places and shares.
+_Find = Callable[[slice, np.ndarray], np.ndarray]
 
 
-def _probable_class(
-    classifier: Any, shares: np.ndarray, codes: np.ndarray
-) -> np.ndarray:
-    """Return the likeliest other class of labels that are likely wrong, -1 of others.
+class _Shares:
+    """Each class's share of each sample's evidence, some samples at a time.
+
+    Parameters
+    ----------
+    classifier : BSDClassifier
+
+    Attributes
+    ----------
+    codes : ndarray of shape (n_samples,)
+        Those of the labels.
+    n_classes : int
+    """
+
+    def __init__(self, classifier: Any):
+        if np.isinf(classifier.prior_strength_):
+            raise ValueError(
+                "prior_strength=inf trains with cross-entropy, and keeps no "
+                "predictions that could speak against a label; fit with "
+                "prior_strength='noisy'."
+            )
+        posterior = classifier.posterior_
+        if posterior._has_lost_evidence:
+            raise ValueError(
+                f"prior_strength={posterior.prior_strength:g} is so large that "
+                f"predictions were lost beside it in {posterior.dtype}; fit with "
+                "prior_strength='noisy'."
+            )
+        self.classifier = classifier
+        self.codes = posterior.labels.cpu().numpy()
+        self.n_classes = posterior.n_classes
+
+    def parts(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield places of samples, and their shares: NaN where there is no evidence."""
+        posterior = self.classifier.posterior_
+        visits = posterior.visits.cpu().numpy()
+        size = max(1, _PART // posterior.n_classes)
+        for start in range(0, len(self.codes), size):
+            rows = slice(start, min(start + size, len(self.codes)))
+            index = torch.arange(rows.start, rows.stop, device=posterior.device)
+            evidence = posterior.evidence(index).cpu().double().numpy()
+            total = evidence.sum(axis=1, keepdims=True)
+            shares = np.full_like(evidence, np.nan)
+            np.divide(evidence, total, out=shares, where=total > 0)
+            shares[visits[rows] == 0] = np.nan
+            yield rows, shares
+
+    def of_labels(self) -> np.ndarray:
+        """Return the labels' own."""
+        own = np.empty(len(self.codes))
+        for rows, part in self.parts():
+            own[rows] = part[np.arange(len(part)), self.codes[rows]]
+        return own
+
+
+def _strongest_class(rows: slice, shares: np.ndarray) -> np.ndarray:
+    return shares.argmax(axis=1)
+
+
+def _probable_class(shares: _Shares, given: np.ndarray) -> _Find:
+    """Find the likeliest other class of labels that are likely wrong, -1 of others.
 
     Samples that no network has predicted without having seen them are judged by their
     evidence alone.
     """
-    nobody = np.full(len(codes), -1)
+    classifier, codes = shares.classifier, shares.codes
     transition = classifier.calibration_.transition
-    if transition is None:
-        return nobody
     unseen = getattr(classifier, "out_of_fold_proba_", None)
-    weight = shares if unseen is None else shares * np.nan_to_num(unseen, nan=1.0)
-    weight = weight * transition[:, codes].T
-    rows = np.arange(len(codes))
-    own = weight[rows, codes].copy()
-    total = weight.sum(axis=1)
-    weight[rows, codes] = -1
-    return np.where(own < total / 2, weight.argmax(axis=1), nobody)
+
+    def find(rows: slice, part: np.ndarray) -> np.ndarray:
+        n, labels = len(part), codes[rows]
+        if transition is None:
+            return np.full(n, -1)
+        weight = part
+        if unseen is not None:
+            weight = part * np.nan_to_num(unseen[rows], nan=1.0)
+        weight = weight * transition[:, labels].T
+        own = weight[np.arange(n), labels].copy()
+        total = weight.sum(axis=1)
+        weight[np.arange(n), labels] = -1
+        return np.where(own < total / 2, weight.argmax(axis=1), -1)
+
+    return find
 
 
-def _confident_class(shares: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Return the class that each sample counts for, -1 where there is none."""
-    known = np.isfinite(shares[:, 0])
-    own = [shares[known & (codes == k), k] for k in range(shares.shape[1])]
-    thresholds = [s.mean() if len(s) else np.inf for s in own]
-    # Comparisons with NaN are false.
-    reached = np.where(shares >= thresholds, shares, -1)
-    return np.where(reached.max(axis=1) >= 0, reached.argmax(axis=1), -1)
+def _confident_class(shares: _Shares, given: np.ndarray) -> _Find:
+    """Find the class that each sample counts for, -1 where there is none."""
+    known = np.isfinite(given)
+    own = [given[known & (shares.codes == k)] for k in range(shares.n_classes)]
+    thresholds = np.array([s.mean() if len(s) else np.inf for s in own])
+
+    def find(rows: slice, part: np.ndarray) -> np.ndarray:
+        # Comparisons with NaN are false.
+        reached = np.where(part >= thresholds, part, -1)
+        return np.where(reached.max(axis=1) >= 0, reached.argmax(axis=1), -1)
+
+    return find
 
 
-def _mixture_class(shares: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Return the strongest other class of samples of the lower kind, -1 of others."""
+def _mixture_class(shares: _Shares, given: np.ndarray) -> _Find:
+    """Find the strongest other class of samples of the lower kind, -1 of others."""
     from sklearn.mixture import GaussianMixture  # which takes a while to import
 
-    rows = np.arange(len(codes))
-    others = shares.copy()
-    others[rows, codes] = -1.0
-    strongest = others.argmax(axis=1)
-    known = np.isfinite(shares[:, 0])
+    strongest = np.empty(len(given), np.int64)
+    other = np.empty(len(given))
+    for rows, part in shares.parts():
+        at = np.arange(len(part))
+        part[at, shares.codes[rows]] = -1.0
+        strongest[rows] = part.argmax(axis=1)
+        other[rows] = part[at, strongest[rows]]
+    known = np.isfinite(other)
     # Single precision's share of what has next to none.
     least = np.finfo(np.float32).eps
-    own, other = (
-        np.log(np.maximum(shares[rows, k], least)) for k in (codes, strongest)
-    )
-    margins = (own - other)[known, np.newaxis]
-    found = np.full(len(codes), -1)
+    logs = [np.log(np.maximum(share, least)) for share in (given, other)]
+    margins = (logs[0] - logs[1])[known, np.newaxis]
+    found = np.full(len(given), -1)
+
+    def find(rows: slice, part: np.ndarray) -> np.ndarray:
+        return found[rows]
+
     if len(np.unique(margins)) < 2:
-        return found
+        return find
     kinds = GaussianMixture(2, n_init=3, reg_covar=1e-3, random_state=0).fit(margins)
     lowest = kinds.means_.argmin()
     if kinds.weights_[lowest] > 0.5:  # what most samples are is not wrong
-        return found
+        return find
     # A wide lower kind is the more probable one above the other too.
     lower = kinds.predict(margins) == lowest
     lower &= margins[:, 0] < kinds.means_.max()
     found[known] = np.where(lower, strongest[known], -1)
-    return found
+    return find
 
 
-_RULES = {"confident": _confident_class, "mixture": _mixture_class}
+_RULES: dict[str, Callable[[_Shares, np.ndarray], _Find]] = {
+    "auto": _probable_class,
+    "confident": _confident_class,
+    "mixture": _mixture_class,
+}

@@ -7,7 +7,7 @@ other, computes gradients, and keeps what it remembers of the samples.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from ._accuracy import Correct
 from ._batches import Batch, Batches
 from ._forward import backward
 from ._rules import UpdateRule, is_weighted
-from .posterior import DirichletPosterior, soft_cross_entropy
+from .posterior import CompactPosterior, Posterior, soft_cross_entropy
 
 __all__ = ["Batch", "Objective", "SelfDistillation", "TrainingRun", "to_float32"]
 
@@ -32,7 +32,7 @@ class TrainingRun(Protocol):
         The network, in training mode.
     optimizer : torch.optim.Optimizer
         Its optimizer.
-    posterior : DirichletPosterior
+    posterior : DirichletPosterior or CompactPosterior
         The belief about each sample; row i belongs to row i of X.
     batches : iterable of Batch
         Those of an epoch, with their number as length. Where `batches.is_resident`,
@@ -75,7 +75,7 @@ class TrainingRun(Protocol):
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    posterior: DirichletPosterior
+    posterior: Posterior
     batches: Batches
     epoch: int
     max_epochs: int
@@ -149,6 +149,28 @@ class TrainingRun(Protocol):
         -------
         context manager
             :class:`torch.autocast`, or one that does nothing.
+        """
+
+    def equalise(self, module: nn.Module) -> None:
+        """Have all processes that train together start with the same parameters.
+
+        For a module of the objective's own. With one process nothing happens.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            Its parameters become those of the first process.
+        """
+
+    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up gradients that are not the network's over the processes.
+
+        Those of the network are added up anyway. With one process nothing happens.
+
+        Parameters
+        ----------
+        parameters : iterable of Tensor
+            Their gradients become those of the loss of the whole batch.
         """
 
     def write(self, name: str, value: float) -> None:
@@ -400,7 +422,7 @@ class SelfDistillation(Objective):
         posterior.load_rule(self._rule)
 
     def end_epoch(self, correct: Correct) -> None:
-        """Add an epoch to the agreement.
+        """Add an epoch to the agreement, and write down a compact store's tail mass.
 
         Parameters
         ----------
@@ -410,6 +432,9 @@ class SelfDistillation(Objective):
         if correct.total > 0:
             share = min(1.0, correct.correct / correct.total)
             self.run.posterior.agreement.add(share)
+        if isinstance(self.run.posterior, CompactPosterior):
+            tail = self.run.posterior.tail_mass().mean()
+            self.run.write("tail_mass", tail.item())
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the beliefs with the predictions; compute gradients.

@@ -3,22 +3,23 @@
 Pure functions state the method (prior, update, mean, loss and its gradient);
 :class:`DirichletPosterior` holds one row per training sample and applies them to
 the rows of a batch, in the form that is fastest where the rows are.
+:class:`CompactPosterior` does so with rows of the classes that matter.
 
 In the paper's symbols, `prior_strength` is c, `prior_floor` is eps and `discount` is
 gamma; alpha is a row of concentrations and q its mean, the training target.
 """
 
 import math
-from dataclasses import astuple, replace
-from functools import lru_cache
+import os
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from . import _cpu, _formulas, _kernels
+from . import _compact, _compact_cpu, _compact_kernels, _cpu, _formulas, _kernels
+from ._beliefs import Beliefs, check_prior
+from ._compact import CompactPrior, CompactRows
 from ._formulas import (
     posterior_mean,
     prior_concentration,
@@ -28,11 +29,11 @@ from ._formulas import (
     soft_cross_entropy_gradient,
     update_concentration,
 )
-from ._rows import check_rows
 from ._rules import Agreement, UpdateRule
 
 __all__ = [
     "Agreement",
+    "CompactPosterior",
     "DirichletPosterior",
     "UpdateRule",
     "posterior_mean",
@@ -45,36 +46,7 @@ __all__ = [
 ]
 
 
-class _KnownGradient(torch.autograd.Function):
-    """Enter a loss and its gradient, computed before, into the autograd graph."""
-
-    @staticmethod
-    def forward(ctx, logits, loss, gradient):
-        ctx.save_for_backward(gradient)
-        return loss.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):
-        (gradient,) = ctx.saved_tensors
-        # Nearly always one; on the CPU it costs nothing to look.
-        if not (grad_output.is_cpu and grad_output.item() == 1):
-            gradient = gradient * grad_output.to(gradient.dtype)
-        return gradient, None, None
-
-
-# Made once, not in every step: a rule checks itself.
-@lru_cache(maxsize=16)
-def _paper_rule(discount: float) -> UpdateRule:
-    return UpdateRule(discount=discount)
-
-
-@lru_cache(maxsize=16)
-def _undiscounted(rule: UpdateRule | None) -> UpdateRule:
-    return UpdateRule() if rule is None else replace(rule, discount=1.0)
-
-
-class DirichletPosterior:
+class DirichletPosterior(Beliefs):
     r"""Dirichlet beliefs about the classes of N training samples.
 
     Row i starts as a prior centred on the label of sample i, takes in the network's
@@ -108,6 +80,10 @@ class DirichletPosterior:
         16 bits is rounded up or down in turn, so that errors do not add up.
     device : torch.device or str, optional
         Where the rows live; by default where `labels` are.
+    folder : str or path-like, optional
+        Have the rows lie in a file in this folder instead of in memory. It goes when
+        the posterior does. They are the CPU's then, and those of a batch move to the
+        device of its logits and back.
 
     Attributes
     ----------
@@ -150,9 +126,8 @@ class DirichletPosterior:
             [0.3000, 0.7000]])
     """
 
-    # The rule that was applied last, and its numbers on the device.
-    _loaded: UpdateRule | None = None
-    _numbers: Tensor | None = None
+    _ROWS = ("alpha",)
+    _alpha: Tensor
 
     def __init__(
         self,
@@ -164,33 +139,23 @@ class DirichletPosterior:
         prior_floor: float = 1e-3,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        folder: str | os.PathLike[str] | None = None,
     ):
-        labels = _checked_labels(labels, n_classes, device)
-        _check_prior(prior_strength, discount, prior_floor, dtype)
-        self.prior_strength = float(prior_strength)
-        self.discount = float(discount)
-        self.prior_floor = float(prior_floor)
-        self.labels = labels
-        self.visits = torch.zeros(len(labels), dtype=torch.int32, device=labels.device)
-        self.agreement = Agreement()
-        self._alpha = prior_concentration(
+        super().__init__(
             labels,
             n_classes,
             prior_strength=prior_strength,
+            discount=discount,
             prior_floor=prior_floor,
-            dtype=dtype,
+            device=device,
+            folder=folder,
         )
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self._alpha)
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(n_samples={len(self)}, n_classes={self.n_classes}, "
-            f"prior_strength={self.prior_strength:g}, discount={self.discount:g}, "
-            f"prior_floor={self.prior_floor:g}, device={self.device})"
-        )
+        check_prior(prior_strength, discount, prior_floor, dtype)
+        self._alpha = self._allocate((len(self.labels), n_classes), dtype)
+        # In place: the rows may be more than fit in memory twice.
+        self._alpha.fill_(prior_floor)
+        strength = min(prior_strength, torch.finfo(dtype).max / 4)
+        self._alpha.scatter_(1, self.labels.unsqueeze(1), strength)
 
     @property
     def n_classes(self) -> int:
@@ -198,349 +163,25 @@ class DirichletPosterior:
         return self._alpha.shape[1]
 
     @property
-    def device(self) -> torch.device:
-        """Where the rows live."""
-        return self._alpha.device
-
-    @property
     def dtype(self) -> torch.dtype:
         """Floating type of the store."""
         return self._alpha.dtype
 
-    def step(
+    def _take_in(
         self,
         logits: Tensor,
         index: Tensor,
-        weight: Tensor | None = None,
-        rule: UpdateRule | None = None,
+        weight: Tensor | None,
+        rule: UpdateRule,
         *,
-        assume_unique: bool = False,
-    ) -> Tensor:
-        """Take in the predictions of a batch and return the loss to its new targets.
-
-        The rows `index` are updated with softmax(logits), detached; the loss is the
-        mean cross-entropy of the updated means with the logits, and its gradient in
-        the logits is (p - q) * weight / n.
-
-        Parameters
-        ----------
-        logits : Tensor of shape (n, n_classes)
-            Output of the network, of any floating type.
-        index : Tensor of shape (n,)
-            Row of each sample of the batch. Without repetition: two updates of one
-            row in one step would lose one of them.
-        weight : Tensor of shape (n,), optional
-            Weight of each sample in the loss, finite and not negative.
-        rule : UpdateRule, optional
-            How predictions change beliefs, and these the targets, with the discount of
-            this posterior. By default the paper's, ``UpdateRule(discount=discount)``.
-        assume_unique : bool, default=False
-            Skip the check for rows that repeat or are not there, where `index` is a
-            Tensor that the caller drew from a permutation. The check waits for the
-            device.
-
-        Returns
-        -------
-        Tensor of shape ()
-            The loss, which autograd knows the gradient of.
-
-        Raises
-        ------
-        ValueError
-            If `logits` has not one row per index and one column per class, a row is
-            repeated or not there, `weight` is not of the shape of `index`, or the
-            rule's discount is not that of a posterior whose prior is finite.
-
-        Notes
-        -----
-        A row whose prediction is not finite keeps its belief, so that a diverging
-        network does not take the posterior with it.
-        """
-        loss, gradient = self.update(
-            logits, index, weight, rule, assume_unique=assume_unique
-        )
-        return _KnownGradient.apply(logits, loss, gradient)
-
-    def update(
-        self,
-        logits: Tensor,
-        index: Tensor,
-        weight: Tensor | None = None,
-        rule: UpdateRule | None = None,
-        *,
-        assume_unique: bool = False,
+        with_rule: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Take in the predictions of a batch; return the loss and its gradient.
-
-        :meth:`step` without autograd, for a loop that calls
-        ``logits.backward(gradient)`` itself.
-
-        Parameters
-        ----------
-        logits : Tensor of shape (n, n_classes)
-            Output of the network, of any floating type.
-        index : Tensor of shape (n,)
-            Row of each sample of the batch, without repetition.
-        weight : Tensor of shape (n,), optional
-            Weight of each sample in the loss, finite and not negative.
-        rule : UpdateRule, optional
-            How predictions change beliefs, and these the targets; by default as in the
-            paper.
-        assume_unique : bool, default=False
-            Skip the check for rows that repeat or are not there.
-
-        Returns
-        -------
-        loss : Tensor of shape ()
-            Mean cross-entropy of the new targets with the logits.
-        gradient : Tensor of shape (n, n_classes)
-            Of the loss in the logits, (p - q) * weight / n, in their type.
-
-        Raises
-        ------
-        ValueError
-            For what :meth:`step` raises it for.
-        """
-        if not assume_unique:
-            index = torch.as_tensor(index, device=self.device).long()
-            check_rows(index, len(self))
-        if logits.shape != (index.shape[0], self._alpha.shape[1]):
-            raise ValueError(
-                f"logits must have shape ({len(index)}, {self.n_classes}), one row per "
-                f"index and one column per class, got {tuple(logits.shape)}."
-            )
-        if weight is not None:
-            if weight.shape != index.shape:
-                raise ValueError(
-                    f"weight must have shape ({len(index)},), one per index, got "
-                    f"{tuple(weight.shape)}."
-                )
-            weight = weight.detach()
-        arguments = logits.detach(), self._alpha, self.visits, index, weight
-        applied = self._rule(rule)
+        arguments = logits, self._alpha, self.visits, index, weight, rule
         backend = self._backend(logits)
         if backend is _kernels:
-            numbers = self._on_device(applied)
-            return _kernels.posterior_step(
-                *arguments, applied, numbers, sharpen=rule is not None
-            )
-        return backend.posterior_step(*arguments, applied)
-
-    def load_rule(self, rule: UpdateRule | None = None) -> None:
-        """Copy the numbers of a rule to the device, for the steps that follow.
-
-        Steps do so by themselves. Those that were captured in a CUDA graph cannot: they
-        follow the rule that was loaded last.
-
-        Parameters
-        ----------
-        rule : UpdateRule, optional
-            By default the paper's. Steps are captured either with a rule or without.
-
-        Raises
-        ------
-        ValueError
-            If the rule's discount is not that of a posterior whose prior is finite.
-        """
-        applied = self._rule(rule)
-        if self.device.type == "cuda":
-            self._on_device(applied)
-
-    def concentration(self, index: Tensor | None = None) -> Tensor:
-        """Return the concentrations alpha.
-
-        Parameters
-        ----------
-        index : Tensor of shape (n,), optional
-            Rows to return; by default all.
-
-        Returns
-        -------
-        Tensor of shape (n, n_classes)
-            A copy. Infinite on the label where the prior is.
-        """
-        alpha = self._rows(index)
-        if math.isinf(self.prior_strength):
-            labels = self.labels if index is None else self.labels[index]
-            alpha.scatter_(1, labels.unsqueeze(1), math.inf)
-        return alpha
-
-    def mean(self, index: Tensor | None = None) -> Tensor:
-        """Return the posterior means q, the targets.
-
-        Parameters
-        ----------
-        index : Tensor of shape (n,), optional
-            Rows to return; by default all.
-
-        Returns
-        -------
-        Tensor of shape (n, n_classes)
-            Each row sums to one. In float32 at least.
-        """
-        wide = torch.promote_types(self.dtype, torch.float32)
-        return posterior_mean(self._rows(index).to(wide))
-
-    def target(
-        self, index: Tensor | None = None, rule: UpdateRule | None = None
-    ) -> Tensor:
-        """Return what the network is trained towards: the means, smoothed by a rule.
-
-        Parameters
-        ----------
-        index : Tensor of shape (n,), optional
-            Rows to return; by default all.
-        rule : UpdateRule, optional
-            Whose smoothing is applied; by default none is.
-
-        Returns
-        -------
-        Tensor of shape (n, n_classes)
-            Each row sums to one. In float32 at least.
-        """
-        mean = self.mean(index)
-        if rule is None:
-            return mean
-        if self._numbers is not None and self._rule(rule) == self._loaded:
-            # From memory, where a CUDA graph finds the number of a later rule too.
-            return smooth(mean, self._numbers[2])
-        return smooth(mean, rule.smoothing)
-
-    def evidence(self) -> Tensor:
-        """Return what the beliefs have taken in, without what is left of the prior.
-
-        Returns
-        -------
-        Tensor of shape (n_samples, n_classes)
-            The sum over T updates of gamma^(T-t) w_t softmax(s_t z_t), with the weight
-            w_t, the sharpness s_t and the logits z_t of update t; zero where the prior
-            is infinite. In float32 at least; small differences of a float16 store are
-            rounded.
-        """
-        if math.isinf(self.prior_strength):
-            return torch.zeros_like(self._alpha)
-        wide = torch.promote_types(self.dtype, torch.float32)
-        left = self.discount ** self.visits.to(wide).unsqueeze(1)
-        prior = prior_concentration(
-            self.labels,
-            self.n_classes,
-            prior_strength=self.prior_strength,
-            prior_floor=self.prior_floor,
-            dtype=self.dtype,  # rounded as the store is
-        )
-        return (self._alpha.to(wide) - left * prior.to(wide)).clamp(min=0)
-
-    def label_mass(self) -> Tensor:
-        """Return the share of each target that still comes directly from the label.
-
-        Returns
-        -------
-        Tensor of shape (n_samples,)
-            After T updates gamma^T c / S_T; 1 where the prior is infinite. The rest
-            of the target is the network's own past predictions (and the floor).
-        """
-        if math.isinf(self.prior_strength):
-            return torch.ones_like(self._alpha[:, 0])
-        # In double precision, which not every device has.
-        left = self.prior_strength * self.discount ** self.visits.cpu().double()
-        return (left / self._alpha.cpu().double().sum(dim=-1)).to(self._alpha)
-
-    def to(self, device: torch.device | str) -> "DirichletPosterior":
-        """Move the rows to a device, in place.
-
-        Parameters
-        ----------
-        device : torch.device or str
-            Where the rows are to live.
-
-        Returns
-        -------
-        DirichletPosterior
-            Itself.
-        """
-        self.labels = self.labels.to(device)
-        self.visits = self.visits.to(device)
-        self._alpha = self._alpha.to(device)
-        self._numbers = None
-        return self
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the tensors that restore this posterior, parameters included.
-
-        Returns
-        -------
-        dict of str to Tensor
-            References to the live rows, as in `torch.nn.Module.state_dict`.
-        """
-        parameters = (self.prior_strength, self.discount, self.prior_floor)
-        return {
-            "alpha": self._alpha,
-            "labels": self.labels,
-            "visits": self.visits,
-            "parameters": torch.tensor(parameters, dtype=torch.float64),
-            "agreement": torch.tensor(astuple(self.agreement), dtype=torch.float64),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Copy rows and parameters from :meth:`state_dict` of another posterior.
-
-        Parameters
-        ----------
-        state_dict : dict of str to Tensor
-            For the same samples, in their order, and as many classes; on any device.
-
-        Raises
-        ------
-        ValueError
-            If entries are missing or unknown, or have another shape than this
-            posterior's, or belong to samples with other labels. Nothing is copied
-            then.
-        """
-        own = self.state_dict()
-        if state_dict.keys() != own.keys():
-            raise ValueError(
-                f"state_dict must have the entries {sorted(own)}, got "
-                f"{sorted(state_dict)}."
-            )
-        for name, tensor in own.items():
-            if state_dict[name].shape != tensor.shape:
-                raise ValueError(
-                    f"state_dict[{name!r}] must have shape {tuple(tensor.shape)}, got "
-                    f"{tuple(state_dict[name].shape)}; it belongs to other data."
-                )
-        differ = (state_dict["labels"].to(self.device) != self.labels).nonzero()
-        if len(differ):
-            row = int(differ[0])
-            raise ValueError(
-                f"state_dict belongs to other data: {len(differ)} of {len(self)} "
-                f"labels differ, first that of row {row}, {self.labels[row].item()} "
-                f"here and {state_dict['labels'][row].item()} there. Pass the samples "
-                "in the order in which they were when the state was saved."
-            )
-        # An infinite prior's stand-in may be that of a wider type.
-        largest = torch.finfo(self.dtype).max / 4
-        self._alpha.copy_(state_dict["alpha"].clamp(max=largest))
-        self.visits.copy_(state_dict["visits"])
-        self.prior_strength, self.discount, self.prior_floor = state_dict[
-            "parameters"
-        ].tolist()
-        last, mean, n_epochs = state_dict["agreement"].tolist()
-        self.agreement = Agreement(last, mean, int(n_epochs))
-
-    def _rule(self, rule: UpdateRule | None) -> UpdateRule:
-        """Return what is applied where `rule` is given, or raise."""
-        if math.isinf(self.prior_strength):
-            # It stays infinite under every discount; its finite stand-in would not.
-            return _undiscounted(rule)
-        if rule is None:
-            return _paper_rule(self.discount)
-        if rule.discount != self.discount:
-            raise ValueError(
-                f"the rule's discount must be that of the posterior, {self.discount}, "
-                f"got {rule.discount}: label_mass() and evidence() count on one "
-                "discount for all updates."
-            )
-        return rule
+            numbers = self._on_device(rule)
+            return _kernels.posterior_step(*arguments, numbers, sharpen=with_rule)
+        return backend.posterior_step(*arguments)
 
     def on_kernel(self, dtype: torch.dtype) -> bool:
         """Tell whether steps run as one kernel on a GPU.
@@ -558,100 +199,414 @@ class DirichletPosterior:
         logits = torch.empty(0, self.n_classes, dtype=dtype, device=self.device)
         return self._backend(logits) is _kernels
 
-    def _on_device(self, rule: UpdateRule) -> Tensor:
-        """Return the numbers of a rule on the device, always at the same place."""
-        if self._numbers is None:
-            self._numbers = _kernels.numbers_of(rule, self.device)
-        elif rule != self._loaded:
-            # Without waiting: such a small copy has left the host when it returns.
-            numbers = _kernels.numbers_of(rule, torch.device("cpu"))
-            self._numbers.copy_(numbers, non_blocking=True)
-        self._loaded = rule
-        return self._numbers
-
     def _backend(self, logits: Tensor) -> ModuleType:
         """Return the fastest form of the step for these logits."""
         if logits.is_cpu and not _kernels.interpreted and _cpu.usable(self._alpha):
             return _cpu
         return _kernels if _kernels.usable(logits, self._alpha) else _formulas
 
-    def _rows(self, index: Tensor | None) -> Tensor:
+    def _evidence_of(self, index: Tensor | None) -> Tensor:
+        if math.isinf(self.prior_strength):
+            return torch.zeros_like(self._alpha_of(index))
+        wide = torch.promote_types(self.dtype, torch.float32)
+        visits = self.visits if index is None else self.visits[index]
+        left = self.discount ** visits.to(wide).unsqueeze(1)
+        prior = prior_concentration(
+            self._labels_of(index),
+            self.n_classes,
+            prior_strength=self.prior_strength,
+            prior_floor=self.prior_floor,
+            dtype=self.dtype,  # rounded as the store is
+        )
+        alpha = self._alpha if index is None else self._alpha[index]
+        return (alpha.to(wide) - left * prior.to(wide)).clamp(min=0)
+
+    @property
+    def _is_dense(self) -> bool:
+        """Whether memory holds a number per sample and class."""
+        return self._folder is None
+
+    @property
+    def _has_lost_evidence(self) -> bool:
+        """Whether predictions were too small beside the prior to be stored."""
+        return self.prior_strength * torch.finfo(self.dtype).eps > 1.1
+
+    def _alpha_of(self, index: Tensor | None) -> Tensor:
         return self._alpha.clone() if index is None else self._alpha[index]
 
-    def __getstate__(self):
-        # In NumPy and plain data, which any tool can read, on any machine.
-        brain = self.dtype == torch.bfloat16  # which NumPy has not
-        alpha = self._alpha.view(torch.int16) if brain else self._alpha
-        return {
-            "prior_strength": self.prior_strength,
-            "discount": self.discount,
-            "prior_floor": self.prior_floor,
-            "agreement": astuple(self.agreement),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "alpha": alpha.cpu().numpy(),
-            "labels": self.labels.cpu().numpy(),
-            "visits": self.visits.cpu().numpy(),
-        }
+    def _totals(self) -> Tensor:
+        if self._folder is None:
+            return self._alpha.cpu().double().sum(dim=-1)
+        parts = self._alpha.split(max(1, 2**24 // self.n_classes))
+        return torch.cat([part.double().sum(dim=-1) for part in parts])
+
+    def _fitting(self, name: str, tensor: Tensor) -> Tensor:
+        # An infinite prior's stand-in may be that of a wider type.
+        return tensor.clamp(max=torch.finfo(self.dtype).max / 4)
 
     def __setstate__(self, state):
-        self.prior_strength = state["prior_strength"]
-        self.discount = state["discount"]
-        self.prior_floor = state["prior_floor"]
-        self.agreement = Agreement(*state["agreement"])
-        # Copies, as the arrays may be those of a file that is mapped to memory.
-        self._alpha = torch.tensor(np.asarray(state["alpha"]))
+        super().__setstate__(state)
         if state["dtype"] == "bfloat16":
             self._alpha = self._alpha.view(torch.bfloat16)
-        self.labels = torch.tensor(np.asarray(state["labels"]))
-        self.visits = torch.tensor(np.asarray(state["visits"]))
 
 
-def _checked_labels(labels: Any, n_classes: int, device: Any) -> Tensor:
-    """Return a copy of the labels on the device, or raise for what are none."""
-    labels = torch.as_tensor(labels)
-    if labels.is_floating_point():
-        raise ValueError(
-            f"labels must be integers, got {labels.dtype}; encode them as indices "
-            "of the classes."
-        )
-    labels = labels.to(device or labels.device, torch.int64, copy=True)
-    if labels.ndim != 1:
-        raise ValueError(
-            f"labels must be one-dimensional, got shape {tuple(labels.shape)}."
-        )
-    if n_classes < 2:
-        raise ValueError(f"n_classes must be at least 2, got {n_classes!r}.")
-    if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
-        raise ValueError(
-            f"labels must lie in [0, {n_classes}), got values from "
-            f"{labels.min().item()} to {labels.max().item()}; encode them as "
-            "indices of the classes."
-        )
-    return labels
+class CompactPosterior(Beliefs):
+    r"""Dirichlet beliefs that keep only the classes with most evidence.
 
+    Of each sample it holds the evidence of m classes: the label, and those for which
+    the network's predictions speak most. That of all others is one number, which counts
+    as spread evenly over them. With the evidence :math:`a_k` of the classes in
+    :math:`S_i`, the sum R of the others, and :math:`b_k` for the prior (c of the label,
+    and eps of each other class), the belief after T updates is
 
-def _check_prior(
-    prior_strength: float, discount: float, prior_floor: float, dtype: torch.dtype
-) -> None:
-    """Raise for a prior that is out of range, or does not fit in the store."""
-    largest = torch.finfo(dtype).max / 4
-    if not prior_strength > 0:
-        raise ValueError(
-            f"prior_strength must lie in (0, inf], got {prior_strength!r}."
-        )
-    if prior_strength > largest and (
-        dtype == torch.float16 or not math.isinf(prior_strength)
+    .. math::
+
+        \alpha_T[k] = \gamma^T b_k + \begin{cases} a_k & k \in S_i \
+            R / (K - m) & \text{otherwise.} \end{cases}
+
+    An update adds the prediction to all classes, and then keeps the m largest. What
+    classes take along that are dropped, and leave behind that come in, changes R alone:
+    the sum of a row is exact. The prior needs no memory, so that it may be as strong as
+    one likes.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (n_samples,)
+        Class index of each training sample, in [0, n_classes).
+    n_classes : int
+        Number of classes K, at least 2.
+    n_kept : int, default=32
+        Number of classes m that a row keeps, at least 2; all where there are fewer,
+        and then the beliefs are those of :class:`DirichletPosterior`.
+    prior_strength : float, default=100.0
+        Prior concentration c of the label, in (0, inf].
+    discount : float, default=1.0
+        What an update leaves of the belief before it: gamma, in (0, 1].
+    prior_floor : float, default=1e-3
+        Prior concentration eps of each other class, in (0, c).
+    dtype : torch.dtype, default=torch.float16
+        Type of the values that are kept. They are rounded up or down in turn, as in
+        :class:`DirichletPosterior`; the sum of a row is in float32 at least.
+    device : torch.device or str, optional
+        Where the rows live; by default where `labels` are.
+    folder : str or path-like, optional
+        Have the rows lie in a file in this folder instead of in memory.
+
+    Attributes
+    ----------
+    labels : Tensor of shape (n_samples,)
+        Class index of each training sample.
+    visits : Tensor of shape (n_samples,)
+        How often each row has been updated.
+    agreement : Agreement
+        How often predictions agreed with the labels, kept by whoever trains.
+
+    Raises
+    ------
+    ValueError
+        For a parameter out of its range, or labels outside [0, n_classes).
+
+    See Also
+    --------
+    DirichletPosterior : Holds a number per sample and class.
+
+    Notes
+    -----
+    A row takes 4 bytes per kept class in float16 (6 in float32, and 2 more from 65,537
+    classes on) and 20 for sums, label and number of visits.
+
+    The loss of an update is taken to the mean before classes are dropped;
+    :meth:`target` is what is left afterwards.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skbsd.posterior import CompactPosterior
+    >>> posterior = CompactPosterior(torch.tensor([0]), 5, n_kept=2, prior_strength=3.0,
+    ...                              prior_floor=0.5, dtype=torch.float32)
+    >>> logits = torch.tensor([[4.0, 2.0, 1.0, 6.0, 2.0]]).log()
+    >>> loss = posterior.step(logits, torch.tensor([0]))
+    >>> posterior.concentration()  # classes 0 and 3 are kept
+    tensor([[3.2667, 0.6111, 0.6111, 0.9000, 0.6111]])
+    >>> posterior.tail_mass()  # 1.8333 of 6
+    tensor([0.3056])
+    """
+
+    _ROWS = ("classes", "values", "total", "rest")
+    _classes: Tensor
+    _values: Tensor
+    _total: Tensor
+    _rest: Tensor
+
+    def __init__(
+        self,
+        labels: Tensor,
+        n_classes: int,
+        *,
+        n_kept: int = 32,
+        prior_strength: float = 100.0,
+        discount: float = 1.0,
+        prior_floor: float = 1e-3,
+        dtype: torch.dtype = torch.float16,
+        device: torch.device | str | None = None,
+        folder: str | os.PathLike[str] | None = None,
     ):
-        raise ValueError(
-            f"prior_strength={prior_strength!r} does not fit in a store of {dtype} "
-            f"(at most {largest:g}); use infinity, and at least float32."
+        super().__init__(
+            labels,
+            n_classes,
+            prior_strength=prior_strength,
+            discount=discount,
+            prior_floor=prior_floor,
+            device=device,
+            folder=folder,
         )
-    if not 0 < discount <= 1:
-        raise ValueError(f"discount must lie in (0, 1], got {discount!r}.")
-    if not 0 < prior_floor < math.inf:
-        raise ValueError(f"prior_floor must lie in (0, inf), got {prior_floor!r}.")
-    if prior_floor >= prior_strength:
-        raise ValueError(
-            f"prior_floor={prior_floor!r} must be smaller than "
-            f"prior_strength={prior_strength!r}: the label comes first."
+        if n_kept < 2:
+            raise ValueError(
+                f"n_kept must be at least 2, the label and another class, got {n_kept}."
+            )
+        if dtype not in _COMPACT_TYPES:
+            raise ValueError(
+                f"dtype must be one of {', '.join(map(str, _COMPACT_TYPES))}, got "
+                f"{dtype}."
+            )
+        sums = torch.promote_types(dtype, torch.float32)
+        check_prior(prior_strength, discount, prior_floor, sums)
+        self._n_classes = n_classes
+        n, n_kept = len(self.labels), min(n_kept, n_classes)
+        indices = _compact.index_dtype(n_classes)
+        self._classes = self._allocate((n, n_kept), indices)
+        for part, of in zip(
+            self._classes.split(_PART), self.labels.split(_PART), strict=True
+        ):
+            part.copy_(_compact.first_classes(of, n_classes, n_kept))
+        self._values = self._allocate((n, n_kept), dtype).zero_()
+        self._total = self._allocate((n,), sums).zero_()
+        self._rest = self._allocate((n,), sums).zero_()
+
+    def _described(self) -> str:
+        return f"n_kept={self.n_kept}, "
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return self._n_classes
+
+    @property
+    def n_kept(self) -> int:
+        """Number of classes that a row keeps."""
+        return self._classes.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the values that are kept."""
+        return self._values.dtype
+
+    @property
+    def _is_dense(self) -> bool:
+        """Whether memory holds a number per sample and class."""
+        return self._folder is None
+
+    @property
+    def _has_lost_evidence(self) -> bool:
+        """Whether predictions were too small beside the prior: they never are."""
+        return False
+
+    def kept_classes(self, index: Tensor | None = None) -> Tensor:
+        """Return the classes that rows keep, the label first.
+
+        Parameters
+        ----------
+        index : Tensor of shape (n,), optional
+            Rows to return; by default all.
+
+        Returns
+        -------
+        Tensor of int64 of shape (n, n_kept)
+            Without order, save for the label.
+        """
+        return self._read(index).classes
+
+    def tail_mass(self, index: Tensor | None = None) -> Tensor:
+        """Return the share of each target that belongs to classes that are not kept.
+
+        It is what the store does not tell apart. Where it is large, keep more classes.
+
+        Parameters
+        ----------
+        index : Tensor of shape (n,), optional
+            Rows to return; by default all.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            In [0, 1). Zero where all classes are kept.
+        """
+        n_others = self.n_classes - self.n_kept
+        if n_others == 0 or math.isinf(self.prior_strength):
+            return torch.zeros_like(self._labels_of(index), dtype=self._total.dtype)
+        index = self._here(index)
+        total, rest, visits = (
+            part if index is None else part[index]
+            for part in (self._total, self._rest, self.visits)
         )
+        prior = self._prior()
+        left = prior.left(visits, total.dtype)
+        tail = rest + left * (n_others * prior.floor)
+        return tail / (total + left * prior.total)
+
+    def _evidence_of(self, index: Tensor | None) -> Tensor:
+        if math.isinf(self.prior_strength):
+            shape = (len(self._labels_of(index)), self.n_classes)
+            return torch.zeros(shape, dtype=self._total.dtype, device=self.device)
+        return self._read(index).dense(self.n_classes)
+
+    def _take_in(
+        self,
+        logits: Tensor,
+        index: Tensor,
+        weight: Tensor | None,
+        rule: UpdateRule,
+        *,
+        with_rule: bool,
+    ) -> tuple[Tensor, Tensor]:
+        rows = self._compact_rows()
+        arguments = logits, rows, self.visits, index, weight, rule, self._prior()
+        backend = self._backend(logits)
+        if backend is _compact_kernels:
+            numbers = self._on_device(rule)
+            return backend.posterior_step(*arguments, numbers, sharpen=with_rule)
+        return backend.posterior_step(*arguments)
+
+    def on_kernel(self, dtype: torch.dtype) -> bool:
+        """Tell whether steps run on a kernel on a GPU.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            Of the logits.
+
+        Returns
+        -------
+        bool
+            False on the CPU, and where the kernel cannot be compiled.
+        """
+        logits = torch.empty(0, self.n_classes, dtype=dtype, device=self.device)
+        return self._backend(logits) is _compact_kernels
+
+    def _backend(self, logits: Tensor) -> ModuleType:
+        """Return the fastest form of the step for these logits."""
+        if logits.is_cpu and not _kernels.interpreted:
+            return _compact_cpu
+        rows = self._compact_rows()
+        usable = _compact_kernels.usable(logits, rows, self.n_classes)
+        return _compact_kernels if usable else _compact
+
+    def _compact_rows(self) -> CompactRows:
+        return CompactRows(self._classes, self._values, self._total, self._rest)
+
+    def _prior(self) -> CompactPrior:
+        if math.isinf(self.prior_strength):
+            # A quarter leaves room for the evidence.
+            largest = torch.finfo(torch.float32).max / 4
+            return CompactPrior(largest, self.prior_floor, 1.0, self.n_classes)
+        return CompactPrior(
+            self.prior_strength, self.prior_floor, self.discount, self.n_classes
+        )
+
+    def _read(self, index: Tensor | None) -> _compact.Evidence:
+        rows = self._compact_rows()
+        return _compact.read(rows, self._here(index), self._total.dtype)
+
+    def _alpha_of(self, index: Tensor | None) -> Tensor:
+        evidence = self._read(index).dense(self.n_classes)
+        visits = self.visits if index is None else self.visits[index]
+        prior = self._prior()
+        left = prior.left(visits, evidence.dtype)
+        return _compact.dirichlet(evidence, self._labels_of(index), left, prior)
+
+    def _totals(self) -> Tensor:
+        prior = self._prior()
+        left = prior.left(self.visits.cpu(), torch.float64)
+        return self._total.cpu().double() + left * prior.total
+
+    def _facts(self) -> dict[str, Tensor]:
+        return {"n_classes": torch.tensor(self.n_classes)}
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "n_classes": self.n_classes}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._n_classes = state["n_classes"]
+
+
+# What a sample knows about its class, in one form or the other.
+Posterior = DirichletPosterior | CompactPosterior
+
+
+def make_posterior(
+    labels: Tensor,
+    n_classes: int,
+    *,
+    posterior_dtype: str,
+    float_dtype: torch.dtype,
+    **options: Any,
+) -> Posterior:
+    """Return the store that an estimator's `posterior_dtype` names.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (n_samples,)
+    n_classes : int
+    posterior_dtype : {"float32", "float16", "compact", "compact-m"}
+    float_dtype : torch.dtype
+        That stands for "float32".
+    **options : dict
+        Prior, device and folder.
+    """
+    n_kept = _compact.n_kept_of(posterior_dtype)
+    # Of so few classes a dense row is no larger, and exact.
+    if n_kept is not None and n_kept < n_classes:
+        return CompactPosterior(labels, n_classes, n_kept=n_kept, **options)
+    half = posterior_dtype == "float16"
+    dtype = torch.float16 if half else float_dtype
+    return DirichletPosterior(labels, n_classes, dtype=dtype, **options)
+
+
+def posterior_of(
+    state_dict: dict[str, Tensor],
+) -> Posterior:
+    """Return a posterior in memory from the `state_dict` of one.
+
+    Parameters
+    ----------
+    state_dict : dict of str to Tensor
+    """
+    strength, discount, floor = state_dict["parameters"].tolist()
+    prior = {
+        "prior_strength": strength,
+        "discount": discount,
+        "prior_floor": floor,
+    }
+    labels = state_dict["labels"]
+    posterior: Posterior
+    if "alpha" in state_dict:
+        alpha = state_dict["alpha"]
+        posterior = DirichletPosterior(
+            labels, alpha.shape[1], dtype=alpha.dtype, **prior
+        )
+    else:
+        posterior = CompactPosterior(
+            labels,
+            int(state_dict["n_classes"]),
+            n_kept=state_dict["classes"].shape[1],
+            dtype=state_dict["values"].dtype,
+            **prior,
+        )
+    posterior.load_state_dict(state_dict)
+    return posterior
+
+
+# Rows that are filled at once.
+_PART = 2**16
+_COMPACT_TYPES = (torch.float16, torch.float32, torch.float64)

@@ -124,6 +124,7 @@ SETTINGS = {
     },
     "paper": {"prior_strength": 20, "discount": 0.9},
     "half store": {"posterior_dtype": "float16"},
+    "compact store": {"posterior_dtype": "compact-4"},
     "validation": {"train_split": SPLIT},
     "stops early": {
         "train_split": SPLIT,

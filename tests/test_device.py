@@ -109,6 +109,17 @@ def test_epoch_stays_on_the_device(case, guarded, device):
     assert "posterior_step" in device.launched
 
 
+@pytest.mark.parametrize("given", [{}, {"prior_strength": 100.0}])
+def test_compact_store_stays_on_the_device(given, guarded, device):
+    model = fit(TABLE, posterior_dtype="compact-2", **given | EAGER)
+    assert next(guarded) == 2 * model.n_iter_ == 4
+    assert "topk" in device.launched
+    assert model.posterior_.device.type == "cuda"
+    captured = fit(TABLE, posterior_dtype="compact-2", **given)
+    assert captured.cuda_graph_
+    assert "topk" in device.recorded[0]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_captured_step_stays_on_the_device(case, device):
     X, parameters = CASES[case]

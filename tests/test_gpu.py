@@ -192,6 +192,35 @@ def test_step_is_the_kernel_and_agrees_with_the_cpu():
     assert torch.equal(there.visits.cpu(), here.visits)
 
 
+def test_compact_step_is_a_kernel_and_agrees_with_the_cpu():
+    from skbsd.posterior import CompactPosterior
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(1000, (64,), generator=generator)
+    here, there = (CompactPosterior(labels.to(d), 1000) for d in ("cpu", "cuda"))
+    assert there.on_kernel(torch.float32)
+    for _ in range(3):
+        index = torch.randperm(64, generator=generator)[:33]
+        logits = 3 * torch.randn(33, 1000, generator=generator)
+        loss, gradient = there.update(logits.cuda(), index.cuda())
+        expected, slope = here.update(logits, index)
+    torch.testing.assert_close(loss.cpu(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradient.cpu(), slope, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(there.mean().cpu(), here.mean(), rtol=0, atol=1e-3)
+    assert torch.equal(there.visits.cpu(), here.visits)
+
+
+@pytest.mark.parametrize("store", ["float32", "compact-3"])
+def test_beliefs_in_a_file(store, tmp_path):
+    X, y = table()
+    kwargs = {"posterior_dtype": store, "cuda_graph": False}
+    one = recorded(posterior_folder=tmp_path, **kwargs).fit(X, y)
+    other = recorded(**kwargs).fit(X, y)
+    assert one.posterior_.device.type == "cpu"
+    difference = one.posterior_.mean() - other.posterior_.mean().cpu()
+    assert difference.abs().mean().item() < 1e-3
+
+
 def test_arrays_that_do_not_fit_are_pinned_and_loaded(iris, monkeypatch):
     monkeypatch.setattr(_loading, "free_memory", lambda device: 1)
     model = quick(device="cuda").fit(*iris)
@@ -235,8 +264,9 @@ class TestCudaGraph:
             {"lr_schedule": "constant", "class_weight": "balanced"},
             {"prior_strength": 60.0, "evidence": "plain"},
             {"posterior_dtype": "float16"},
+            {"posterior_dtype": "compact-3"},
         ],
-        ids=["default", "sgd", "weighted", "plain", "float16"],
+        ids=["default", "sgd", "weighted", "plain", "float16", "compact"],
     )
     def test_table(self, kwargs):
         data = table()  # a last batch is smaller

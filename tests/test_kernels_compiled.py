@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from skbsd import _kernels
+from skbsd import _compact_kernels, _kernels
 from skbsd._kernels import numbers_of, posterior_step
-from skbsd.posterior import UpdateRule
+from skbsd.posterior import CompactPosterior, UpdateRule
 
 triton = pytest.importorskip("triton")
 compilers = pytest.importorskip("triton.backends.compiler")
@@ -187,6 +187,32 @@ def test_a_kernel_serves_all_batches(kernel):
     assert len(set(map(id, kernel.compiled))) == 1
     posterior_step(logits, alpha, visits, index[:9], None, UpdateRule())
     assert len(set(map(id, kernel.compiled))) == 2
+
+
+@pytest.mark.parametrize("n_classes", [64, 1000, 16384, 21841])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", [UpdateRule(), SHARPER], ids=["plain", "sharp"])
+def test_of_the_compact_store(n_classes, dtype, rule, tmp_path, monkeypatch):
+    compiling = Compiling(_compact_kernels._step)
+    monkeypatch.setattr(_compact_kernels, "_step", compiling)
+    posterior = CompactPosterior(torch.arange(4), n_classes)
+    with hopper():
+        _compact_kernels.posterior_step(
+            torch.zeros(4, n_classes, dtype=dtype),
+            posterior._compact_rows(),
+            posterior.visits,
+            torch.arange(4),
+            torch.ones(4),
+            rule,
+            posterior._prior(),
+        )
+    (done,) = compiling.compiled
+    registers, stack = resources(done, tmp_path)
+    assert stack <= 64  # little is spilled
+    assert registers <= (64 if n_classes > 64 else 128)
+    # Logits are read twice, and their gradient is written.
+    together = math.gcd(n_classes, 4) * dtype.itemsize
+    assert max(moves(done)) >= together
 
 
 def test_driver_is_put_back():

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skbsd import BSDClassifier
+from skbsd import BSDClassifier, label_noise
 from skbsd.label_noise import find_label_issues, flip_labels, label_quality
 
 Y = np.repeat([10, 20, 30, 40, 50], 20)
@@ -177,7 +177,7 @@ class TestQuality:
         assert ((quality >= 0) & (quality <= 1)).all()
         assert roc_auc_score(flipped, -quality) > 0.98
 
-    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "compact-4"])
     def test_any_store(self, digits, noisy, dtype):
         X, _ = digits
         _, labels, flipped = noisy
@@ -186,7 +186,7 @@ class TestQuality:
         assert ((quality >= 0) & (quality <= 1)).all()
         assert roc_auc_score(flipped, -quality) > 0.95
 
-    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "compact-2"])
     def test_no_evidence(self, iris, dtype):
         X, y = iris
         weight = np.arange(len(y)) % 2
@@ -213,6 +213,24 @@ class TestQuality:
             label_quality(make_pipeline(StandardScaler()).fit(iris[0]))
         with pytest.raises(ValueError, match="not fitted"):
             label_quality(BSDClassifier())
+
+
+class Given:
+    """Stands for the shares of a classifier's samples: two samples at a time."""
+
+    def __init__(self, shares, codes):
+        self.shares, self.codes, self.n_classes = shares, codes, shares.shape[1]
+
+    def parts(self):
+        for start in range(0, len(self.codes), 2):
+            yield slice(start, start + 2), self.shares[start : start + 2].copy()
+
+
+def found_by(rule, shares, codes):
+    """Return what a rule makes of shares."""
+    given = Given(shares, codes)
+    find = rule(given, shares[np.arange(len(codes)), codes])
+    return np.concatenate([find(*part) for part in given.parts()])
 
 
 class TestIssues:
@@ -280,7 +298,7 @@ class TestIssues:
             next((k for k in s.argsort()[::-1] if s[k] >= thresholds[k]), -1)
             for s in shares
         ]
-        assert_array_equal(_confident_class(shares, codes), counted)
+        assert_array_equal(found_by(_confident_class, shares, codes), counted)
         assert list(counted) == [0, -1, 1, 0, -1]
 
     def test_mixture_finds_what_was_learnt_by_heart(self, digits):
@@ -307,17 +325,26 @@ class TestIssues:
         shares[rows, codes] = own
         shares[rows, (codes + 1) % 3] = 0.7 * (1 - own)
         shares[rows, (codes + 2) % 3] = 0.3 * (1 - own)
-        found = _mixture_class(shares, codes)
+        found = found_by(_mixture_class, shares, codes)
         assert (found[:60] == -1).all()
         assert_array_equal(found[60:80], (codes[60:80] + 1) % 3)
         assert found[80] == -1
         # Most are of the lower kind: that is what these data are like.
         few = np.r_[:10, 60:80]
-        assert (_mixture_class(shares[few], codes[few]) < 0).all()
+        assert (found_by(_mixture_class, shares[few], codes[few]) < 0).all()
         # All alike: there are no two kinds.
-        assert (
-            _mixture_class(np.tile(shares[:1], (9, 1)), codes[:1].repeat(9)) < 0
-        ).all()
+        alike = np.tile(shares[:1], (9, 1)), codes[:1].repeat(9)
+        assert (found_by(_mixture_class, *alike) < 0).all()
+
+    @pytest.mark.parametrize("threshold", ["auto", "confident", "mixture", 0.3])
+    def test_some_samples_at_a_time(self, noisy, monkeypatch, threshold):
+        model, _, _ = noisy
+        expected = find_label_issues(model, threshold=threshold)
+        quality = label_quality(model)
+        monkeypatch.setattr(label_noise, "_PART", 700)
+        found = find_label_issues(model, threshold=threshold)
+        assert found.equals(expected)
+        assert_array_equal(label_quality(model), quality)
 
     def test_labels_of_any_kind(self, iris):
         X, y = iris

@@ -334,6 +334,7 @@ class TestGoingOn:
             {},
             {"batch_size": -1},
             {"posterior_dtype": "float16"},
+            {"posterior_dtype": "compact-2"},
             {"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9},
             {"optimizer": torch.optim.Adagrad},
             {"prior_strength": float("inf")},

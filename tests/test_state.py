@@ -80,6 +80,7 @@ WAYS = [
         {},
         {"batch_size": -1},
         {"posterior_dtype": "float16", "optimizer__betas": (0.8, 0.99)},
+        {"posterior_dtype": "compact-2"},
         {"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9},
         {"module": Linear},
         {"optimizer": torch.optim.Adagrad},
