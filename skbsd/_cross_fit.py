@@ -26,7 +26,7 @@ from ._brief import (
     least_separation,
 )
 from ._checkpoint import CheckpointFile
-from ._fitting import Fitting
+from ._fitting import Fitting, Trainings
 from ._fold_nets import fold_net, seeds
 from ._folds import are_alike, deal, row_keys
 from ._held_out import Outcome, calibrate, excess, has_rare_class
@@ -86,8 +86,10 @@ def method_for(net: Any, data: TrainingData, *, keep: bool) -> str | None:
 
 def cross_fit(
     net: Any, data: TrainingData, split: Split, groups: np.ndarray | None
-) -> Outcome | None:
+) -> Trainings[Outcome | None]:
     """Cross-fit, or return what a checkpoint holds of it.
+
+    Yields the trainings.
 
     Parameters
     ----------
@@ -124,13 +126,13 @@ def cross_fit(
     if folds.n_folds < 2:
         return None
     try:
-        outcome = folds.run()
+        outcome = yield from folds.run()
     except DivergenceError as error:
         warnings.warn(
             "the probabilities are not calibrated, as a network that was trained on a "
             f"part of the data diverged: {error}",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=7,
         )
         return None
     if file is not None:
@@ -235,12 +237,12 @@ class CrossFit:
         self._seeds = seeds(net.random_state, 3 * self.n_folds)
         self._known: list[tuple[_Predicted, LabelErrors]] = []
 
-    def run(self) -> Outcome:
-        """Train on the folds, choose, and calibrate."""
+    def run(self) -> Trainings[Outcome]:
+        """Have networks trained on the folds, choose, and calibrate."""
         began = time.perf_counter()
         if self.is_brief:
             choice = Choice.plain(self.net)
-            final = self._predictions(list(range(self.n_folds)), choice)
+            final = yield from self._predictions(list(range(self.n_folds)), choice)
             return self._outcome(choice, final, [], time.perf_counter() - began)
         net, choice = self.net, Choice.default(self.net)
         opens_rate, opens_rule = rate_is_open(net), rule_is_open(net)
@@ -248,11 +250,11 @@ class CrossFit:
         # Where folds cost, the second one is for another rule or another rate.
         saves = not self.is_small and (opens_rate or opens_rule)
         first, second = (folds[:1], folds[1:]) if saves else (folds, folds)
-        plain = self._predictions(first, choice, look=opens_rate)
+        plain = yield from self._predictions(first, choice, look=opens_rate)
         final, rest, is_whole = plain, [], not saves
         # No more labels can be wrong than are predicted otherwise.
         if opens_rule and self._error_rate(plain) > _MUCH_NOISE:
-            robust = self._predictions(second, Choice.noisy(net))
+            robust = yield from self._predictions(second, Choice.noisy(net))
             rest, is_whole = [robust], True
             if self._errors(robust).rate > _MUCH_NOISE:
                 final, rest = robust, [plain]
@@ -261,18 +263,21 @@ class CrossFit:
         if amount < 1:
             rest.append(plain)
             choice = replace(choice, lr=choice.lr * amount)
-            final = self._predictions(second, choice)
+            final = yield from self._predictions(second, choice)
         elif not is_whole:
-            final = plain.joined(self._predictions(second, choice))
+            further = yield from self._predictions(second, choice)
+            final = plain.joined(further)
         return self._outcome(choice, final, rest, time.perf_counter() - began)
 
     # Training
 
     def _predictions(
         self, folds: list[int], choice: Choice, *, look: bool = False
-    ) -> _Predicted:
+    ) -> Trainings[_Predicted]:
         """Train without each of some folds, and put the predictions together."""
-        trained = [self._train(fold, choice, look=look) for fold in folds]
+        trained = []
+        for fold in folds:
+            trained.append((yield from self._train(fold, choice, look=look)))
         unseen = torch.cat([part.unseen for part in trained])
         # A callback may have stopped one of them before the others.
         looks = list(zip(*(part.looks for part in trained), strict=False))
@@ -286,7 +291,7 @@ class CrossFit:
             torch.stack([*curve, unseen]),
         )
 
-    def _train(self, fold: int, choice: Choice, *, look: bool) -> _Trained:
+    def _train(self, fold: int, choice: Choice, *, look: bool) -> Trainings[_Trained]:
         """Train a network without a fold.
 
         The final network takes more steps. What it learns at a low rate, this one
@@ -325,7 +330,7 @@ class CrossFit:
         datasets = {"dataset_train": net.get_dataset(self.data.X, self.data.y)}
         split = Split(rows, None, None, {**datasets, "dataset_valid": None})
         fitting = Fitting(net, self.data, split, keep=False, after_epoch=[after_epoch])
-        if fitting.train() is not None:
+        if (yield fitting) is not None:
             raise KeyboardInterrupt
 
         def predict() -> _Trained:

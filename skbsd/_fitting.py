@@ -1,9 +1,9 @@
 """A call of `fit`, from checked data to what it leaves on the estimator."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -166,7 +166,7 @@ class Fitting:
             choice = before.kept(net)
         self.choice = Choice.plain(net) if choice is None else choice
         self._calibration = calibration
-        self._after_epoch = after_epoch
+        self.after_epoch = list(after_epoch)
         # A network whose weights were loaded has not seen data yet.
         self.fresh = not (keep and net._has_classes())
         self.world = current()
@@ -262,7 +262,7 @@ class Fitting:
         data = self._on_device()
         checkpoint = self._checkpoint()
         before = Snapshot(net, keep=self.keep)
-        after_epoch = [before.release, *self._after_epoch]
+        after_epoch = [before.release, *self.after_epoch]
         if checkpoint is not None:
             after_epoch.append(checkpoint.write)
         run = None
@@ -270,14 +270,8 @@ class Fitting:
             tasks = FitTasks(net, self.data, silent=not self.ranks.is_first)
             net._generators = self._new_generators()
             with net._generators.borrowed(self.device), threads(threads_given()):
-                net.choice_ = self.choice
                 whole = self._whole(data)
-                if self.fresh:
-                    self._begin_afresh(whole)
-                net.posterior_ = self._posterior(data)
-                if self.part.rows is not None:
-                    # Until all beliefs are put together, also where the call fails.
-                    net.posterior_rows_ = self.part.rows
+                self._set_up(data, whole)
                 batches = self._batches(data)
                 is_done = checkpoint is not None and checkpoint.is_done
                 with self._callbacks_here():
@@ -312,6 +306,42 @@ class Fitting:
             if hasattr(net, "module_"):
                 net._set_training(False)
         return interrupted
+
+    def begin(self) -> Run:
+        """Do what comes before the first epoch, for one that is trained beside others.
+
+        Whoever trains the run does so with the generators of its estimator, and calls
+        `finish` then. A failure leaves the estimator unfinished. It is for one process.
+        """
+        net, data = self.net, self._on_device()
+        net._generators = self._new_generators()
+        with net._generators.borrowed(self.device):
+            self._set_up(data, data)
+            batches = self._batches(data)
+            self._announce(data)
+            tasks = FitTasks(net, self.data, silent=False)
+            run = net._run = self._new_run(*batches, tasks, Alone())
+            net._projection = None
+            run.begin()
+        return run
+
+    def finish(self, run: Run) -> None:
+        """Leave a run that was begun by itself, and trained since."""
+        self.net.notify("on_train_end", X=self.data.X, y=self.data.y)
+        self._leave(run)
+        vars(self.net).pop("_run")
+        self.net._set_training(False)
+
+    def _set_up(self, data: TrainingData, whole: TrainingData) -> None:
+        """Build network, optimizer and beliefs."""
+        net = self.net
+        net.choice_ = self.choice
+        if self.fresh:
+            self._begin_afresh(whole)
+        net.posterior_ = self._posterior(data)
+        if self.part.rows is not None:
+            # Until all beliefs are put together, also where the call fails.
+            net.posterior_rows_ = self.part.rows
 
     def _learnt_nothing(self, run: Run | None, error: BaseException) -> bool:
         """Whether a call that fails is to be as if it had never been made.
@@ -685,3 +715,29 @@ class Fitting:
             lambda: CheckpointFile(net.checkpoint, identity, n_epochs)
         )
         return RunCheckpoint(file, self.ranks)
+
+
+Result = TypeVar("Result")
+# What has several trainings: it yields them one after the other to be trained, and is
+# sent what `Fitting.train` returns, or thrown what it raises.
+Trainings = Generator[Fitting, int | None, Result]
+
+
+def one_by_one(trainings: Trainings[Result]) -> Result:
+    """Train what comes, each when it comes; return what all of it leads to.
+
+    Parameters
+    ----------
+    trainings : generator of Fitting
+    """
+    try:
+        fitting = next(trainings)
+        while True:
+            try:
+                interrupted = fitting.train()
+            except BaseException as error:
+                fitting = trainings.throw(error)
+            else:
+                fitting = trainings.send(interrupted)
+    except StopIteration as end:
+        return end.value

@@ -117,10 +117,7 @@ class Forward:
                 out = network(*inputs, **kwargs)
         else:
             out = network(*inputs, **kwargs)
-        if isinstance(out, Tensor):
-            return out
-        out = getattr(out, "logits", out)
-        return out[0] if isinstance(out, tuple | list) else out
+        return logits_in(out)
 
     def autocast(self) -> Any:
         """Return the context of the precision."""
@@ -137,6 +134,19 @@ class Forward:
         if shape not in self._timed:
             self.compile_time += time.perf_counter() - start
             self._timed.add(shape)
+
+
+def logits_in(out: Any) -> Any:
+    """Return the logits in what a network has returned.
+
+    Parameters
+    ----------
+    out : Tensor, tuple that starts with it, or object with `logits`
+    """
+    if isinstance(out, Tensor):
+        return out
+    out = getattr(out, "logits", out)
+    return out[0] if isinstance(out, tuple | list) else out
 
 
 def infer_prepared(

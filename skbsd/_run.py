@@ -4,15 +4,16 @@ import dis
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from skorch.callbacks import Callback, LRScheduler
 from torch import Tensor, nn
 
-from ._accuracy import CorrectCounter
+from ._accuracy import Correct, CorrectCounter
 from ._averaging import averaging_for
 from ._backup import WeightsBackup
 from ._batches import Batch, Batches, EpochInPlace, ResidentBatches
@@ -22,6 +23,7 @@ from ._check_callbacks import acts_on_steps
 from ._default_callbacks import is_default
 from ._epoch import EpochRecord, Pass, check_step
 from ._forward import Forward, OutputCheck, fast_convolutions, infer_prepared
+from ._generators import Generators
 from ._graph import records_graphs
 from ._learning_rate import LearningRate
 from ._listeners import Listeners, sees_gradients
@@ -45,6 +47,7 @@ class Trainee(Protocol):
     optimizer_: torch.optim.Optimizer
     device_: torch.device
     classes_: Any
+    _generators: Generators
     callbacks_: list[tuple[str, Callback]]
     history: Any
 
@@ -269,9 +272,7 @@ class Run:
         self._tasks.begin_epoch()
         self._weights.save()
         self.averaging.take_back()
-        self.record = EpochRecord()
-        self.objective.begin_epoch()
-        self.net.notify("on_epoch_begin", **self._datasets)
+        self.begin_epoch()
         self.follow_first()
         if self._replica.renew(self.forward.release):
             self.forward.train(self._replica.network)
@@ -279,6 +280,18 @@ class Run:
         self.averaging.put()
         self._replica.synchronise()
         self._validation_pass()
+        stops = self.end_epoch()
+        stops = self._tasks.end_epoch() or stops
+        return any(self.ranks.sums([float(stops)]))
+
+    def begin_epoch(self) -> None:
+        """Say that an epoch begins, before its first batch."""
+        self.record = EpochRecord()
+        self.objective.begin_epoch()
+        self.net.notify("on_epoch_begin", **self._datasets)
+
+    def end_epoch(self) -> bool:
+        """Say that an epoch has ended; return whether a callback wants to stop."""
         stops = False
         try:
             self.net.notify("on_epoch_end", **self._datasets)
@@ -288,8 +301,7 @@ class Run:
                 raise
             stops = True
         self.epoch += 1
-        stops = self._tasks.end_epoch() or stops
-        return any(self.ranks.sums([float(stops)]))
+        return stops
 
     def follow_first(self) -> None:
         """Take over what callbacks have changed, which the first process alone calls.
@@ -386,6 +398,47 @@ class Run:
             "for extreme values in X."
         )
 
+    # Trained beside others
+
+    @property
+    def image_shape(self) -> Any:
+        """The shape of the images that rows are, where they are."""
+        return self._settings.image_shape
+
+    def schedule(self) -> AbstractContextManager[None]:
+        """Return the context in which the learning rate is the schedule's."""
+        return self._learning_rate.applied()
+
+    def rates(self, n_steps: int) -> np.ndarray:
+        """Return the rates of the next steps, (n_groups, n_steps)."""
+        return self._learning_rate.applied_rates(range(self.step, self.step + n_steps))
+
+    def look(self, logits: Tensor) -> None:
+        """Look at logits as at those of a step; the first are looked at alone."""
+        self._output.look(logits)
+
+    def end_pass(self, losses: list[float], sizes: list[int], correct: Correct) -> None:
+        """Take note of a training pass that was made elsewhere.
+
+        Parameters
+        ----------
+        losses : list of float
+            Of the batches.
+        sizes : list of int
+            Their numbers of samples.
+        correct : Correct
+        """
+        epoch = self.net.history[-1]
+        epoch["batches"].extend(
+            {"train_loss": loss, "train_batch_size": size}
+            for loss, size in zip(losses, sizes, strict=True)
+        )
+        self.net.history.record("train_batch_count", len(losses))
+        self.step += len(losses)
+        self.record.train = correct
+        self.objective.end_epoch(correct)
+        self._output.look_closer()
+
     # Steps
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -478,6 +531,10 @@ class Run:
     def prepare(self, x: Any) -> Any:
         """Augment a batch, and make of it what the network takes."""
         return self._prepared(x, None if self._augments_ahead else self.augmentation)
+
+    def prepare_plain(self, x: Any) -> Any:
+        """Make of a batch what the network takes, without augmentation."""
+        return self._prepared(x, None)
 
     def _prepare_augmentation(self) -> bool:
         """Have images augmented as they are gathered, where nothing else is seen.

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from . import _advice, _checks, _persistence
 from ._cross_fit import checked_groups, cross_fit, method_for
 from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
-from ._fitting import Fitting
+from ._fitting import Fitting, Trainings, one_by_one
 from ._held_out import HoldOut, Outcome, with_base_rates, with_own_scale
 from ._html import HTMLRepresentation
 from ._launch import fit_in_processes, n_processes
@@ -847,34 +847,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         ranks = current()
         if not keep and ranks.is_first:
             _advice.of_settings(self, data.X, stacklevel=_USER)
-        keeps = keep or caller == "partial_fit"
-        method = method_for(self, data, keep=keeps)
-        groups = None
-        if self.train_split is None and self.calibration is not None:
-            groups = checked_groups(data, split_params.pop("groups", None))
-        split = self._split(data, caller, split_params)
-        outcome = held_out = None
-        if method == "cross-fit":
-            outcome = cross_fit(self, data, split, groups)
-        elif method == "hold-out":
-            held_out = HoldOut(self, data, split, groups)
-            split = held_out.split
-        about = outcome or held_out
-        interrupted = Fitting(
-            self,
-            data,
-            split,
-            keep=keep,
-            choice=None if about is None else about.choice,
-            calibration=None if outcome is None else outcome.calibration,
-        ).train()
-        if held_out is not None:
-            outcome = ranks.first_does(held_out.outcome)
-        if outcome is not None:
-            outcome, self.calibration_ = ranks.first_does(
-                lambda: self._scaled(outcome, data, split.rows)
-            )
-            self.out_of_fold_proba_ = outcome.proba
+        trainings = self._trainings(data, caller, split_params, keep=keep)
+        outcome, interrupted = one_by_one(trainings)
         if not ranks.is_first:
             return self
         if interrupted is None:
@@ -890,6 +864,45 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
                 stacklevel=4,  # fit's caller
             )
         return self
+
+    def _trainings(
+        self, data: TrainingData, caller: str, split_params, *, keep: bool
+    ) -> Trainings[tuple[Outcome | None, int | None]]:
+        """Yield what a call trains, one after the other, and calibrate.
+
+        Returns what predictions of unseen samples have told, and the epoch in which the
+        last training was interrupted.
+        """
+        ranks = current()
+        keeps = keep or caller == "partial_fit"
+        method = method_for(self, data, keep=keeps)
+        groups = None
+        if self.train_split is None and self.calibration is not None:
+            groups = checked_groups(data, split_params.pop("groups", None))
+        split = self._split(data, caller, split_params)
+        outcome = held_out = None
+        if method == "cross-fit":
+            outcome = yield from cross_fit(self, data, split, groups)
+        elif method == "hold-out":
+            held_out = HoldOut(self, data, split, groups)
+            split = held_out.split
+        about = outcome or held_out
+        interrupted = yield Fitting(
+            self,
+            data,
+            split,
+            keep=keep,
+            choice=None if about is None else about.choice,
+            calibration=None if outcome is None else outcome.calibration,
+        )
+        if held_out is not None:
+            outcome = ranks.first_does(held_out.outcome)
+        if outcome is not None:
+            outcome, self.calibration_ = ranks.first_does(
+                lambda: self._scaled(outcome, data, split.rows)
+            )
+            self.out_of_fold_proba_ = outcome.proba
+        return outcome, interrupted
 
     def _scaled(self, outcome: Outcome, data: TrainingData, rows: np.ndarray):
         """Fit what was found to the final network."""
