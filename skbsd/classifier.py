@@ -819,8 +819,11 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     @with_callbacks
     def _train(self, data: TrainingData, caller: str, split_params, *, keep: bool):
         ranks = current()
-        if not keep and ranks.is_first:
-            _advice.of_settings(self, data.X, stacklevel=_USER)
+        if not keep:
+            # Where warnings are errors, they are so in all processes.
+            ranks.first_does(
+                lambda: _advice.of_settings(self, data.X, stacklevel=_USER + 2)
+            )
         keeps = keep or caller == "partial_fit"
         method = method_for(self, data, keep=keeps)
         groups = None
@@ -849,11 +852,11 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
                 lambda: with_base_rates(self, outcome, data, split.rows)
             )
             self.out_of_fold_proba_ = outcome.proba
-        if not ranks.is_first:
-            return self
         if interrupted is None:
-            _advice.of_result(self, outcome, stacklevel=_USER)
-        if interrupted is not None:
+            ranks.first_does(
+                lambda: _advice.of_result(self, outcome, stacklevel=_USER + 2)
+            )
+        elif ranks.is_first:
             further = "partial_fit trains it further"
             if self.checkpoint is not None:
                 further = "the same call again trains the remaining epochs"
