@@ -792,6 +792,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self._validate_params()
         _checks.check_monitors(self, reset=not keep)
         _checks.check_order(self.get_params_for("iterator_valid"))
+        current()  # gives this process its GPU, before anything is put on another
         _checks.check_device(self.device)
         data = checked_data(
             X,
