@@ -227,6 +227,13 @@ class Fitting:
                 f"device={str(self.device)!r} is for one process; several train on "
                 "'cpu' or 'cuda'."
             )
+        is_cuda = self.device.type == "cuda" and str(net.device) in ("auto", "cuda")
+        if is_cuda and self.device.index != torch.cuda.current_device():
+            raise ValueError(
+                f"the network is on {str(self.device)!r}, but the GPU of this process "
+                f"is number {torch.cuda.current_device()}. Call torch.cuda.set_device("
+                "int(os.environ['LOCAL_RANK'])) before an estimator is loaded."
+            )
         if net.sync_batch_norm and self.device.type != "cuda":
             raise ValueError(
                 "sync_batch_norm=True needs GPUs, as torch.nn.SyncBatchNorm does, and "

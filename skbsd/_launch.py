@@ -26,7 +26,7 @@ import torch
 from sklearn.utils import check_random_state
 
 from . import _fitted_state
-from ._ranks import RankError
+from ._ranks import RankError, current
 from ._state import dumps_by_value
 
 # How long the others have, in seconds, to end when one process has failed.
@@ -255,6 +255,7 @@ def do_part(name: str) -> None:
     rank = int(os.environ["RANK"])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        current()  # gives this process its GPU, which the estimator is then on
         net, method, X, arguments = pickle.loads((folder / _TASK).read_bytes())
         if X is None:
             # Torch takes no arrays that are read-only; what is written stays here.

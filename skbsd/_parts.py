@@ -4,8 +4,9 @@ A process keeps its samples, and what is believed of them, for a whole call of `
 beliefs travel when training is over, or into a checkpoint, and never between.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,9 +82,11 @@ class PartedBeliefs:
             return posterior
         # Their pickles are NumPy's, on no device.
         own = self._rows, posterior
-        parts = self._ranks.gathered(own, only_first=only_first)
-        if only_first and not self._ranks.is_first:
-            return posterior
+        parts: Iterable[Any] = self._ranks.each(own)
+        if only_first:
+            parts = self._ranks.gathered(own, only_first=True)
+            if not self._ranks.is_first:
+                return posterior
         whole = self._prior()
         for rows, part in parts:
             whole.put(torch.from_numpy(rows), part)

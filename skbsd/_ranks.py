@@ -137,6 +137,13 @@ class OneRank:
         """
         return [value]
 
+    def each(self, value: Any) -> Iterator[Any]:
+        """Yield what each process has, by rank, one after the other.
+
+        Of large values, one at a time is held.
+        """
+        yield value
+
     def equalise(self, tensors: Iterable[Tensor]) -> None:
         """Copy the first process's tensors into those of the others."""
 
@@ -230,6 +237,13 @@ class Ranks(OneRank):
         into = values if self.is_first else None
         dist.gather_object(value, into, dst=0, group=self._control)
         return values if self.is_first else [value]
+
+    def each(self, value: Any) -> Iterator[Any]:
+        """Yield what each process has, by rank, one after the other."""
+        for rank in range(self.size):
+            values = [value if rank == self.rank else None]
+            dist.broadcast_object_list(values, src=rank, group=self._control)
+            yield values[0]
 
     @torch.no_grad()
     def equalise(self, tensors: Iterable[Tensor]) -> None:

@@ -818,6 +818,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self._validate_params()
         _checks.check_monitors(self, reset=not keep)
         _checks.check_order(self.get_params_for("iterator_valid"))
+        current()  # gives this process its GPU, before anything is put on another
         _checks.check_device(self.device)
         data = checked_data(
             X,
@@ -845,15 +846,18 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     @with_callbacks
     def _train(self, data: TrainingData, caller: str, split_params, *, keep: bool):
         ranks = current()
-        if not keep and ranks.is_first:
-            _advice.of_settings(self, data.X, stacklevel=_USER)
+        if not keep:
+            # Where warnings are errors, they are so in all processes.
+            ranks.first_does(
+                lambda: _advice.of_settings(self, data.X, stacklevel=_USER + 2)
+            )
         trainings = self._trainings(data, caller, split_params, keep=keep)
         outcome, interrupted = one_by_one(trainings)
-        if not ranks.is_first:
-            return self
         if interrupted is None:
-            _advice.of_result(self, outcome, stacklevel=_USER)
-        if interrupted is not None:
+            ranks.first_does(
+                lambda: _advice.of_result(self, outcome, stacklevel=_USER + 2)
+            )
+        elif ranks.is_first:
             further = "partial_fit trains it further"
             if self.checkpoint is not None:
                 further = "the same call again trains the remaining epochs"
