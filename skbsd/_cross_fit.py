@@ -103,7 +103,7 @@ def cross_fit(
     Outcome or None
         None where all rows belong together, or a network of a fold diverged.
     """
-    file, ranks = None, current()
+    file, ranks = None, current(net.devices)
     if net.checkpoint is not None:
         identity = {
             "parameters": ("calibration", parameters_that_count(net)),
@@ -317,7 +317,7 @@ class CrossFit:
             self.net, short, self.n_epochs, self.schedule_epochs, seed, batch_size
         )
         every = math.ceil(self.n_epochs / _LOOKS)
-        ranks = current()
+        ranks = current(self.net.devices)
         X = self.data.X
         looks: list[_Look] = []
 

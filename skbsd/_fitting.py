@@ -83,6 +83,7 @@ class Estimator(Trainee, Protocol):
     random_state: Any
     checkpoint: Any
     callbacks: Any
+    devices: Any
     gather_posterior: bool
     sync_batch_norm: bool
     verbose: int
@@ -169,7 +170,7 @@ class Fitting:
         self.after_epoch = list(after_epoch)
         # A network whose weights were loaded has not seen data yet.
         self.fresh = not (keep and net._has_classes())
-        self.world = current()
+        self.world = current(net.devices)
         self.device = net.device_ if keep else _checks.check_device(net.device)
         self._had_model = hasattr(net, "module_")
         self._dtype = net._preparation.dtype if keep else self._choose_dtype()

@@ -343,14 +343,19 @@ _known: Ranks | None = None
 _has_left = False
 
 
-def current() -> OneRank:
+def current(devices: Any = None) -> OneRank:
     """Return the processes that train together, this one among them.
 
     They are those of torch's default process group. Where there is none, but a launcher
     such as torchrun has started several processes, it is made.
+
+    Parameters
+    ----------
+    devices : int, "all" or None, default=None
+        The estimator's; with 1 it trains alone, whatever other processes do.
     """
     global _known
-    if not dist.is_available():
+    if devices == 1 or not dist.is_available():
         return OneRank()
     if not dist.is_initialized():
         if _has_left:

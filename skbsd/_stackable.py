@@ -44,7 +44,7 @@ def obstacle_of(net: Any) -> str | None:
     ----------
     net : BSDClassifier
     """
-    if current().size > 1:
+    if current(net.devices).size > 1:
         return "several processes train a network together"
     for name, plain in _PLAIN.items():
         value = getattr(net, name)

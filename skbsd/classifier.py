@@ -195,8 +195,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         How many GPUs train one network together, in a process each, or how many
         processes on the CPU. Each call of `fit` starts them and ends them; "all" is as
         many as there are GPUs, and one on the CPU. In a script that torchrun has
-        started, the processes that are there train together, whatever this says. See
-        Notes.
+        started, the processes that are there train together; with 1, each trains an
+        estimator of its own.
     sync_batch_norm : bool, default=False
         Where several GPUs train together, have batch normalisation take its statistics
         over the whole batch, and not over each process's part of it.
@@ -550,7 +550,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
     def _fits_in_processes(self, method: str, X, arguments: dict) -> bool:
         """Have several processes do the call, where the user wants that."""
-        if current().size > 1:
+        if current(self.devices).size > 1:
             return False
         n = n_processes(self.devices, _checks.check_device(self.device))
         if n == 1:
@@ -818,7 +818,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self._validate_params()
         _checks.check_monitors(self, reset=not keep)
         _checks.check_order(self.get_params_for("iterator_valid"))
-        current()  # gives this process its GPU, before anything is put on another
+        current(
+            self.devices
+        )  # gives this process its GPU, before anything is put on another
         _checks.check_device(self.device)
         data = checked_data(
             X,
@@ -845,7 +847,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
     @with_callbacks
     def _train(self, data: TrainingData, caller: str, split_params, *, keep: bool):
-        ranks = current()
+        ranks = current(self.devices)
         if not keep:
             # Where warnings are errors, they are so in all processes.
             ranks.first_does(
@@ -877,7 +879,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Returns what predictions of unseen samples have told, and the epoch in which the
         last training was interrupted.
         """
-        ranks = current()
+        ranks = current(self.devices)
         keeps = keep or caller == "partial_fit"
         method = method_for(self, data, keep=keeps)
         groups = None
@@ -927,7 +929,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             split_params = routed["splitter"]["split"]
         whole = self.get_dataset(data.X, data.y)  # itself, where X is a Dataset
         split = split_rows(data, whole, self.train_split, split_params)
-        return agreed_split(split, data, current())
+        return agreed_split(split, data, current(self.devices))
 
     def _calibrated_logits(self, X) -> torch.Tensor:
         calibration = getattr(self, "calibration_", None)

@@ -258,6 +258,13 @@ def few_samples():
     return facts(model) | {"again": facts(again), "callbacks": None}
 
 
+def alone():
+    """A fit of its own in each process, with other data."""
+    X, y = digits()
+    rank = int(os.environ.get("RANK", 0))
+    return facts(quick(devices=1).fit(X[rank:], y[rank:]))
+
+
 def dataset():
     X, y = digits()
     model = quick(iterator_train__num_workers=1)
@@ -357,6 +364,7 @@ SCENARIOS = {
         further,
         kept_in_parts,
         few_samples,
+        alone,
         dataset,
         unused,
         frozen,

@@ -23,7 +23,7 @@ from skbsd._ranks import OneRank, RankError, n_taking_part
 from skbsd.callbacks import ProgressBar
 
 TESTS = Path(__file__).parent
-ALONE = ("few_samples", "failing", "kept_in_parts")
+ALONE = ("alone", "few_samples", "failing", "kept_in_parts")
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,12 @@ def test_too_few_samples_are_trained_by_fewer_processes(outcomes):
         np.testing.assert_equal(found["weights"], first["weights"])
         np.testing.assert_equal(found["posterior"], first["posterior"])
         assert found["epochs"] == 3
+
+
+def test_each_process_can_train_by_itself(outcomes):
+    first, second = outcomes["alone"]
+    np.testing.assert_equal(first["weights"], SCENARIOS["alone"]()["weights"])
+    assert len(second["posterior"]) == len(first["posterior"]) - 1
 
 
 def test_continues_a_checkpoint_of_one_process(outcomes):
