@@ -1,20 +1,16 @@
 """A call of `fit`, from checked data to what it leaves on the estimator."""
 
 import copy
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from skorch.callbacks import EpochScoring, PrintLog
 from skorch.utils import is_dataset
 
-from . import _checks, _fitted_state
+from . import _checks
 from ._batches import Batches
-from ._check_callbacks import acts_on_steps
 from ._checkpoint import CheckpointFile
-from ._default_callbacks import is_default
 from ._fingerprint import fingerprint
 from ._forward import Forward, wants_channels_last
 from ._generators import Generators
@@ -25,13 +21,12 @@ from ._loading import (
     TrainingData,
     make_batches,
     on_device,
-    part_of,
 )
 from ._optimizer import match_strides
 from ._parts import PartedBeliefs, part_for
 from ._preparation import Preparation, choose_dtype, sample_shape
-from ._ranks import AgreedInterrupt, current, n_taking_part
-from ._replica import Alone, Replica, synchronised_norms
+from ._ranks import current, n_taking_part
+from ._replica import Alone
 from ._rules import (
     Choice,
     resolve_prior_floor,
@@ -41,21 +36,19 @@ from ._rules import (
 from ._run import DivergenceError, Run, Settings, Trainee
 from ._run_checkpoint import (
     RunCheckpoint,
-    parameters_that_count,
     start_of,
     what_counts,
 )
 from ._run_state import check_components, check_loading
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
+from ._together import AGREED, callbacks_here, check_same, replicated, train_together
 from ._workers import threads, threads_given
 from .calibration import Calibration
 from .objectives import Objective
 from .posterior import Posterior, make_posterior
 
 _CPU = torch.device("cpu")
-# What is raised in all processes, if in one.
-_AGREED = (DivergenceError, AgreedInterrupt)
 
 
 class Estimator(Trainee, Protocol):
@@ -194,79 +187,16 @@ class Fitting:
 
     def train(self) -> int | None:
         """Train; return the number of the epoch that the user has interrupted."""
-        with self.world.working(_AGREED):
-            if self.world.size == 1:
-                return self._train()
-            return self._train_together()
-
-    def _train_together(self) -> int | None:
-        """Train with other processes; those with nothing to do get the outcome."""
-        self._check_same()
-        self.choice = self.world.from_first(self.choice)
-        outcome: Any = None
-        if self.ranks.takes_part:
-            try:
-                outcome = self._train()
-            except _AGREED as error:
-                outcome = error
-        if self.ranks.size < self.world.size:
-            fitted = None
-            if self.world.is_first and hasattr(self.net, "module_"):
-                fitted = _fitted_state.pack(self.net)
-            outcome, fitted = self.world.from_first((outcome, fitted))
-            if fitted is not None and not self.ranks.takes_part:
-                _fitted_state.unpack(self.net, fitted)
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
-
-    def _check_same(self) -> None:
-        """Raise where processes were given other data, or cannot work together."""
-        net, data = self.net, self.data
-        if self.device.type not in ("cpu", "cuda"):
-            raise ValueError(
-                f"device={str(self.device)!r} is for one process; several train on "
-                "'cpu' or 'cuda'."
-            )
-        is_cuda = self.device.type == "cuda" and str(net.device) in ("auto", "cuda")
-        if is_cuda and self.device.index != torch.cuda.current_device():
-            raise ValueError(
-                f"the network is on {str(self.device)!r}, but the GPU of this process "
-                f"is number {torch.cuda.current_device()}. Call torch.cuda.set_device("
-                "int(os.environ['LOCAL_RANK'])) before an estimator is loaded."
-            )
-        if net.sync_batch_norm and self.device.type != "cuda":
-            raise ValueError(
-                "sync_batch_norm=True needs GPUs, as torch.nn.SyncBatchNorm does, and "
-                f"the device is {str(self.device)!r}; pass sync_batch_norm=False."
-            )
-        rows = self.split.rows
-        identity = {
-            "data": (
-                fingerprint(data.X, data.codes),
-                fingerprint(rows, data.codes[rows]),
-                None if data.weight is None else fingerprint(data.weight, data.codes),
-            ),
-            # The seed is the first one's.
-            **{
-                f"values of {name}": value
-                for name, value in parameters_that_count(net).items()
-                if isinstance(value, str | int | float | None)
-                and name != "random_state"
-            },
-        }
-        of_all = self.world.gathered(identity)
-        for rank, other in enumerate(of_all):
-            for name, value in of_all[0].items():
-                if other.get(name) != value:
-                    raise ValueError(
-                        f"process {rank} of {len(of_all)} (by rank) was given other "
-                        f"{name} than process 0. Pass the same X, y and parameters in "
-                        "all of them: the samples are dealt out here."
-                    )
+        world = self.world
+        if world.size == 1:
+            return self._train()
+        with world.working(AGREED):
+            check_same(self.net, self.data, self.split, self.device, world)
+            self.choice = world.from_first(self.choice)
+            return train_together(self.net, self._train, self.ranks, world)
 
     def _train(self) -> int | None:
-        net = self.net
+        net, ranks = self.net, self.ranks
         data = self._on_device()
         checkpoint = self._checkpoint()
         before = Snapshot(net, keep=self.keep)
@@ -282,13 +212,14 @@ class Fitting:
                 self._set_up(data, whole)
                 batches = self._batches(data)
                 is_done = checkpoint is not None and checkpoint.is_done
-                with self._callbacks_here():
+                with callbacks_here(net, self.data, self.split, ranks):
                     if not is_done:
                         self._announce(whole)
-                    if self.ranks.size > 1:
-                        rank, size = self.ranks.rank, self.ranks.size
-                        net._generators.part_ways(self.device, rank, size)
-                    with self._replicated() as replica:
+                    if ranks.size > 1:
+                        net._generators.part_ways(self.device, ranks.rank, ranks.size)
+                    with replicated(
+                        net, self.data, self.split, self.device, ranks
+                    ) as replica:
                         run = net._run = self._new_run(*batches, tasks, replica)
                         net._projection = None  # the run's, until it is finished
                         self._begin(run, checkpoint)
@@ -303,7 +234,7 @@ class Fitting:
         except BaseException as error:
             if self._learnt_nothing(run, error):
                 before.restore()
-            elif run is not None and isinstance(error, _AGREED):
+            elif run is not None and isinstance(error, AGREED):
                 self._put_together(run)
                 net._generators = self.ranks.from_first(net._generators)
             raise
@@ -382,65 +313,6 @@ class Fitting:
         own = None if is_dataset(X) else str(X.dtype).removeprefix("torch.")
         dtype = getattr(torch, own or self._dtype)
         return on_device(self.data, _CPU, dtype, by_loader=True)
-
-    @contextmanager
-    def _callbacks_here(self) -> Iterator[None]:
-        """Call callbacks in the first process, but for those that act on steps."""
-        net = self.net
-        if self.ranks.is_first:
-            with self._scores_of_all():
-                yield
-            return
-        callbacks = net.callbacks_
-        net.callbacks_ = [
-            (name, callback)
-            for name, callback in callbacks
-            if acts_on_steps(callback)
-            or (is_default(callback) and not isinstance(callback, PrintLog))
-        ]
-        try:
-            yield
-        finally:
-            net.callbacks_ = callbacks
-
-    @contextmanager
-    def _scores_of_all(self) -> Iterator[None]:
-        """Have scores predict all validation data anew, where batches are dealt out.
-
-        What skorch keeps of the batches is the first process's part. Of a Dataset it
-        keeps the labels too, which it finds nowhere else.
-        """
-        known = is_dataset(self.data.X) or self.split.valid_data is not None
-        changed = [
-            callback
-            for _, callback in getattr(self.net, "callbacks_", ())
-            if isinstance(callback, EpochScoring)
-            and callback.use_caching
-            and not (callback.on_train or known or self.ranks.size == 1)
-        ]
-        for callback in changed:
-            callback.use_caching = False
-        try:
-            yield
-        finally:
-            for callback in changed:
-                callback.use_caching = True
-
-    @contextmanager
-    def _replicated(self) -> Iterator[Alone]:
-        """Have the processes train copies of the network, where there are several."""
-        net, ranks = self.net, self.ranks
-        if ranks.size == 1:
-            yield Alone()
-            return
-        with ExitStack() as contexts:
-            if net.sync_batch_norm:
-                contexts.enter_context(synchronised_norms(net.module_, ranks))
-            rows = self.split.rows[:2]
-            X = part_of(self.data.X, rows)
-            replica = Replica(net.module_, ranks, self.device, lambda: net._probe(X))
-            contexts.callback(replica.release)
-            yield replica
 
     def _new_generators(self) -> Generators:
         """Start from the seed, or go on so that no order of samples is repeated."""
