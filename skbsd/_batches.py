@@ -374,24 +374,24 @@ class IndexedTensor(Dataset):
         rows = self.rows[batch]
         if self.mapped is not None:
             self.mapped.read_ahead(rows)
-        x = torch.index_select(self.x, 0, rows, out=self._memory_for(len(rows)))
-        return x, self.codes[rows], rows
+        return self._inputs(rows), self.codes[rows], rows
 
     def __getstate__(self):
         # A process that is not forked has a copy in memory instead of a mapping.
         return {**vars(self), "mapped": None}
 
-    def _memory_for(self, n: int) -> Tensor | None:
-        """Return shared memory in a loader's process, as torch's collation does.
+    def _inputs(self, rows: Tensor) -> Tensor:
+        """Gather inputs; in a loader's process in shared memory, as torch collates.
 
-        The batch is moved there otherwise, and what it leaves behind stays in pieces.
+        They are moved there otherwise, and what they leave behind stays in pieces.
         """
         if get_worker_info() is None:
-            return None
-        shape = n, *self.x.shape[1:]
+            return self.x.index_select(0, rows)
+        shape = len(rows), *self.x.shape[1:]
         size = math.prod(shape) * self.x.element_size()
         storage = torch.UntypedStorage._new_shared(size, device="cpu")
-        return torch.empty(0, dtype=self.x.dtype).set_(storage).view(shape)
+        out = torch.empty(0, dtype=self.x.dtype).set_(storage).view(shape)
+        return torch.index_select(self.x, 0, rows, out=out)
 
 
 class IndexedCollate:
