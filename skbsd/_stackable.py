@@ -24,7 +24,6 @@ _PLAIN = {
     "checkpoint": None,
     "compile": False,
     "contrastive": None,
-    "devices": None,
     "train_split": None,
     "verbose": 0,
     "warm_start": False,
@@ -46,6 +45,8 @@ def obstacle_of(net: Any) -> str | None:
     """
     if current(net.devices).size > 1:
         return "several processes train a network together"
+    if net.devices not in (None, 1):
+        return f"devices={net.devices!r}"
     for name, plain in _PLAIN.items():
         value = getattr(net, name)
         if value is not plain and value != plain:

@@ -517,6 +517,7 @@ class Wrapper(ClassifierMixin, BaseEstimator):
         (double(module=Unused), "takes no part"),
         (double(callbacks=[EpochScoring("accuracy", name="x")]), "callbacks"),
         (double(precision="bfloat16"), "bfloat16"),
+        (double(posterior_dtype="compact-2"), "CompactPosterior"),
         (double(averaging="ema"), "averaging='ema'"),
         (double(optimizer=torch.optim.RMSprop), "RMSprop"),
         (double(iterator_train__num_workers=0), "loader"),
