@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from . import _compact, _compact_cpu, _compact_kernels, _cpu, _formulas, _kernels
-from ._beliefs import Beliefs, check_prior
+from ._beliefs import Beliefs
+from ._check_prior import check_prior
 from ._compact import CompactPrior, CompactRows
 from ._formulas import (
     posterior_mean,

@@ -276,6 +276,33 @@ class TestBesideDense:
         assert posterior.kept_classes()[0, :2].tolist() == [69_999, 0]
         assert posterior.state_dict()["classes"].dtype == torch.int32
 
+    @pytest.mark.parametrize("backend", ["NumPy", "PyTorch"])
+    def test_rounding_has_no_bias(self, backend):
+        generator = torch.Generator().manual_seed(0)
+        held = (3 * torch.randn(N, 8, generator=generator)).exp()
+        total = held.sum(dim=1)
+        posterior = compact(300, 8, dtype=torch.float16)
+        rows, index = posterior._compact_rows(), torch.arange(N)
+        new = _compact.Evidence(
+            posterior.kept_classes(), held, total, torch.zeros_like(total)
+        )
+        found, n = torch.zeros(N, 8, dtype=torch.float64), 4000
+        for visits in range(n):
+            if backend == "NumPy":
+                posterior.visits.fill_(visits)
+                store = _compact_cpu._Store(rows, posterior.visits)
+                belief = _compact_cpu._Belief(*(part.numpy() for part in new))
+                store.write(index.numpy(), belief, slice(None))
+            else:
+                chosen = torch.ones(N, dtype=torch.bool)
+                _compact.write(rows, index, new, torch.full((N,), visits), chosen)
+            share = rows.values.double() / _compact.SCALE
+            assert (share * total.unsqueeze(1) / held - 1).abs().max() < 1e-3
+            found += share
+        error = found / n * total.unsqueeze(1) / held - 1
+        # A last digit is 1e-3 of a value, so the mean of 4,000 is good to 1e-5.
+        assert error.abs().max() < 4e-5
+
     def test_what_is_rounded_is_right_on_average(self):
         """In 16 bits too, small evidence adds up beside much of it."""
         one, other = compact(100, 40, dtype=torch.float16), dense(100)
