@@ -93,7 +93,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "filename_pattern": r"\.py$",
     # Scripts, which are run by `make demo` or by hand.
-    "ignore_pattern": r"(quickstart|cifar10|comparison)\.py$",
+    "ignore_pattern": r"(quickstart|cifar10|comparison|search_on_cluster)\.py$",
     "within_subsection_order": "gallery_order.by_interest",
     "backreferences_dir": "api/backreferences",
     "doc_module": ("skbsd",),

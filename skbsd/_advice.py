@@ -13,6 +13,9 @@ _CONSTANT = 1e-12  # what a StandardScaler leaves of columns without spread
 _NOT_TRAINED = 1e30  # which is an error
 _LEAST_LABEL = 0.1
 _ENOUGH = 500  # predictions to judge by
+# Temperatures of trainings that did what they should lie well within.
+_LOWEST_TEMPERATURE = 0.02
+_HIGHEST_TEMPERATURE = 50.0
 
 
 def of_settings(net: Any, X: Any, stacklevel: int) -> None:
@@ -94,6 +97,8 @@ def of_result(net: Any, outcome: Any, stacklevel: int) -> None:
                 ConvergenceWarning,
                 stacklevel=stacklevel,
             )
+    if outcome is not None:
+        _of_temperature(net.temperature_, net.max_epochs, stacklevel + 1)
     reached = [e["valid_acc"] for e in net.history_ or () if "valid_acc" in e]
     if reached and reached[-1] < max(reached) / 2:
         warnings.warn(
@@ -102,3 +107,27 @@ def of_result(net: Any, outcome: Any, stacklevel: int) -> None:
             ConvergenceWarning,
             stacklevel=stacklevel,
         )
+
+
+def _of_temperature(temperature: float, n_epochs: int, stacklevel: int) -> None:
+    """Warn where calibration has to make up for a training that went wrong."""
+    if temperature < _LOWEST_TEMPERATURE:
+        what = "differ so little from class to class"
+        way_out = (
+            f"it has hardly learnt in {n_epochs} epochs. Raise max_epochs or lr, or "
+            "lower batch_size for more steps"
+        )
+    elif temperature > _HIGHEST_TEMPERATURE:
+        what = "differ so much from class to class"
+        way_out = (
+            "it is far surer than it is right. Lower lr or max_epochs, raise "
+            "weight_decay, and look at the scale of the features"
+        )
+    else:
+        return
+    warnings.warn(
+        f"the network's logits {what} that the calibration divides them by "
+        f"{temperature:.3g}: {way_out}.",
+        ConvergenceWarning,
+        stacklevel=stacklevel,
+    )

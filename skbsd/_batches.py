@@ -75,17 +75,44 @@ def move(x, device: torch.device):
     return to_device(x, device)
 
 
-def batch_sizes(n: int, batch_size: int) -> list[int]:
-    """Size of each batch of n samples.
+class Share(NamedTuple):
+    """The part of each batch that is this process's, where several train together.
 
-    A sample that would be left alone in the last batch joins the one before: batch
-    normalisation has no variance for it.
+    The samples are dealt out in turn, as cards are: of the batches, too, each process
+    has as many as the others, or one more.
+
+    Parameters
+    ----------
+    n : int
+        Number of samples of all processes.
+    rank, size : int
+        Number of this process, and how many there are.
+    mean_weight : float or None
+        Of the samples of all processes; None is that of the samples at hand.
     """
-    whole, rest = divmod(n, batch_size)
-    sizes = [batch_size] * whole + [rest] * (rest > 0)
-    if len(sizes) > 1 and sizes[-1] == 1:
-        sizes[-2:] = [sizes[-2] + 1]
-    return sizes
+
+    n: int
+    rank: int = 0
+    size: int = 1
+    mean_weight: float | None = None
+
+    def totals(self, batch_size: int) -> list[int]:
+        """Return the sizes of the batches, all processes together.
+
+        Samples that would be left in the last batch, fewer than two per process, join
+        the batch before: batch normalisation has no variance for a single one.
+        """
+        whole, rest = divmod(self.n, batch_size)
+        sizes = [batch_size] * whole + [rest] * (rest > 0)
+        if len(sizes) > 1 and sizes[-1] < 2 * self.size:
+            sizes[-2:] = [sizes[-2] + sizes[-1]]
+        return sizes
+
+    def sizes(self, batch_size: int) -> list[int]:
+        """Return the sizes of this process's parts of the batches that it has."""
+        ends = np.cumsum([0, *self.totals(batch_size)])
+        dealt = (ends - self.rank + self.size - 1) // self.size
+        return [size for size in np.diff(dealt).tolist() if size]
 
 
 class ResidentBatches:
@@ -103,14 +130,21 @@ class ResidentBatches:
     rows : Tensor of int
         Which rows take part.
     batch_size : int
+        Of all processes together.
     shuffle : bool
         Draw a new order for each pass, from torch's generator of the device. A pass
         of one batch keeps its order.
+    share : Share, optional
+        Which part of each batch these rows are; by default the whole.
     mapped : MappedRows, optional
         The rows of `x` in a file, to be read ahead.
 
     Attributes
     ----------
+    totals : list of int
+        Sizes of the batches, with the parts of other processes.
+    sizes : list of int
+        Without them.
     transform : callable or None
         What is done to inputs that were gathered: called with some of them, and with
         their rows. Where all are gathered at once, in a few large parts.
@@ -133,15 +167,18 @@ class ResidentBatches:
         batch_size: int,
         *,
         shuffle: bool,
+        share: Share | None = None,
         mapped: MappedRows | None = None,
     ):
+        share = Share(len(rows)) if share is None else share
         self.x = x
         self.mapped = mapped
         self.y = y
         self.weight = weight
         self.rows = rows
         self.batch_size = batch_size
-        self.sizes = batch_sizes(len(rows), batch_size)
+        self.totals = share.totals(batch_size)
+        self.sizes = share.sizes(batch_size)
         self.shuffle = shuffle and len(self.sizes) > 1
         self.transform: Callable[[Tensor, Tensor], Tensor] | None = None
 
@@ -395,12 +432,19 @@ class WholeBatches(Sampler):
     n : int
         Number of items.
     batch_size : int
+        Of all processes together.
     shuffle : bool
+    share : Share, optional
+        Which part of each batch the items are; by default the whole.
     """
 
-    def __init__(self, n: int, batch_size: int, *, shuffle: bool):
+    def __init__(
+        self, n: int, batch_size: int, *, shuffle: bool, share: Share | None = None
+    ):
+        share = Share(n) if share is None else share
         self.n = n
-        self.sizes = batch_sizes(n, batch_size)
+        self.totals = share.totals(batch_size)
+        self.sizes = share.sizes(batch_size)
         self.shuffle = shuffle
 
     def __len__(self) -> int:
@@ -425,14 +469,24 @@ class LoaderBatches:
         Number of rows of X.
     unique : bool
         Whether a batch is known to hold no sample twice.
+    totals : list of int, optional
+        Sizes of the batches with the parts of other processes, where there are such.
     """
 
     is_resident = False
 
     def __init__(
-        self, loader, weight, device: torch.device, n_rows: int, *, unique: bool
+        self,
+        loader,
+        weight,
+        device: torch.device,
+        n_rows: int,
+        *,
+        unique: bool,
+        totals: list[int] | None = None,
     ):
         self.loader = loader
+        self.totals = totals
         self.weight = weight
         self.device = device
         self.n_rows = n_rows

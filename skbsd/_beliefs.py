@@ -308,6 +308,49 @@ class Beliefs:
             setattr(part, name, getattr(self, name).index_select(0, index).to(device))
         return part
 
+    def part(self: Self, rows: Tensor) -> Self:
+        """Return a store of some of the samples, with copies of their rows.
+
+        Parameters
+        ----------
+        rows : Tensor of int of shape (n,)
+            Which samples, in the order wanted.
+
+        Returns
+        -------
+        DirichletPosterior or CompactPosterior
+            Of n samples, on the same device, in memory.
+        """
+        part = self._part(rows.to(self.device), self.device)
+        part.agreement = replace(self.agreement)
+        return part
+
+    def put(self: Self, rows: Tensor, part: Self) -> None:
+        """Copy another store's rows into some of these, as :meth:`part` took them.
+
+        Parameters
+        ----------
+        rows : Tensor of int of shape (n,)
+            Which samples the other store is about, in its order.
+        part : DirichletPosterior or CompactPosterior
+            Of n samples, on any device.
+
+        Raises
+        ------
+        ValueError
+            If the number of samples or their labels differ.
+        """
+        rows = rows.to(self.device)
+        if not torch.equal(self.labels[rows], part.labels.to(self.device)):
+            raise ValueError(
+                f"part has {len(part)} samples whose labels are not those of the "
+                f"{len(rows)} rows given; it belongs to other data."
+            )
+        new = part._rows_of_all() | {"visits": part.visits}
+        for name, own in (self._rows_of_all() | {"visits": self.visits}).items():
+            own.index_copy_(0, rows, new[name].to(own))
+        self.agreement = replace(part.agreement)
+
     def load_rule(self, rule: UpdateRule | None = None) -> None:
         """Copy the numbers of a rule to the device, for the steps that follow.
 

@@ -3,7 +3,15 @@
 import inspect
 from typing import Any
 
-from skorch.callbacks import Checkpoint, EarlyStopping, LRScheduler
+from skorch.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    GradientNormClipping,
+    InputShapeSetter,
+    LoadInitState,
+    LRScheduler,
+    ParamMapper,
+)
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 
@@ -47,6 +55,18 @@ def check_monitors(net: Any, *, reset: bool) -> None:
             "is None. Pass train_split=ValidSplit(5) of skorch.dataset, or give the "
             f'callback monitor="train_loss{best}".'
         )
+
+
+def acts_on_steps(callback: Any) -> bool:
+    """Whether a callback of skorch's acts on each step, or on the network itself.
+
+    Of several processes that train together, all call it.
+    """
+    if isinstance(callback, LRScheduler):
+        return callback.step_every == "batch"
+    return isinstance(
+        callback, GradientNormClipping | InputShapeSetter | LoadInitState | ParamMapper
+    )
 
 
 def monitors_validation(callback: Any) -> bool:

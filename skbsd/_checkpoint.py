@@ -33,6 +33,9 @@ class CheckpointFile:
         Is made where it is missing.
     identity : dict of str to object
         What tells the call from others: "parameters", "data" and "start".
+    n_epochs : int, default=None
+        How many epochs the call is for, where a call of the same identity for fewer is
+        its beginning.
 
     Attributes
     ----------
@@ -40,7 +43,12 @@ class CheckpointFile:
         Named by the digest of the identity, so that calls do not meet.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], identity: dict[str, Any]):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        identity: dict[str, Any],
+        n_epochs: int | None = None,
+    ):
         try:
             self._identity = {name: digest(part) for name, part in identity.items()}
         except UnknownIdentityError as error:
@@ -48,7 +56,10 @@ class CheckpointFile:
                 f"checkpoint={str(folder)!r} names files by a digest of parameters and "
                 f"data, but {error} Leave it out, or pass checkpoint=None."
             ) from error
-        name = f"{digest(self._identity)}.safetensors"
+        self._n_epochs = n_epochs
+        self._stem = digest(self._identity)
+        length = "" if n_epochs is None else f"-{n_epochs}"
+        name = f"{self._stem}{length}.safetensors"
         self.path = Path(folder).expanduser() / name
         self._try()
 
@@ -81,8 +92,40 @@ class CheckpointFile:
             For a file that is damaged, foreign, of another version or of another call.
             It is left as it is.
         """
+        return self._read(self.path)
+
+    def read_beginning(self) -> tuple[dict[str, Any], Path] | None:
+        """Return the state of the longest call that is the beginning of this one.
+
+        Returns
+        -------
+        (state, path) or None
+            None where there is no such call.
+
+        Raises
+        ------
+        CheckpointError
+            As in `read`.
+        """
+        if self._n_epochs is None:
+            return None
+        lengths = []
+        for name in os.listdir(self.path.parent):
+            stem, _, length = name.removesuffix(self.path.suffix).rpartition("-")
+            if stem == self._stem and length.isdigit():
+                lengths.append(int(length))
+        for n_epochs in sorted(lengths, reverse=True):
+            if n_epochs >= self._n_epochs:
+                continue
+            path = self.path.with_stem(f"{self._stem}-{n_epochs}")
+            state = self._read(path)
+            if state is not None:  # nobody has deleted it meanwhile
+                return state, path
+        return None
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
         try:
-            header, _ = _files.read(self.path)
+            header, _ = _files.read(path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -92,21 +135,21 @@ class CheckpointFile:
             ) from error
         if header.get("kind") != "checkpoint":
             raise CheckpointError(
-                f"{self.path} is no checkpoint; it holds a "
+                f"{path} is no checkpoint; it holds a "
                 f"{header.get('kind', 'file of another kind')}. Move it elsewhere, or "
                 "name another folder."
             )
         versions, here = header["versions"], _relevant_versions()
         if versions != here:
             raise CheckpointError(
-                f"the checkpoint {self.path} was written with {_listed(versions)}; "
+                f"the checkpoint {path} was written with {_listed(versions)}; "
                 f"here are {_listed(here)}, which may compute other numbers. Go on "
                 "with those versions, or delete the file to start this fit afresh."
             )
         for part, expected in self._identity.items():
             if header["identity"].get(part) != expected:
                 raise CheckpointError(
-                    f"the checkpoint {self.path} belongs to a call with "
+                    f"the checkpoint {path} belongs to a call with "
                     f"{_PARTS[part]}: it was renamed or copied. Delete it, or name "
                     "another folder."
                 )

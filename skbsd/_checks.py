@@ -33,6 +33,7 @@ from ._check_inputs import check_X as check_X
 from ._compact import n_kept_of
 from ._rules import resolve_prior_strength
 from ._views import VIEWS
+from ._workers import own_gpu
 from .contrastive import Contrastive
 
 
@@ -62,6 +63,7 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         "lr": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "optimizer": [callable],
         "lr_schedule": [StrOptions(set(schedules))],
+        "schedule_epochs": [Interval(Integral, 1, None, closed="left"), None],
         "averaging": [StrOptions(set(AVERAGES)), None],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "augmentation": [StrOptions(set(augmentations)), callable, None],
@@ -79,6 +81,13 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         "compile": ["boolean"],
         "cuda_graph": ["boolean", StrOptions({"auto"})],
         "device": [str, torch.device],
+        "devices": [
+            Interval(Integral, 1, None, closed="left"),
+            StrOptions({"all"}),
+            None,
+        ],
+        "sync_batch_norm": ["boolean"],
+        "gather_posterior": ["boolean"],
         "train_split": [callable, None],
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "callbacks": [list, None, StrOptions({"disable"})],
@@ -106,6 +115,15 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
             f"module must be a torch.nn.Module (a class or an instance) or None, got "
             f"{module!r}."
         )
+    device, devices = params["device"], params["devices"]
+    if (
+        devices not in (None, 1)
+        and torch.device("cpu" if device == "auto" else device).index is not None
+    ):
+        raise ValueError(
+            f"device={str(device)!r} names one device, but devices={devices!r} asks "
+            "for several; pass device='cuda', or leave devices out."
+        )
     store = params["posterior_dtype"]
     if store not in ("float32", "float16") and n_kept_of(store) is None:
         raise ValueError(
@@ -117,8 +135,15 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         raise ValueError(
             "posterior_folder must name a folder, got ''; pass '.' for the current one."
         )
+    max_epochs, length = params["max_epochs"], params["schedule_epochs"]
+    if length is not None and length < max_epochs:
+        raise ValueError(
+            f"schedule_epochs={length} is shorter than max_epochs={max_epochs}; the "
+            "schedule has to last as long as training may: pass at least max_epochs, "
+            "or None."
+        )
     half = torch.finfo(torch.float16)
-    strength = resolve_prior_strength(params["prior_strength"], params["max_epochs"])
+    strength = resolve_prior_strength(params["prior_strength"], length or max_epochs)
     followed = "" if strength == params["prior_strength"] else " for so many epochs"
     floor = params["prior_floor"]
     if params["posterior_dtype"] == "float16" and not (
@@ -147,11 +172,12 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
 def check_device(device: str | torch.device) -> torch.device:
     """Return the device meant; "auto" is cuda, then mps, then cpu.
 
-    "cuda" is the current GPU, by its number: what is current later may be another.
+    "cuda" is the current GPU, by its number: what is current later may be another. In
+    the workers of a search, "auto" is a GPU for each.
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
+            return torch.device("cuda", own_gpu())
         mps = torch.backends.mps.is_available()
         return torch.device("mps" if mps else "cpu")
     try:
@@ -362,6 +388,12 @@ def fitted_classifier(estimator: Any, attribute: str) -> Any:
         raise NotFittedError(
             f"this {type(last).__name__} has no {attribute}: it was loaded from a file "
             "without it. Save it with save(path, posterior=True), or fit it."
+        )
+    if attribute == "posterior_" and hasattr(last, "posterior_rows_"):
+        raise ValueError(
+            f"this {type(last).__name__} has the beliefs about {len(last.posterior_)} "
+            "samples, a process's part of them (gather_posterior=False); fit it with "
+            "gather_posterior=True."
         )
     return last
 

@@ -6,11 +6,11 @@ core's cache from one operation to the next, several blocks at a time; an operat
 that is spread over the cores by itself would have them wait for each other each time.
 """
 
-import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,20 +113,71 @@ def in_blocks(
     return mean, slope if is_wide else slope.to(logits.dtype)
 
 
+def stacked_step(
+    logits: Tensor,
+    alpha: Tensor,
+    visits: Tensor,
+    index: Tensor,
+    weight: Tensor | None,
+    rule: Any,
+) -> tuple[Tensor, Tensor]:
+    """Do the steps of several stores, whose rows are in one.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (m, n, n_classes)
+        Of m stores, detached.
+    alpha : Tensor of shape (n_rows, n_classes)
+        Of float32 or float64.
+    visits : Tensor of shape (n_rows,)
+    index : Tensor of shape (m, n)
+        Distinct rows of `alpha`.
+    weight : Tensor of shape (m, n) or None
+    rule : object
+        With the attributes of an :class:`UpdateRule`, numbers or tensors of shape
+        (m, 1, 1).
+
+    Returns
+    -------
+    losses : Tensor of shape (m,)
+    gradient : Tensor of shape (m, n, n_classes)
+        Of each store's mean loss in its logits.
+    """
+    m, n, n_classes = logits.shape
+    x = logits.numpy().reshape(m * n, n_classes)
+    gradient = np.empty_like(x)
+    by_row = {
+        name: np.repeat(value.numpy().astype(x.dtype).reshape(m, 1), n, axis=0)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in rule._asdict().items()
+    }
+    weights = None if weight is None else weight.numpy().ravel().astype(x.dtype)
+    arguments = alpha.numpy(), visits.numpy(), type(rule)(**by_row)
+    losses = _step_rows(
+        *arguments, n, x, index.numpy().ravel(), gradient, weights, n_stores=m
+    )
+    slope = torch.from_numpy(gradient).view_as(logits)
+    return torch.from_numpy(losses).to(slope), slope
+
+
 def _step_rows(
-    alpha, visits, rule: UpdateRule, n: int, x, index, gradient, weight=None
-) -> float:
-    """Do the step for some of n samples; fill `gradient`, return their loss."""
+    alpha, visits, rule: Any, n: int, x, index, gradient, weight=None, n_stores=None
+) -> Any:
+    """Do the step for some of n samples; fill `gradient`, return their loss.
+
+    With `n_stores`, they are n samples of each of so many stores, with a loss of each.
+    """
     with np.errstate(all="ignore"):  # rows that are not finite are looked for
         kept: slice | np.ndarray = slice(None)
-        target, belief, loss = _posterior(alpha, rule, n, x, index, gradient, weight)
-        if not math.isfinite(loss):
+        target, belief, logs = _posterior(alpha, rule, x, index, gradient)
+        loss = _loss(target, x, logs, n, weight, n_stores)
+        if not np.isfinite(loss).all():
             # Rarely: exponentials out of range, or rows that are not finite.
             x = x - np.max(x, axis=1, keepdims=True)
             kept = np.isfinite(x).all(axis=1)
-            target, belief, loss = _posterior(
-                alpha, rule, n, x, index, gradient, weight
-            )
+            target, belief, logs = _posterior(alpha, rule, x, index, gradient)
+            loss = _loss(target, x, logs, n, weight, n_stores)
         rows = index[kept]
         if alpha.dtype == np.float16:
             belief = _rounded_to_half(belief, index, visits)
@@ -134,11 +185,27 @@ def _step_rows(
         visits[rows] += 1
         gradient -= target
         gradient *= 1 / n if weight is None else (weight / n)[:, np.newaxis]
-        return max(loss, 0.0)  # a difference, which may be rounded to below zero
+        # A difference, which may be rounded to below zero.
+        return max(loss, 0.0) if n_stores is None else np.maximum(loss, 0.0)
 
 
-def _posterior(alpha, rule: UpdateRule, n, x, index, proba, weight):
-    """Fill `proba`; return targets, beliefs and loss: NaN if exponentials vanish."""
+def _loss(target, x, logs, n, weight, n_stores):
+    """Return the mean loss, of each store where there are several."""
+    if n_stores is not None:
+        losses = logs - np.einsum("ij,ij->i", target, x)
+        if weight is not None:
+            losses *= weight
+        return losses.reshape(n_stores, n).sum(axis=1) / n
+    if weight is None:
+        return float(logs.sum() - np.vdot(target, x)) / n
+    return float((logs - np.einsum("ij,ij->i", target, x)) @ weight) / n
+
+
+def _posterior(alpha, rule: Any, x, index, proba):
+    """Fill `proba`; return targets, beliefs and logarithms of the sums.
+
+    These are NaN where exponentials vanish, and so is the loss.
+    """
     ones = ones_of(x.shape[1], x.dtype)
     np.exp(x, out=proba)
     total = proba @ ones
@@ -146,29 +213,30 @@ def _posterior(alpha, rule: UpdateRule, n, x, index, proba, weight):
     belief = alpha.take(index, axis=0)
     if belief.dtype != x.dtype:
         belief = belief.astype(x.dtype)
-    if rule.discount != 1:
+    if _differs(rule.discount, 1):
         belief *= rule.discount
     logs = np.log(total)
-    if rule.sharpness != 1:
+    if _differs(rule.sharpness, 1):
         belief += sharp_evidence(x - logs[:, np.newaxis], rule, ones)
-    elif rule.weight != 1:
+    elif _differs(rule.weight, 1):
         belief += rule.weight * proba
     else:
         belief += proba
     target = belief / (belief @ ones)[:, np.newaxis]
-    if rule.smoothing != 0:
+    if _differs(rule.smoothing, 0):
         target *= 1 - rule.smoothing
         target += rule.smoothing / x.shape[1]
-    if weight is None:
-        loss = float(logs.sum() - np.vdot(target, x)) / n
-    else:
-        loss = float((logs - np.einsum("ij,ij->i", target, x)) @ weight) / n
-    return target, belief, loss if total.min() > TINY else math.nan
+    if not total.min() > TINY:
+        logs[~(total > TINY)] = np.nan
+    return target, belief, logs
 
 
-def sharp_evidence(
-    log_proba: np.ndarray, rule: UpdateRule, ones: np.ndarray
-) -> np.ndarray:
+def _differs(value: Any, number: float) -> bool:
+    """Whether a value is another number, or a column of several."""
+    return isinstance(value, np.ndarray) or value != number
+
+
+def sharp_evidence(log_proba: np.ndarray, rule: Any, ones: np.ndarray) -> np.ndarray:
     """Turn log_proba into weight * softmax(sharpness * log_proba), in place.
 
     A power of the probabilities would take ten times as long.
@@ -182,10 +250,10 @@ def sharp_evidence(
     """
     log_proba *= rule.sharpness
     # The largest probability of K classes is 1 / K at least.
-    if len(ones) ** -rule.sharpness < TINY:
+    if len(ones) ** -np.max(rule.sharpness) < TINY:
         log_proba -= np.max(log_proba, axis=1, keepdims=True)
     evidence = np.exp(log_proba, out=log_proba)
-    evidence *= (rule.weight / (evidence @ ones))[:, np.newaxis]
+    evidence *= rule.weight / (evidence @ ones)[:, np.newaxis]
     return evidence
 
 

@@ -16,28 +16,29 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_consistent_length
 from torch import Tensor
 
+from ._brief import (
+    LogTemperature,
+    batch_size_of_fold,
+    estimate_log_temperature,
+    is_brief,
+    is_small_table,
+    label_errors,
+    least_separation,
+)
 from ._checkpoint import CheckpointFile
-from ._fitting import Fitting
+from ._fitting import Fitting, Trainings
 from ._fold_nets import fold_net, seeds
 from ._folds import are_alike, deal, row_keys
 from ._held_out import Outcome, calibrate, excess, has_rare_class
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData
 from ._preparation import is_image
-from ._rules import Choice, rate_is_open, rule_is_open
+from ._ranks import current
+from ._rules import Choice, rate_is_open, rule_is_open, schedule_length
 from ._run import DivergenceError
 from ._run_checkpoint import parameters_that_count
-from .calibration import (
-    Calibration,
-    LabelErrors,
-    fit_label_errors,
-    fit_temperature,
-    log_losses,
-)
+from .calibration import Calibration, LabelErrors, fit_temperature, log_losses
 
-# From so many samples on, two folds trained for half of the epochs tell as much as
-# more and longer ones.
-_ENOUGH = 450
 _SHORT = 0.5  # of the epochs
 _FEW_FOLDS = 4
 # Above this, a part of the data is held out instead, and nothing trained twice.
@@ -85,8 +86,10 @@ def method_for(net: Any, data: TrainingData, *, keep: bool) -> str | None:
 
 def cross_fit(
     net: Any, data: TrainingData, split: Split, groups: np.ndarray | None
-) -> Outcome | None:
+) -> Trainings[Outcome | None]:
     """Cross-fit, or return what a checkpoint holds of it.
+
+    Yields the trainings.
 
     Parameters
     ----------
@@ -100,31 +103,36 @@ def cross_fit(
     Outcome or None
         None where all rows belong together, or a network of a fold diverged.
     """
-    file = None
+    file, ranks = None, current(net.devices)
     if net.checkpoint is not None:
         identity = {
             "parameters": ("calibration", parameters_that_count(net)),
             "data": (data.identity, split.identity, groups),
             "start": None,
         }
-        file = CheckpointFile(net.checkpoint, identity)
-        saved = file.read()
+        file = ranks.first_does(lambda: CheckpointFile(net.checkpoint, identity))
+        saved = ranks.first_does(file.read)
         if saved is not None:
             made = Calibration(**saved["calibration"])
+            learnt = saved["learnt"]
             return Outcome(
-                Choice(**saved["choice"]), made, saved["proba"], saved["drift"]
+                Choice(**saved["choice"]),
+                made,
+                saved["proba"],
+                saved["drift"],
+                None if learnt is None else LogTemperature(**learnt),
             )
     folds = CrossFit(net, data, split.rows, groups)
     if folds.n_folds < 2:
         return None
     try:
-        outcome = folds.run()
+        outcome = yield from folds.run()
     except DivergenceError as error:
         warnings.warn(
             "the probabilities are not calibrated, as a network that was trained on a "
             f"part of the data diverged: {error}",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=7,
         )
         return None
     if file is not None:
@@ -133,8 +141,9 @@ def cross_fit(
             "calibration": vars(outcome.calibration),
             "proba": outcome.proba,
             "drift": outcome.drift,
+            "learnt": None if outcome.learnt is None else outcome.learnt._asdict(),
         }
-        file.write(state, 0)
+        ranks.first_does(lambda: file.write(state, 0))
     return outcome
 
 
@@ -164,7 +173,7 @@ class _Trained(NamedTuple):
 
     looks: list[_Look]
     unseen: Tensor  # logits of the samples held out
-    learnt: Tensor  # logits of the others, where a rare class needs them
+    learnt: Tensor  # logits of the others, where they are needed
 
 
 class _Predicted(NamedTuple):
@@ -215,31 +224,37 @@ class CrossFit:
         keys = row_keys(data, rows, groups)
         self.are_alike = are_alike(keys, codes)
         self.has_rare_class = has_rare_class(data, rows)
-        # Networks for images are slow, even on few of them.
         self.is_image = is_image(data.X, net.image_shape)
-        self.is_small = self.size < _ENOUGH and not self.is_image
+        self.is_brief = is_brief(net, self.size, shows_images=self.is_image)
+        is_small = is_small_table(self.size, shows_images=self.is_image)
+        self.is_small = is_small and not self.is_brief
         self.fold = deal(keys, codes, _FEW_FOLDS if self.is_small else 2)
         self.n_folds = int(self.fold.max()) + 1
-        share = 1.0 if self.is_small else _SHORT
+        share = 1.0 if self.is_small or self.is_brief else _SHORT
         self.n_epochs = math.ceil(share * net.max_epochs)
+        self.schedule_epochs = math.ceil(share * schedule_length(net))
         self.n_trained = 0
         self._seeds = seeds(net.random_state, 3 * self.n_folds)
         self._known: list[tuple[_Predicted, LabelErrors]] = []
 
-    def run(self) -> Outcome:
-        """Train on the folds, choose, and calibrate."""
+    def run(self) -> Trainings[Outcome]:
+        """Have networks trained on the folds, choose, and calibrate."""
         began = time.perf_counter()
+        if self.is_brief:
+            choice = Choice.plain(self.net)
+            final = yield from self._predictions(list(range(self.n_folds)), choice)
+            return self._outcome(choice, final, [], time.perf_counter() - began)
         net, choice = self.net, Choice.default(self.net)
         opens_rate, opens_rule = rate_is_open(net), rule_is_open(net)
         folds = list(range(self.n_folds))
         # Where folds cost, the second one is for another rule or another rate.
         saves = not self.is_small and (opens_rate or opens_rule)
         first, second = (folds[:1], folds[1:]) if saves else (folds, folds)
-        plain = self._predictions(first, choice, look=opens_rate)
+        plain = yield from self._predictions(first, choice, look=opens_rate)
         final, rest, is_whole = plain, [], not saves
         # No more labels can be wrong than are predicted otherwise.
         if opens_rule and self._error_rate(plain) > _MUCH_NOISE:
-            robust = self._predictions(second, Choice.noisy(net))
+            robust = yield from self._predictions(second, Choice.noisy(net))
             rest, is_whole = [robust], True
             if self._errors(robust).rate > _MUCH_NOISE:
                 final, rest = robust, [plain]
@@ -248,18 +263,21 @@ class CrossFit:
         if amount < 1:
             rest.append(plain)
             choice = replace(choice, lr=choice.lr * amount)
-            final = self._predictions(second, choice)
+            final = yield from self._predictions(second, choice)
         elif not is_whole:
-            final = plain.joined(self._predictions(second, choice))
+            further = yield from self._predictions(second, choice)
+            final = plain.joined(further)
         return self._outcome(choice, final, rest, time.perf_counter() - began)
 
     # Training
 
     def _predictions(
         self, folds: list[int], choice: Choice, *, look: bool = False
-    ) -> _Predicted:
+    ) -> Trainings[_Predicted]:
         """Train without each of some folds, and put the predictions together."""
-        trained = [self._train(fold, choice, look=look) for fold in folds]
+        trained = []
+        for fold in folds:
+            trained.append((yield from self._train(fold, choice, look=look)))
         unseen = torch.cat([part.unseen for part in trained])
         # A callback may have stopped one of them before the others.
         looks = list(zip(*(part.looks for part in trained), strict=False))
@@ -273,41 +291,57 @@ class CrossFit:
             torch.stack([*curve, unseen]),
         )
 
-    def _train(self, fold: int, choice: Choice, *, look: bool) -> _Trained:
+    def _train(self, fold: int, choice: Choice, *, look: bool) -> Trainings[_Trained]:
         """Train a network without a fold.
 
         The final network takes more steps. What it learns at a low rate, this one
         learns at a higher one, so that the sum of the rates over the steps is the same,
-        as far as that is not above the rate that is tried first.
+        as far as that is not above the rate that is tried first. Where training is
+        brief, this one takes as many steps, in smaller batches.
         """
         held_out = self.rows[self.fold == fold]
         rows = self.rows[self.fold != fold]
-        share = float(self.weight[self.fold != fold].sum()) / self.size
-        share *= self.n_epochs / self.net.max_epochs
-        lr = min(choice.lr / share, Choice.default(self.net).lr)
+        batch_size = None
+        if self.is_brief:
+            lr = choice.lr
+            batch_size, _ = self.net._loader("iterator_train").resolved()
+            batch_size = batch_size_of_fold(batch_size, len(self.rows), len(rows))
+        else:
+            share = float(self.weight[self.fold != fold].sum()) / self.size
+            share *= self.n_epochs / self.net.max_epochs
+            lr = min(choice.lr / share, Choice.default(self.net).lr)
         seed = self._seeds[self.n_trained % len(self._seeds)]
         self.n_trained += 1
         short = replace(self._shortened(choice), lr=lr)
-        net = fold_net(self.net, short, self.n_epochs, seed)
+        net = fold_net(
+            self.net, short, self.n_epochs, self.schedule_epochs, seed, batch_size
+        )
         every = math.ceil(self.n_epochs / _LOOKS)
+        ranks = current(self.net.devices)
         X = self.data.X
         looks: list[_Look] = []
 
         def after_epoch() -> None:
             epoch = net._run.epoch
-            if look and epoch % every == 0 and epoch < self.n_epochs:
+            is_due = epoch % every == 0 and epoch < self.n_epochs
+            if look and is_due and ranks.is_first:
                 looks.append(_Look(epoch, net._logits_of(X, held_out)))
 
         datasets = {"dataset_train": net.get_dataset(self.data.X, self.data.y)}
         split = Split(rows, None, None, {**datasets, "dataset_valid": None})
         fitting = Fitting(net, self.data, split, keep=False, after_epoch=[after_epoch])
-        if fitting.train() is not None:
+        if (yield fitting) is not None:
             raise KeyboardInterrupt
-        unseen = net._logits_of(X, held_out).double()
-        learnt = unseen.new_empty(0, unseen.shape[1])
-        if self.has_rare_class:
-            learnt = net._logits_of(X, rows).double()
-        return _Trained(looks, unseen, learnt)
+
+        def predict() -> _Trained:
+            unseen = net._logits_of(X, held_out).double()
+            learnt = unseen.new_empty(0, unseen.shape[1])
+            if self.has_rare_class or self.is_brief:
+                learnt = net._logits_of(X, rows).double()
+            return _Trained(looks, unseen, learnt)
+
+        # What follows is decided by these numbers, in all processes alike.
+        return ranks.first_does(predict)
 
     def _shortened(self, choice: Choice) -> Choice:
         """Return the rule that ends a short training with the targets of a whole one.
@@ -337,8 +371,12 @@ class CrossFit:
             if known is predicted:
                 return errors
         labels, weight = self._labels(predicted.unseen_rows)
-        errors = fit_label_errors(
-            predicted.unseen, labels, weight, suspected=self.is_image
+        errors = label_errors(
+            predicted.unseen,
+            labels,
+            weight,
+            shows_images=self.is_image,
+            separable=least_separation(self.net, self.size, brief=self.is_brief),
         )
         self._known.append((predicted, errors))
         return errors
@@ -363,7 +401,8 @@ class CrossFit:
             return 1.0
         factor = SCHEDULES[self.net.lr_schedule]
         progress = (np.arange(1000) + 0.5) / 1000
-        rates = np.array([factor(at) for at in progress])
+        reached = self.n_epochs / self.schedule_epochs
+        rates = np.array([factor(at) for at in reached * progress])
         part = rates[progress < epochs[latest] / self.n_epochs].sum() / rates.sum()
         share = (1 - 1 / self.n_folds) * self.n_epochs / self.net.max_epochs
         # How much the data bear is known up to what a fold has learnt, a part of what
@@ -402,6 +441,7 @@ class CrossFit:
             calibration,
             self._proba(final, rest, calibration),
             self._drift(final, calibration),
+            self._learnt(final, calibration),
         )
 
     def _proba(
@@ -416,6 +456,15 @@ class CrossFit:
         scaled = calibration.scaled(final.unseen)
         proba[self.rows[final.unseen_rows]] = scaled.softmax(dim=1)
         return proba
+
+    def _learnt(
+        self, final: _Predicted, calibration: Calibration
+    ) -> LogTemperature | None:
+        """Return the best temperature of learnt samples, where training is brief."""
+        if not self.is_brief:
+            return None
+        labels, weight = self._labels(final.learnt_rows)
+        return estimate_log_temperature(calibration, final.learnt, labels, weight)
 
     def _drift(self, final: _Predicted, calibration: Calibration) -> np.ndarray | None:
         """Return how mean predictions of unseen samples differ from those of others."""

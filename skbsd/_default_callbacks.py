@@ -1,8 +1,20 @@
 """skorch's default callbacks without what they cost in every batch or silent epoch."""
 
+import inspect
+from typing import Any
+
 import numpy as np
-from skorch.callbacks import EpochScoring, PassthroughScoring, PrintLog
+from skorch.callbacks import EpochScoring, EpochTimer, PassthroughScoring, PrintLog
 from skorch.utils import to_numpy
+
+# The sink that is not set: Ray puts another function in the place of `print`.
+_PRINT = inspect.signature(PrintLog).parameters["sink"].default
+
+
+def is_default(callback: Any) -> bool:
+    """Whether a callback is one that every estimator has."""
+    kinds = EpochTimer, EpochLoss, ValidationAccuracy, EpochLog
+    return type(callback) in kinds
 
 
 class EpochLoss(PassthroughScoring):
@@ -73,5 +85,10 @@ class EpochLog(PrintLog):
 
     def on_epoch_end(self, net, **kwargs):
         """Print the line."""
-        if net.verbose or self.sink is not print:
+        if net.verbose or self.sink is not _PRINT:
             super().on_epoch_end(net, **kwargs)
+
+    def _sink(self, text, verbose):
+        # skorch's would take its own default for a sink of the user's under Ray.
+        if verbose or self.sink is not _PRINT:
+            self.sink(text)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ._accuracy import Correct, CorrectCounter
 from ._batches import Batch, Batches
 from ._capture import CapturedSteps
 from ._listeners import Listeners
+from ._ranks import AgreedInterrupt, OneRank
 
 # What the history of an epoch holds anyway.
 _RESERVED = {"batches", "dur", "epoch"}
@@ -73,6 +74,54 @@ class StepValues:
         }
 
 
+class PassSums(NamedTuple):
+    """What a pass has come to, in numbers.
+
+    Parameters
+    ----------
+    losses : list of float
+        Mean loss of each batch.
+    sizes : list of int
+        How many samples each had.
+    correct : list of float
+        The fields of :class:`Correct`, or none where nothing was counted.
+    means : list of float
+        Of the further numbers of the steps.
+    further : list of float
+    """
+
+    losses: list[float]
+    sizes: list[int]
+    correct: list[float]
+    means: list[float]
+    further: list[float]
+
+    def together(self, ranks: OneRank, n: int) -> "PassSums":
+        """Return what it has come to in all processes.
+
+        Parameters
+        ----------
+        ranks : OneRank
+        n : int
+            How many batches there were.
+        """
+        rest = [0.0] * (n - len(self.losses))
+        sums = [x * size for x, size in zip(self.losses, self.sizes, strict=True)]
+        correct = self.correct or [0.0, 0.0]
+        parts = sums + rest, self.sizes + rest, correct, self.means, self.further
+        added = iter(ranks.sums([x for part in parts for x in part]))
+        of_losses, sizes, correct, means, further = (
+            list(islice(added, len(part))) for part in parts
+        )
+        return PassSums(
+            [x / size for x, size in zip(of_losses, sizes, strict=True)],
+            [int(size) for size in sizes],
+            correct,
+            [x / ranks.size for x in means],
+            further,
+        )
+
+
 @dataclass(frozen=True)
 class Pass:
     """One pass over the batches, for training or validation.
@@ -91,6 +140,8 @@ class Pass:
         What counts correct predictions.
     captured : CapturedSteps, optional
         What takes the steps of the whole batches.
+    ranks : OneRank
+        The processes whose parts of the batches are recorded together.
     """
 
     batches: Batches
@@ -98,6 +149,7 @@ class Pass:
     training: bool
     counter: CorrectCounter | None
     captured: CapturedSteps | None = None
+    ranks: OneRank = field(default_factory=OneRank)
 
     @property
     def prefix(self) -> str:
@@ -134,9 +186,14 @@ class Pass:
         if self.captured is not None:
             go = self._replayed
         further: list[Tensor] = []
+        failed = True
         try:
             go(values, listeners, history)
             further = look()
+            failed = False
+        except AgreedInterrupt:
+            failed = False
+            raise
         finally:
             # Once per epoch: to read a number means to wait for the device. Also when
             # interrupted, so that the history tells what was done.
@@ -145,10 +202,13 @@ class Pass:
             losses, correct, others, further_values = read(
                 values.losses(), counted, means.values(), further
             )
-            if not watched:
-                records.extend({} for _ in losses)
+            sums = PassSums(losses, values.sizes, correct, others, further_values)
+            if not failed and self.ranks.size > 1:
+                sums = sums.together(self.ranks, self._n_batches(len(losses)))
+            losses, sizes, correct, others, further_values = sums
+            records.extend({} for _ in range(len(losses) - len(records) + first))
             for record, value, size in zip(
-                records[first:], losses, values.sizes, strict=False
+                records[first:], losses, sizes, strict=False
             ):
                 record[f"{self.prefix}_loss"] = value
                 record[f"{self.prefix}_batch_size"] = size
@@ -156,6 +216,13 @@ class Pass:
         for name, value in zip(means, others, strict=True):
             history.record(name, value)
         return Correct(*correct), further_values
+
+    def _n_batches(self, n_done: int) -> int:
+        """Return how many batches were taken, as far as any process knows."""
+        totals = self.batches.totals
+        # Of few samples to validate on, some processes have none. A training pass may
+        # have been interrupted, but has batches in all processes.
+        return n_done if self.training or totals is None else len(totals)
 
     def _unwatched(self, values: StepValues, listeners, history) -> None:
         for batch in self.batches:

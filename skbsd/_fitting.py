@@ -1,30 +1,61 @@
 """A call of `fit`, from checked data to what it leaves on the estimator."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+import copy
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
+from skorch.callbacks import EpochScoring, PrintLog
 from skorch.utils import is_dataset
 
-from . import _checks
+from . import _checks, _fitted_state
 from ._batches import Batches
+from ._check_callbacks import acts_on_steps
 from ._checkpoint import CheckpointFile
+from ._default_callbacks import is_default
 from ._fingerprint import fingerprint
 from ._forward import Forward, wants_channels_last
 from ._generators import Generators
 from ._initialisation import initialize_from_data
-from ._loading import Loader, Split, TrainingData, make_batches, on_device
+from ._loading import (
+    Loader,
+    Split,
+    TrainingData,
+    make_batches,
+    on_device,
+    part_of,
+)
 from ._optimizer import match_strides
+from ._parts import PartedBeliefs, part_for
 from ._preparation import Preparation, choose_dtype, sample_shape
-from ._rules import Choice, resolve_prior_floor, resolve_prior_strength
+from ._ranks import AgreedInterrupt, current, n_taking_part
+from ._replica import Alone, Replica, synchronised_norms
+from ._rules import (
+    Choice,
+    resolve_prior_floor,
+    resolve_prior_strength,
+    schedule_length,
+)
 from ._run import DivergenceError, Run, Settings, Trainee
-from ._run_checkpoint import RunCheckpoint, parameters_that_count, start_of
+from ._run_checkpoint import (
+    RunCheckpoint,
+    parameters_that_count,
+    start_of,
+    what_counts,
+)
 from ._run_state import check_components, check_loading
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
+from ._workers import threads, threads_given
 from .calibration import Calibration
 from .objectives import Objective
 from .posterior import Posterior, make_posterior
+
+_CPU = torch.device("cpu")
+# What is raised in all processes, if in one.
+_AGREED = (DivergenceError, AgreedInterrupt)
 
 
 class Estimator(Trainee, Protocol):
@@ -38,6 +69,7 @@ class Estimator(Trainee, Protocol):
     batch_size: int
     lr: Any
     lr_schedule: str
+    schedule_epochs: int | None
     augmentation: Any
     image_shape: Any
     averaging: str | None
@@ -51,6 +83,9 @@ class Estimator(Trainee, Protocol):
     random_state: Any
     checkpoint: Any
     callbacks: Any
+    devices: Any
+    gather_posterior: bool
+    sync_batch_norm: bool
     verbose: int
 
     history_: Any
@@ -65,6 +100,7 @@ class Estimator(Trainee, Protocol):
     initialized_: bool
     n_iter_: int
     posterior_: Posterior
+    posterior_rows_: Any
     _fingerprint: tuple
     _generators: Generators
     _preparation: Preparation
@@ -83,6 +119,7 @@ class Estimator(Trainee, Protocol):
     def _has_classes(self) -> bool: ...
     def _initialize_module(self) -> Any: ...
     def _initialize_optimizer(self) -> Any: ...
+    def _probe(self, X: Any) -> torch.Tensor: ...
     def _resolved_lr(self) -> float: ...
     def _loader(self, side: str) -> Loader: ...
     def _note_features(self, given: Any, X: Any, *, reset: bool) -> None: ...
@@ -130,12 +167,20 @@ class Fitting:
             choice = before.kept(net)
         self.choice = Choice.plain(net) if choice is None else choice
         self._calibration = calibration
-        self._after_epoch = after_epoch
+        self.after_epoch = list(after_epoch)
         # A network whose weights were loaded has not seen data yet.
         self.fresh = not (keep and net._has_classes())
+        self.world = current(net.devices)
         self.device = net.device_ if keep else _checks.check_device(net.device)
         self._had_model = hasattr(net, "module_")
         self._dtype = net._preparation.dtype if keep else self._choose_dtype()
+        batch_size, _ = net._loader("iterator_train").resolved()
+        self.ranks = self.world.among(
+            n_taking_part(self.world.size, len(split.rows), batch_size)
+        )
+        self.part = part_for(data, split, self.ranks)
+        self._beliefs = PartedBeliefs(self.part, self.ranks, self._prior)
+        self._before: Posterior | None = None
 
     def _choose_dtype(self) -> str:
         net = self.net
@@ -149,45 +194,162 @@ class Fitting:
 
     def train(self) -> int | None:
         """Train; return the number of the epoch that the user has interrupted."""
+        with self.world.working(_AGREED):
+            if self.world.size == 1:
+                return self._train()
+            return self._train_together()
+
+    def _train_together(self) -> int | None:
+        """Train with other processes; those with nothing to do get the outcome."""
+        self._check_same()
+        self.choice = self.world.from_first(self.choice)
+        outcome: Any = None
+        if self.ranks.takes_part:
+            try:
+                outcome = self._train()
+            except _AGREED as error:
+                outcome = error
+        if self.ranks.size < self.world.size:
+            fitted = None
+            if self.world.is_first and hasattr(self.net, "module_"):
+                fitted = _fitted_state.pack(self.net)
+            outcome, fitted = self.world.from_first((outcome, fitted))
+            if fitted is not None and not self.ranks.takes_part:
+                _fitted_state.unpack(self.net, fitted)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _check_same(self) -> None:
+        """Raise where processes were given other data, or cannot work together."""
+        net, data = self.net, self.data
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(
+                f"device={str(self.device)!r} is for one process; several train on "
+                "'cpu' or 'cuda'."
+            )
+        is_cuda = self.device.type == "cuda" and str(net.device) in ("auto", "cuda")
+        if is_cuda and self.device.index != torch.cuda.current_device():
+            raise ValueError(
+                f"the network is on {str(self.device)!r}, but the GPU of this process "
+                f"is number {torch.cuda.current_device()}. Call torch.cuda.set_device("
+                "int(os.environ['LOCAL_RANK'])) before an estimator is loaded."
+            )
+        if net.sync_batch_norm and self.device.type != "cuda":
+            raise ValueError(
+                "sync_batch_norm=True needs GPUs, as torch.nn.SyncBatchNorm does, and "
+                f"the device is {str(self.device)!r}; pass sync_batch_norm=False."
+            )
+        rows = self.split.rows
+        identity = {
+            "data": (
+                fingerprint(data.X, data.codes),
+                fingerprint(rows, data.codes[rows]),
+                None if data.weight is None else fingerprint(data.weight, data.codes),
+            ),
+            # The seed is the first one's.
+            **{
+                f"values of {name}": value
+                for name, value in parameters_that_count(net).items()
+                if isinstance(value, str | int | float | None)
+                and name != "random_state"
+            },
+        }
+        of_all = self.world.gathered(identity)
+        for rank, other in enumerate(of_all):
+            for name, value in of_all[0].items():
+                if other.get(name) != value:
+                    raise ValueError(
+                        f"process {rank} of {len(of_all)} (by rank) was given other "
+                        f"{name} than process 0. Pass the same X, y and parameters in "
+                        "all of them: the samples are dealt out here."
+                    )
+
+    def _train(self) -> int | None:
         net = self.net
         data = self._on_device()
         checkpoint = self._checkpoint()
         before = Snapshot(net, keep=self.keep)
-        after_epoch = [before.release, *self._after_epoch]
+        after_epoch = [before.release, *self.after_epoch]
         if checkpoint is not None:
             after_epoch.append(checkpoint.write)
         run = None
         try:
-            tasks = FitTasks(net, self.data)
+            tasks = FitTasks(net, self.data, silent=not self.ranks.is_first)
             net._generators = self._new_generators()
-            with net._generators.borrowed(self.device):
-                net.choice_ = self.choice
-                if self.fresh:
-                    self._begin_afresh(data)
-                net.posterior_ = self._posterior(data)
+            with net._generators.borrowed(self.device), threads(threads_given()):
+                whole = self._whole(data)
+                self._set_up(data, whole)
                 batches = self._batches(data)
                 is_done = checkpoint is not None and checkpoint.is_done
-                if not is_done:
-                    self._announce(data)
-                run = net._run = self._new_run(*batches, tasks)
-                net._projection = None  # the run's, until it is finished
-                self._begin(run, checkpoint)
-                interrupted = None
-                if not is_done:
-                    interrupted = self._run_epochs(run, data, after_epoch)
-                    if checkpoint is not None and interrupted is None:
-                        checkpoint.write(is_done=True)
+                with self._callbacks_here():
+                    if not is_done:
+                        self._announce(whole)
+                    if self.ranks.size > 1:
+                        rank, size = self.ranks.rank, self.ranks.size
+                        net._generators.part_ways(self.device, rank, size)
+                    with self._replicated() as replica:
+                        run = net._run = self._new_run(*batches, tasks, replica)
+                        net._projection = None  # the run's, until it is finished
+                        self._begin(run, checkpoint)
+                        interrupted = None
+                        if not is_done:
+                            interrupted = self._run_epochs(run, whole, after_epoch)
+                            if checkpoint is not None and interrupted is None:
+                                checkpoint.write(is_done=True)
                 self._leave(run)
                 tasks.end()
+            net._generators = self.ranks.from_first(net._generators)
         except BaseException as error:
             if self._learnt_nothing(run, error):
                 before.restore()
+            elif run is not None and isinstance(error, _AGREED):
+                self._put_together(run)
+                net._generators = self.ranks.from_first(net._generators)
             raise
         finally:
+            if run is not None and self.ranks.size > 1:
+                run.forward.release()
             vars(net).pop("_run", None)
             if hasattr(net, "module_"):
                 net._set_training(False)
         return interrupted
+
+    def begin(self) -> Run:
+        """Do what comes before the first epoch, for one that is trained beside others.
+
+        Whoever trains the run does so with the generators of its estimator, and calls
+        `finish` then. A failure leaves the estimator unfinished. It is for one process.
+        """
+        net, data = self.net, self._on_device()
+        net._generators = self._new_generators()
+        with net._generators.borrowed(self.device):
+            self._set_up(data, data)
+            batches = self._batches(data)
+            self._announce(data)
+            tasks = FitTasks(net, self.data, silent=False)
+            run = net._run = self._new_run(*batches, tasks, Alone())
+            net._projection = None
+            run.begin()
+        return run
+
+    def finish(self, run: Run) -> None:
+        """Leave a run that was begun by itself, and trained since."""
+        self.net.notify("on_train_end", X=self.data.X, y=self.data.y)
+        self._leave(run)
+        vars(self.net).pop("_run")
+        self.net._set_training(False)
+
+    def _set_up(self, data: TrainingData, whole: TrainingData) -> None:
+        """Build network, optimizer and beliefs."""
+        net = self.net
+        net.choice_ = self.choice
+        if self.fresh:
+            self._begin_afresh(whole)
+        net.posterior_ = self._posterior(data)
+        if self.part.rows is not None:
+            # Until all beliefs are put together, also where the call fails.
+            net.posterior_rows_ = self.part.rows
 
     def _learnt_nothing(self, run: Run | None, error: BaseException) -> bool:
         """Whether a call that fails is to be as if it had never been made.
@@ -206,17 +368,88 @@ class Fitting:
     def _on_device(self) -> TrainingData:
         sides = ("iterator_train", "iterator_valid")
         return on_device(
-            self.data,
+            self.part.data,
             self.device,
             getattr(torch, self._dtype),
             by_loader=any(self.net._loader(side).is_set for side in sides),
         )
 
+    def _whole(self, data: TrainingData) -> TrainingData:
+        """Return the data of all processes: on the device, if they are this one's."""
+        if self.ranks.size == 1:
+            return data
+        X = self.data.X
+        own = None if is_dataset(X) else str(X.dtype).removeprefix("torch.")
+        dtype = getattr(torch, own or self._dtype)
+        return on_device(self.data, _CPU, dtype, by_loader=True)
+
+    @contextmanager
+    def _callbacks_here(self) -> Iterator[None]:
+        """Call callbacks in the first process, but for those that act on steps."""
+        net = self.net
+        if self.ranks.is_first:
+            with self._scores_of_all():
+                yield
+            return
+        callbacks = net.callbacks_
+        net.callbacks_ = [
+            (name, callback)
+            for name, callback in callbacks
+            if acts_on_steps(callback)
+            or (is_default(callback) and not isinstance(callback, PrintLog))
+        ]
+        try:
+            yield
+        finally:
+            net.callbacks_ = callbacks
+
+    @contextmanager
+    def _scores_of_all(self) -> Iterator[None]:
+        """Have scores predict all validation data anew, where batches are dealt out.
+
+        What skorch keeps of the batches is the first process's part. Of a Dataset it
+        keeps the labels too, which it finds nowhere else.
+        """
+        known = is_dataset(self.data.X) or self.split.valid_data is not None
+        changed = [
+            callback
+            for _, callback in getattr(self.net, "callbacks_", ())
+            if isinstance(callback, EpochScoring)
+            and callback.use_caching
+            and not (callback.on_train or known or self.ranks.size == 1)
+        ]
+        for callback in changed:
+            callback.use_caching = False
+        try:
+            yield
+        finally:
+            for callback in changed:
+                callback.use_caching = True
+
+    @contextmanager
+    def _replicated(self) -> Iterator[Alone]:
+        """Have the processes train copies of the network, where there are several."""
+        net, ranks = self.net, self.ranks
+        if ranks.size == 1:
+            yield Alone()
+            return
+        with ExitStack() as contexts:
+            if net.sync_batch_norm:
+                contexts.enter_context(synchronised_norms(net.module_, ranks))
+            rows = self.split.rows[:2]
+            X = part_of(self.data.X, rows)
+            replica = Replica(net.module_, ranks, self.device, lambda: net._probe(X))
+            contexts.callback(replica.release)
+            yield replica
+
     def _new_generators(self) -> Generators:
         """Start from the seed, or go on so that no order of samples is repeated."""
-        if self.fresh:
-            return Generators.seeded(self.device, self.net.random_state)
-        return self.net._generators.copy()
+        generators = (
+            Generators.seeded(self.device, self.net.random_state)
+            if self.fresh
+            else self.net._generators.copy()
+        )
+        return self.ranks.from_first(generators)
 
     def _begin_afresh(self, data: TrainingData) -> None:
         """Learn classes and features anew; build everything, unless it is kept."""
@@ -229,6 +462,7 @@ class Fitting:
             "posterior_",
             "calibration_",
             "out_of_fold_proba_",
+            "posterior_rows_",
         ):
             vars(net).pop(attribute, None)
         net.classes_inferred_ = data.classes
@@ -278,8 +512,10 @@ class Fitting:
         net, codes = self.net, torch.from_numpy(self.data.codes)
         choice = self.choice
         prior = (choice.prior_strength, choice.discount, net.prior_floor)
-        identity = (prior, *fingerprint(self._same_on_device(data), data.codes))
+        identity = (prior, *fingerprint(self._same_on_device(data), self.data.codes))
         if hasattr(net, "posterior_") and identity == net._fingerprint:
+            if hasattr(net, "posterior_rows_"):
+                return self._kept_part()
             labels = net.posterior_.labels
             if not torch.equal(labels, codes.to(labels)):
                 raise ValueError(
@@ -287,9 +523,35 @@ class Fitting:
                     "has; load those that were saved for this X and y, in this order, "
                     "or call fit to start afresh."
                 )
-            return net.posterior_
+            self._before = net.posterior_ if self.ranks.size > 1 else None
+            return self._beliefs.own(net.posterior_)
         net._fingerprint = identity
-        vars(net).pop("out_of_fold_proba_", None)  # of other samples
+        for attribute in ("out_of_fold_proba_", "posterior_rows_"):  # of other samples
+            vars(net).pop(attribute, None)
+        own = torch.from_numpy(self.part.data.codes)
+        return self._new_posterior(own, self.device)
+
+    def _kept_part(self) -> Posterior:
+        """Return the beliefs that this process has kept of its samples, or raise."""
+        net = self.net
+        own = self.part.rows
+        if own is None or not np.array_equal(net.posterior_rows_, own):
+            raise ValueError(
+                f"posterior_ holds the beliefs about {len(net.posterior_)} of "
+                f"{len(self.data.y)} samples, the part that a process has kept with "
+                "gather_posterior=False. Go on with as many processes and the same "
+                "sample_weight and train_split, or call fit to start afresh."
+            )
+        return net.posterior_
+
+    def _prior(self) -> Posterior:
+        """Return what was believed of all samples before this call, on the CPU."""
+        if self._before is not None:
+            return copy.deepcopy(self._before).to("cpu")
+        return self._new_posterior(torch.from_numpy(self.data.codes), _CPU)
+
+    def _new_posterior(self, codes: torch.Tensor, device: torch.device) -> Posterior:
+        net, choice = self.net, self.choice
         half = net.posterior_dtype == "float16"
         dtype = torch.float16 if half else net._preparation.float_dtype
         n_classes = len(net.classes_)
@@ -299,21 +561,23 @@ class Fitting:
             posterior_dtype=net.posterior_dtype,
             float_dtype=net._preparation.float_dtype,
             prior_strength=resolve_prior_strength(
-                choice.prior_strength, net.max_epochs
+                choice.prior_strength, schedule_length(net)
             ),
             discount=choice.discount,
             prior_floor=resolve_prior_floor(
                 net.prior_floor, n_classes, torch.finfo(dtype).smallest_normal
             ),
-            device=self.device,
+            device=device,
             folder=net.posterior_folder,
         )
 
     def _batches(self, data: TrainingData) -> tuple[Batches, Batches | None]:
         """Return the batches of training, and those of validation or None."""
-        net, split = self.net, self.split
+        net, part = self.net, self.part
+        split = part.split
         where = self.device, net._preparation.float_dtype
-        train = make_batches(data, split.rows, net._loader("iterator_train"), *where)
+        loader = net._loader("iterator_train")
+        train = make_batches(data, split.rows, loader, *where, part.train_share)
         net.data_loading_ = "resident" if train.is_resident else "loader"
         if split.valid_rows is None:
             return train, None
@@ -323,6 +587,7 @@ class Fitting:
             split.valid_rows,
             net._loader("iterator_valid"),
             *where,
+            part.valid_share,
         )
 
     def _announce(self, data: TrainingData) -> None:
@@ -340,7 +605,11 @@ class Fitting:
         match_strides(net.optimizer_)
 
     def _new_run(
-        self, batches: Batches, valid_batches: Batches | None, tasks: FitTasks
+        self,
+        batches: Batches,
+        valid_batches: Batches | None,
+        tasks: FitTasks,
+        replica: Alone,
     ) -> Run:
         net = self.net
         objective = net.make_objective()
@@ -357,7 +626,9 @@ class Fitting:
         return Run(
             net,
             objective,
-            forward=Forward(net.module_, self.device, net.precision, options),
+            forward=Forward(
+                net.module_, self.device, net.precision, options, replica.network
+            ),
             preparation=net._preparation,
             posterior=net.posterior_,
             batches=batches,
@@ -368,10 +639,18 @@ class Fitting:
                 net.max_epochs,
                 net._resolved_lr(),
                 net.lr_schedule,
+                schedule_length(net),
                 net.augmentation,
                 net.image_shape,
                 net.cuda_graph,
                 net.averaging,
+            ),
+            ranks=self.ranks,
+            replica=replica,
+            row_numbers=(
+                None
+                if self.part.rows is None
+                else torch.from_numpy(self.part.rows).to(self.device)
             ),
         )
 
@@ -381,7 +660,7 @@ class Fitting:
             run.begin()
             return
         check_components(self.net)
-        checkpoint.attach(run, self.net._generators)
+        checkpoint.attach(run, self.net._generators, self._beliefs)
         run.begin()
         checkpoint.resume(self.net.verbose)
 
@@ -398,7 +677,7 @@ class Fitting:
             # no model to go on with.
             if run.epoch == 0 or in_parallel():
                 raise
-            interrupted = run.epoch + 1
+            interrupted = min(run.epoch + 1, run.max_epochs)
         except DivergenceError:
             net.notify("on_train_end", X=data.X, y=data.y)
             raise
@@ -414,6 +693,19 @@ class Fitting:
         net.compile_time_ += run.forward.compile_time
         net.cuda_graph_ = run.has_graph
         net._projection = getattr(run.objective, "projection", None)
+        self._put_together(run)
+
+    def _put_together(self, run: Run) -> None:
+        """Leave the same on the estimators of all processes."""
+        net = self.net
+        if self.ranks.size == 1:
+            return
+        # What callbacks of the first process have changed or recorded.
+        run.follow_first()
+        net.history_ = self.ranks.from_first(net.history_)
+        if net.gather_posterior:
+            net.posterior_ = self._beliefs.gathered(run.posterior).to(self.device)
+            vars(net).pop("posterior_rows_", None)
 
     def _checkpoint(self) -> RunCheckpoint | None:
         """Return the file of this call, where the user wants one."""
@@ -421,12 +713,39 @@ class Fitting:
         if net.checkpoint is None:
             return None
         check_loading(net.get_params_for("iterator_train"))
-        file = CheckpointFile(
-            net.checkpoint,
-            {
-                "parameters": (parameters_that_count(net), self._dtype, self.choice),
-                "data": (self.data.identity, self.split.identity),
-                "start": start_of(net) if self.keep else None,
-            },
+        parameters, n_epochs = what_counts(net, self.choice)
+        identity = {
+            "parameters": (parameters, self._dtype),
+            "data": (self.data.identity, self.split.identity),
+            "start": start_of(net) if self.keep else None,
+        }
+        file = self.ranks.first_does(
+            lambda: CheckpointFile(net.checkpoint, identity, n_epochs)
         )
-        return RunCheckpoint(file)
+        return RunCheckpoint(file, self.ranks)
+
+
+Result = TypeVar("Result")
+# What has several trainings: it yields them one after the other to be trained, and is
+# sent what `Fitting.train` returns, or thrown what it raises.
+Trainings = Generator[Fitting, int | None, Result]
+
+
+def one_by_one(trainings: Trainings[Result]) -> Result:
+    """Train what comes, each when it comes; return what all of it leads to.
+
+    Parameters
+    ----------
+    trainings : generator of Fitting
+    """
+    try:
+        fitting = next(trainings)
+        while True:
+            try:
+                interrupted = fitting.train()
+            except BaseException as error:
+                fitting = trainings.throw(error)
+            else:
+                fitting = trainings.send(interrupted)
+    except StopIteration as end:
+        return end.value

@@ -38,7 +38,14 @@ _OF_A_FIT = (
 )
 
 
-def fold_net(net: Any, choice: Choice, n_epochs: int, seed: int | None) -> Any:
+def fold_net(
+    net: Any,
+    choice: Choice,
+    n_epochs: int,
+    schedule_epochs: int,
+    seed: int | None,
+    batch_size: int | None = None,
+) -> Any:
     """Return an estimator like another one, to be trained silently and once.
 
     It is no clone: parameters are shared, as a fit does not change them, and those that
@@ -50,7 +57,11 @@ def fold_net(net: Any, choice: Choice, n_epochs: int, seed: int | None) -> Any:
     choice : Choice
         Learning rate and rule.
     n_epochs : int
+    schedule_epochs : int
+        That its schedule is for.
     seed : int or None
+    batch_size : int, default=None
+        In place of that of the other one.
     """
     copied = object.__new__(type(net))
     vars(copied).update(
@@ -66,13 +77,19 @@ def fold_net(net: Any, choice: Choice, n_epochs: int, seed: int | None) -> Any:
         "discount": choice.discount,
         "evidence": choice.evidence,
         "max_epochs": n_epochs,
+        "schedule_epochs": schedule_epochs,
         "random_state": seed,
         "calibration": None,
         "checkpoint": None,
+        "gather_posterior": False,
         "train_split": None,
         "warm_start": False,
         "verbose": 0,
     }
+    if batch_size is not None:
+        changed["batch_size"] = batch_size
+        if hasattr(net, "iterator_train__batch_size"):
+            changed["iterator_train__batch_size"] = batch_size
     for name, value in changed.items():
         setattr(copied, name, value)
     if net.callbacks != "disable":

@@ -4,6 +4,8 @@ In the paper's symbols, `prior_strength` is c, `prior_floor` is eps and `discoun
 gamma; alpha is a row of concentrations and q its mean, the training target.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -64,7 +66,7 @@ def prior_concentration(
     return alpha.scatter_(1, labels.unsqueeze(1), strength)
 
 
-def sharpen(proba: Tensor, sharpness: float) -> Tensor:
+def sharpen(proba: Tensor, sharpness: float | Tensor) -> Tensor:
     """Raise probabilities to the power of `sharpness`, scaled to sum to one.
 
     This is softmax(sharpness * logits), and not in the paper. With a sharpness above 1
@@ -74,7 +76,7 @@ def sharpen(proba: Tensor, sharpness: float) -> Tensor:
     ----------
     proba : Tensor of shape (n_samples, n_classes)
         Predicted probabilities, softmax(logits).
-    sharpness : float
+    sharpness : float or Tensor that broadcasts
         The power, in (0, inf); 1 changes nothing.
 
     Returns
@@ -89,12 +91,14 @@ def sharpen(proba: Tensor, sharpness: float) -> Tensor:
     >>> sharpen(torch.tensor([[0.75, 0.25]]), 2.0)
     tensor([[0.9000, 0.1000]])
     """
-    if sharpness == 1:
+    if _is_number(sharpness, 1):
         return proba
     return (sharpness * proba.log()).softmax(dim=-1)
 
 
-def update_concentration(alpha: Tensor, evidence: Tensor, discount: float) -> Tensor:
+def update_concentration(
+    alpha: Tensor, evidence: Tensor, discount: float | Tensor
+) -> Tensor:
     """Return the concentrations after one more prediction, gamma * alpha + evidence.
 
     Parameters
@@ -105,7 +109,7 @@ def update_concentration(alpha: Tensor, evidence: Tensor, discount: float) -> Te
         What the belief takes in from the prediction, detached: in the paper the
         predicted probabilities, in general a :class:`UpdateRule`'s
         w * softmax(sharpness * logits).
-    discount : float
+    discount : float or Tensor that broadcasts
         What is left of alpha: gamma, in (0, 1]; 1 forgets nothing.
 
     Returns
@@ -121,6 +125,8 @@ def update_concentration(alpha: Tensor, evidence: Tensor, discount: float) -> Te
     >>> update_concentration(alpha, torch.tensor([[0.75, 0.25]]), discount=0.5)
     tensor([[2.7500, 1.2500]])
     """
+    if isinstance(discount, Tensor):
+        return torch.addcmul(evidence, alpha, discount)
     return torch.add(evidence, alpha, alpha=discount)
 
 
@@ -154,7 +160,7 @@ def smooth(target: Tensor, smoothing: float | Tensor) -> Tensor:
     ----------
     target : Tensor of shape (n_samples, n_classes)
         Probabilities.
-    smoothing : float or Tensor of shape ()
+    smoothing : float or Tensor that broadcasts
         Share of the uniform distribution, in [0, 1).
 
     Returns
@@ -169,7 +175,7 @@ def smooth(target: Tensor, smoothing: float | Tensor) -> Tensor:
     >>> smooth(torch.tensor([[1.0, 0.0]]), 0.5)
     tensor([[0.7500, 0.2500]])
     """
-    if not isinstance(smoothing, Tensor) and smoothing == 0:
+    if _is_number(smoothing, 0):
         return target
     return (1 - smoothing) * target + smoothing / target.shape[-1]
 
@@ -232,7 +238,7 @@ def soft_cross_entropy_gradient(
     ...                             torch.tensor([[0.75, 0.25]]))
     tensor([[-0.2500,  0.2500]])
     """
-    gradient = (proba - target) / len(proba)
+    gradient = (proba - target) / proba.shape[-2]
     return gradient if weight is None else gradient * weight.unsqueeze(-1)
 
 
@@ -295,6 +301,28 @@ def rounded(alpha: Tensor, dtype: torch.dtype, index: Tensor, visits: Tensor) ->
     return (bits & ~mask).view(torch.float32).to(dtype)
 
 
+def updated(before: Tensor, proba: Tensor, rule: Any) -> tuple[Tensor, Tensor]:
+    """Return concentrations after an update, and the targets that follow.
+
+    Parameters
+    ----------
+    before, proba : Tensor of shape (..., n, n_classes)
+        Concentrations and predictions.
+    rule : UpdateRule
+        Or what has its attributes, as tensors that broadcast: rules of several stores.
+    """
+    evidence = sharpen(proba, rule.sharpness)
+    if not _is_number(rule.weight, 1):
+        evidence = rule.weight * evidence
+    after = update_concentration(before, evidence, rule.discount)
+    return after, smooth(posterior_mean(after), rule.smoothing)
+
+
+def _is_number(value: float | Tensor, number: float) -> bool:
+    """Whether a value is that number, and no Tensor, which is not looked at."""
+    return not isinstance(value, Tensor) and value == number
+
+
 @torch.no_grad()
 def posterior_step(
     logits: Tensor,
@@ -313,11 +341,7 @@ def posterior_step(
     log_proba = logits.log_softmax(dim=-1, dtype=dtype)
     proba = log_proba.exp()
     before = alpha.index_select(0, index).to(dtype)
-    evidence = sharpen(proba, rule.sharpness)
-    if rule.weight != 1:
-        evidence = rule.weight * evidence
-    after = update_concentration(before, evidence, rule.discount)
-    target = smooth(posterior_mean(after), rule.smoothing)
+    after, target = updated(before, proba, rule)
     losses = -(target * log_proba).sum(dim=-1)
     finite = losses.isfinite()
     after = torch.where(finite.unsqueeze(-1), after, before)

@@ -28,6 +28,9 @@ class Forward:
         Train the network compiled, with these arguments of :func:`torch.compile`.
         Prediction runs it as it is: its last batch is of any size, and each size would
         be compiled anew.
+    trained : nn.Module, optional
+        What is called in place of the module while gradients are computed: it, with
+        the gradients of other processes.
 
     Attributes
     ----------
@@ -45,6 +48,7 @@ class Forward:
         device: torch.device,
         precision: str,
         compile_options: dict | None = None,
+        trained: nn.Module | None = None,
     ):
         self.module = module
         self.compile_time = 0.0
@@ -57,11 +61,28 @@ class Forward:
         self.reuses_output = _is_graph(compile_options or {})
         # Kept beside the module, whose state and pickle so stay its own.
         self._compiled: Any = None
-        if compile_options is not None:
+        self._compile_options = compile_options
+        self.train(trained)
+
+    def train(self, trained: nn.Module | None) -> None:
+        """Call something in place of the module while gradients are computed.
+
+        Parameters
+        ----------
+        trained : nn.Module or None
+            None is the module itself.
+        """
+        self._trained = self.module if trained is None else trained
+        if self._compile_options is not None:
             # A graph for each shape: there are two, that of the last batch being one.
             self._compiled = torch.compile(
-                module, **({"dynamic": False} | compile_options)
+                self._trained, **({"dynamic": False} | self._compile_options)
             )
+
+    def release(self) -> None:
+        """Let go of what was trained in place of the module."""
+        self._trained = self.module
+        self._compiled = None
 
     @property
     def is_compiled(self) -> bool:
@@ -83,6 +104,8 @@ class Forward:
             # reused where there is one.
             with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
                 return self._run(self._compiled, x, kwargs)
+        if self.module.training and torch.is_grad_enabled():
+            return self._run(self._trained, x, kwargs)
         return self._run(self.module, x, kwargs)
 
     def _run(self, network: Any, x: Any, kwargs: dict) -> Any:
@@ -94,10 +117,7 @@ class Forward:
                 out = network(*inputs, **kwargs)
         else:
             out = network(*inputs, **kwargs)
-        if isinstance(out, Tensor):
-            return out
-        out = getattr(out, "logits", out)
-        return out[0] if isinstance(out, tuple | list) else out
+        return logits_in(out)
 
     def autocast(self) -> Any:
         """Return the context of the precision."""
@@ -114,6 +134,19 @@ class Forward:
         if shape not in self._timed:
             self.compile_time += time.perf_counter() - start
             self._timed.add(shape)
+
+
+def logits_in(out: Any) -> Any:
+    """Return the logits in what a network has returned.
+
+    Parameters
+    ----------
+    out : Tensor, tuple that starts with it, or object with `logits`
+    """
+    if isinstance(out, Tensor):
+        return out
+    out = getattr(out, "logits", out)
+    return out[0] if isinstance(out, tuple | list) else out
 
 
 def infer_prepared(

@@ -65,6 +65,20 @@ class Generators:
                 self.states = _current(device)
                 _set(device, before)
 
+    def part_ways(self, device: torch.device, rank: int, size: int) -> None:
+        """Draw other numbers than other processes, in the middle of a call.
+
+        Parameters
+        ----------
+        device : torch.device
+        rank, size : int
+            Number of this process, and how many there are. The first one goes on with
+            its own numbers, from which the seeds of the others follow.
+        """
+        seeds = torch.randint(2**31, (size,)).tolist()
+        if rank:
+            _seed(device, seeds[rank])
+
     def save(self, device: torch.device) -> dict[str, Tensor]:
         """Return the states as they are in the middle of a call."""
         return _current(device)

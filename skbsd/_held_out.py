@@ -9,11 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._brief import (
+    LogTemperature,
+    for_final_network,
+    is_brief,
+    label_errors,
+    least_separation,
+)
 from ._folds import deal, row_keys
 from ._loading import Split, TrainingData
 from ._preparation import is_image
 from ._rules import Choice
-from .calibration import Calibration, LabelErrors, fit_label_errors, log_losses
+from .calibration import Calibration, LabelErrors, log_losses
 
 _HELD_OUT = 2_000  # samples, where there are many
 _LEAST_PARTS = 5
@@ -39,12 +46,16 @@ class Outcome(NamedTuple):
     drift : ndarray of shape (n_classes,) or None
         Ratio of the mean predictions of unseen and of learnt samples, where a class is
         rare.
+    learnt : LogTemperature or None
+        Best for the samples that the networks of the folds have learnt, where training
+        is brief.
     """
 
     choice: Choice
     calibration: Calibration
     proba: np.ndarray | None
     drift: np.ndarray | None = None
+    learnt: LogTemperature | None = None
 
 
 def calibrate(
@@ -123,7 +134,10 @@ class HoldOut:
         self, net: Any, data: TrainingData, split: Split, groups: np.ndarray | None
     ):
         self.net = net
-        self.choice = Choice.default(net)
+        size, self._is_image = data.size(split.rows), is_image(data.X, net.image_shape)
+        brief = is_brief(net, size, shows_images=self._is_image)
+        self._separable = least_separation(net, size, brief=brief)
+        self.choice = Choice.plain(net) if brief else Choice.default(net)
         self._data, self._rows = data, split.valid_rows
         if split.valid_data is not None:
             self._data = split.valid_data
@@ -143,14 +157,19 @@ class HoldOut:
         logits = net._logits_of(data.X, rows).double()
         labels = torch.from_numpy(data.codes[rows])
         weight = data.relative_weight(rows, data.size(rows))
-        shows_images = is_image(data.X, net.image_shape)
         calibration = calibrate(
-            fit_label_errors(logits, labels, weight, suspected=shows_images),
+            label_errors(
+                logits,
+                labels,
+                weight,
+                shows_images=self._is_image,
+                separable=self._separable,
+            ),
             logits,
             labels,
             weight,
             net.label_noise,
-            shows_images=shows_images,
+            shows_images=self._is_image,
         )
         seconds = time.perf_counter() - began
         calibration = replace(calibration, method="hold-out", seconds=seconds)
@@ -171,6 +190,32 @@ def _held_out(
     held_out = deal(row_keys(data, rows, groups), codes, n_parts) == 0
     left = np.bincount(codes[~held_out], minlength=len(data.classes))
     return held_out & (left[codes] > 0)
+
+
+def with_own_scale(
+    net: Any, outcome: Outcome, data: TrainingData, rows: np.ndarray
+) -> Outcome:
+    """Return the outcome for the scale that the final network's logits have.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+        With the final network.
+    outcome : Outcome
+    data : TrainingData
+    rows : ndarray of int
+        That the final network was trained on.
+    """
+    if outcome.learnt is None:
+        return outcome
+    calibration = for_final_network(
+        outcome.calibration,
+        outcome.learnt,
+        net._logits_of(data.X, rows).double(),
+        torch.from_numpy(data.codes[rows]),
+        data.relative_weight(rows, data.size(rows)),
+    )
+    return outcome._replace(calibration=calibration)
 
 
 def has_rare_class(data: TrainingData, rows: np.ndarray) -> bool:

@@ -91,7 +91,7 @@ class LearningRate:
             group["lr"] = float(np.float32(rate)) if self._is_rounded else rate
 
     def rates(self, steps: range) -> np.ndarray:
-        """Return the rates of some steps.
+        """Return the rates of some steps, as they are stored on GPUs.
 
         Parameters
         ----------
@@ -102,13 +102,32 @@ class LearningRate:
         ndarray of shape (n_groups, n_steps)
             In float32.
         """
+        return self._rates(steps).astype(np.float32)
+
+    def applied_rates(self, steps: range) -> np.ndarray:
+        """Return the rates that `set` would set for some steps.
+
+        Parameters
+        ----------
+        steps : range
+
+        Returns
+        -------
+        ndarray of shape (n_groups, n_steps)
+            In float64.
+        """
+        return (
+            self.rates(steps).astype(float) if self._is_rounded else self._rates(steps)
+        )
+
+    def _rates(self, steps: range) -> np.ndarray:
         if self._factors is None:
             of_all = map(self._factor_of, range(self._n_steps))
             self._factors = np.fromiter(of_all, np.float64, self._n_steps)
         key = "lr" if self._factor is constant else "initial_lr"
         highest = np.array([group[key] for group in self._optimizer.param_groups])
         factors = self._factors[steps.start : steps.stop]
-        return np.outer(highest, factors).astype(np.float32)
+        return np.outer(highest, factors)
 
     def _factor_of(self, step: int) -> float:
         # The middle of the step: the first and the last count too.

@@ -57,7 +57,7 @@ class Listeners:
         self._callbacks = callbacks
         of_net = _overrides(net, NeuralNet)
         self.to_gradients = _overrides(net, NeuralNet, ("on_grad_computed",)) or any(
-            _overrides(c, Callback, ("on_grad_computed",)) for c in callbacks
+            map(sees_gradients, callbacks)
         )
         self.to_losses = of_net or any(map(_reads_losses, callbacks))
         self.to_accuracy = any(
@@ -112,6 +112,16 @@ class LabelledBatch(tuple):
         x, codes = super().__iter__()
         yield x
         yield self.classes[codes.cpu().numpy()]
+
+
+def sees_gradients(callback: Callback) -> bool:
+    """Whether a callback looks at gradients, and so may change them.
+
+    Parameters
+    ----------
+    callback : Callback
+    """
+    return _overrides(callback, Callback, ("on_grad_computed",))
 
 
 def _looks_at_batches(callback: Callback, *, training: bool) -> bool:

@@ -25,6 +25,7 @@ from ._batches import (
     IndexedTensor,
     LoaderBatches,
     ResidentBatches,
+    Share,
     WholeBatches,
     move,
 )
@@ -133,6 +134,19 @@ def checked_data(
         sample_weight, class_weight, X, y, classes, several_classes=several
     )
     return TrainingData(given, X, y, classes, codes, weight, sample_weight)
+
+
+def part_of(X: Any, rows: np.ndarray) -> Any:
+    """Return some rows of checked data.
+
+    Parameters
+    ----------
+    X : ndarray, Tensor or Dataset
+    rows : ndarray of int
+    """
+    if is_dataset(X):
+        return Subset(X, rows.tolist())
+    return X[torch.from_numpy(rows).to(X.device)] if isinstance(X, Tensor) else X[rows]
 
 
 class Split(NamedTuple):
@@ -260,6 +274,7 @@ def make_batches(
     loader: Loader,
     device: torch.device,
     dtype: torch.dtype,
+    share: Share | None = None,
 ) -> Batches:
     """Gather arrays on the device; load a Dataset, or as the user has set.
 
@@ -274,21 +289,23 @@ def make_batches(
         Where the batches are wanted.
     dtype : torch.dtype
         Of the weights.
+    share : Share, optional
+        Which part of the batches these samples are, of several processes.
     """
     training = loader.side == "iterator_train"
     batch_size, options = loader.resolved()
-    if len(rows) == 0:
+    share = Share(len(rows)) if share is None else share
+    if share.n == 0:
         raise ValueError(
             f"no samples are left to {'train' if training else 'validate'} on, of "
             f"{len(data.y)}; look at train_split and sample_weight."
         )
     if batch_size == -1:
-        batch_size = len(rows)
+        batch_size = share.n
     weight = None
     if data.weight is not None and training:
-        weight = torch.as_tensor(
-            data.weight / data.weight[rows].mean(), dtype=dtype, device=device
-        )
+        mean = share.mean_weight or data.weight[rows].mean()
+        weight = torch.as_tensor(data.weight / mean, dtype=dtype, device=device)
     is_array = isinstance(data.X, Tensor) and not loader.is_set
     if is_array and data.X.device.type == device.type:
         return ResidentBatches(
@@ -298,6 +315,7 @@ def make_batches(
             torch.as_tensor(rows, device=device),
             batch_size,
             shuffle=training,
+            share=share,
             mapped=data.mapped,
         )
     dataset: Dataset
@@ -313,7 +331,7 @@ def make_batches(
             options.get("collate_fn", default_collate)
         )
     n_rows = len(data.y)
-    return _load(dataset, loader, options, batch_size, weight, device, n_rows)
+    return _load(dataset, loader, options, batch_size, weight, device, n_rows, share)
 
 
 def _load(
@@ -324,6 +342,7 @@ def _load(
     weight: Tensor | None,
     device: torch.device,
     n_rows: int,
+    share: Share,
 ) -> LoaderBatches:
     """Set up the loader of an indexed dataset."""
     training = loader.side == "iterator_train"
@@ -336,22 +355,32 @@ def _load(
         "sampler",
         "shuffle",
     }
-    if own_order:
-        options["batch_sampler"] = WholeBatches(
-            len(dataset), batch_size, shuffle=training
+    if share.size > 1 and not own_order:
+        raise ValueError(
+            f"{loader.side} has an order of its own; several processes that train "
+            "together deal the samples of each batch out. Leave out batch_sampler, "
+            "drop_last, sampler, shuffle and loaders other than DataLoader."
         )
+    totals = None
+    if own_order:
+        options["batch_sampler"] = sampler = WholeBatches(
+            len(dataset), batch_size, shuffle=training, share=share
+        )
+        totals = sampler.totals
     elif "batch_sampler" not in options:
         options["batch_size"] = batch_size
         if "sampler" not in options:
             options.setdefault("shuffle", training)
     batches = loader.iterator(dataset, **options)
-    if len(batches) == 0:
+    if len(batches) == 0 and share.n == len(dataset):
         raise ValueError(
             f"{loader.side} yields no batch of {len(dataset)} samples with "
             f"batch_size={batch_size}; drop_last leaves an incomplete one out."
         )
     # Other samplers may draw with replacement.
-    return LoaderBatches(batches, weight, device, n_rows, unique=own_order)
+    return LoaderBatches(
+        batches, weight, device, n_rows, unique=own_order, totals=totals
+    )
 
 
 def prediction_batches(

@@ -35,6 +35,7 @@ from ._preparation import Preparation
 from ._rules import DEFAULT_LR
 from ._run import Run
 from ._views import mean_logits
+from ._workers import one_thread_after_fork
 from .networks import default_network
 
 _PREFIXES = (
@@ -54,9 +55,13 @@ _LATER_PARAMETERS = {
     "averaging": None,
     "calibration": None,
     "cuda_graph": "auto",
+    "devices": None,
+    "gather_posterior": True,
     "label_noise": "auto",
     "posterior_folder": None,
     "prediction_views": None,
+    "schedule_epochs": None,
+    "sync_batch_norm": False,
 }
 
 # What no copy of an estimator has: a call of fit that runs, what only a further one
@@ -629,6 +634,13 @@ class Net(NeuralNetClassifier):
             logits = in_parts(lambda x: self._logits(x, views), batches)
             return gather(logits, len(rows))
 
+    def _probe(self, X) -> Tensor:
+        """Run the network on a few samples in evaluation mode; leave generators."""
+        loader = self._loader("iterator_valid")
+        where = self.device_, self._preparation.float_dtype
+        with self._generators.copy().borrowed(self.device_), self._in_mode(False):
+            return self._logits(next(prediction_batches(X, loader, *where)))
+
     def _prediction_batches(self, X):
         """Check X, and return its batches."""
         given, caller = X, type(self).__name__
@@ -667,8 +679,9 @@ class Net(NeuralNetClassifier):
         # forward_iter is looked up on the instance: skorch's scoring callbacks put
         # cached predictions in its place.
         device = getattr(self, "device_", "cpu")
-        batches = self.forward_iter(X, training=False, device=device)
-        return gather(batches, len(X) if hasattr(X, "__len__") else None)
+        with one_thread_after_fork():
+            batches = self.forward_iter(X, training=False, device=device)
+            return gather(batches, len(X) if hasattr(X, "__len__") else None)
 
     # Copies
 

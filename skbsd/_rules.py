@@ -127,6 +127,19 @@ _LARGEST_FLOOR = 1e-3
 _SUM_OF_FLOORS = 0.1
 
 
+def schedule_length(net: Any) -> int:
+    """Return the epochs that the schedules of a call are for.
+
+    Those are the learning rate's, and what "auto" and "noisy" stand for.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+    """
+    stated = net.schedule_epochs
+    return net.max_epochs if stated is None else stated
+
+
 def resolve_prior_strength(prior_strength: float | str, max_epochs: int) -> float:
     """Return c for a training of so many epochs.
 
@@ -229,7 +242,7 @@ class Choice:
         """
         choice = cls.plain(net)
         if net.prior_strength == "auto" and net.evidence == "auto":
-            strength = resolve_prior_strength("auto", net.max_epochs)
+            strength = resolve_prior_strength("auto", schedule_length(net))
             choice = replace(choice, prior_strength=strength, evidence="plain")
         if net.prior_strength == "noisy" and net.discount == "auto":
             choice = replace(choice, discount=cls.noisy(net).discount)
@@ -242,7 +255,7 @@ class Choice:
         Predictions are weighted by how reliable they are, and the label's own evidence
         fades exponentially.
         """
-        discount = _LABEL_LEFT ** (1 / net.max_epochs)
+        discount = _LABEL_LEFT ** (1 / schedule_length(net))
         return cls(cls.plain(net).lr, "noisy", discount, "weighted")
 
     def kept(self, net: Any) -> "Choice":

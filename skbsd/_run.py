@@ -4,27 +4,33 @@ import dis
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from skorch.callbacks import Callback, LRScheduler
 from torch import Tensor, nn
 
-from ._accuracy import CorrectCounter
+from ._accuracy import Correct, CorrectCounter
 from ._averaging import averaging_for
 from ._backup import WeightsBackup
 from ._batches import Batch, Batches, EpochInPlace, ResidentBatches
 from ._capturable import is_ours, obstacle
 from ._capture import CapturedSteps
+from ._check_callbacks import acts_on_steps
+from ._default_callbacks import is_default
 from ._epoch import EpochRecord, Pass, check_step
 from ._forward import Forward, OutputCheck, fast_convolutions, infer_prepared
+from ._generators import Generators
 from ._graph import records_graphs
 from ._learning_rate import LearningRate
-from ._listeners import Listeners
+from ._listeners import Listeners, sees_gradients
 from ._optimizer import forget_gradients, needs_closure, step_function
 from ._preparation import Preparation, augment
+from ._ranks import Interrupts, OneRank
+from ._replica import Alone
 from ._sklearn_tasks import FitTasks, count_epochs
 from .objectives import Objective
 from .posterior import Posterior
@@ -41,6 +47,7 @@ class Trainee(Protocol):
     optimizer_: torch.optim.Optimizer
     device_: torch.device
     classes_: Any
+    _generators: Generators
     callbacks_: list[tuple[str, Callback]]
     history: Any
 
@@ -75,6 +82,8 @@ class Settings:
     max_epochs : int
     lr : float
     lr_schedule : {"one-cycle", "cosine", "constant"}
+    schedule_epochs : int
+        How many epochs the schedule is for, at least `max_epochs`.
     augmentation : str, callable or None
     image_shape : tuple of int or None
     cuda_graph : bool or "auto"
@@ -84,6 +93,7 @@ class Settings:
     max_epochs: int
     lr: float
     lr_schedule: str
+    schedule_epochs: int
     augmentation: Any
     image_shape: Any
     cuda_graph: bool | str
@@ -116,6 +126,12 @@ class Run:
     tasks : FitTasks
         What scikit-learn's callbacks hear.
     settings : Settings
+    ranks : OneRank
+        The processes that train together.
+    replica : Alone
+        How the network is trained by them.
+    row_numbers : Tensor of int, optional
+        Which rows of X those of the batches are, where they are others.
 
     Attributes
     ----------
@@ -123,6 +139,8 @@ class Run:
         How many epochs are finished.
     step : int
         How many steps were taken.
+    has_stopped : bool
+        Whether a callback has stopped it.
     record : EpochRecord
         Of the epoch that runs.
     has_graph : bool
@@ -144,8 +162,20 @@ class Run:
         datasets: dict[str, Any],
         tasks: FitTasks,
         settings: Settings,
+        ranks: OneRank,
+        replica: Alone,
+        row_numbers: Tensor | None = None,
     ):
         callbacks = [callback for _, callback in net.callbacks_]
+        self.ranks = ranks
+        self._replica = replica
+        self._row_numbers = row_numbers
+        self._interrupts = Interrupts(ranks)
+        self._has_callbacks = ranks.from_first(not all(map(is_default, callbacks)))
+        # Callbacks that the first process alone calls may change them in each step.
+        self._follows_gradients = ranks.size > 1 and ranks.from_first(
+            any(sees_gradients(c) and not acts_on_steps(c) for c in callbacks)
+        )
         self.net = net
         self.objective = objective
         self.forward = forward
@@ -162,6 +192,7 @@ class Run:
         self.is_compiled = forward.is_compiled
         self.epoch = 0
         self.step = 0
+        self.has_stopped = False
         self.record = EpochRecord()
         self._settings = settings
         self._datasets = datasets
@@ -172,15 +203,15 @@ class Run:
         self._listeners = Listeners(net, callbacks)
         self._needs_closure = needs_closure(net.optimizer_)
         self._take_step: Callable[[], Any] = net.optimizer_.step
-        replaced = any(isinstance(c, LRScheduler) for c in callbacks)
+        replaced = ranks.from_first(any(isinstance(c, LRScheduler) for c in callbacks))
         self._learning_rate = LearningRate(
             net.optimizer_,
             "constant" if replaced else settings.lr_schedule,
-            settings.max_epochs * len(batches),
+            settings.schedule_epochs * len(batches),
             net.device_,
         )
         self.averaging = averaging_for(
-            settings.averaging, net.module_, settings.max_epochs * len(batches)
+            settings.averaging, net.module_, settings.schedule_epochs * len(batches)
         )
         self._weights = WeightsBackup(net.module_)
         self._augments_ahead = self._prepare_augmentation()
@@ -219,13 +250,15 @@ class Run:
             if self._captured is not None:
                 contexts.enter_context(self._captured.active())
             contexts.enter_context(self.objective.active())
+            contexts.enter_context(self._interrupts.noticed())
             contexts.callback(self._finish)
-            while self.epoch < self.max_epochs:
-                stops = self._run_epoch()
+            while self.epoch < self.max_epochs and not self.has_stopped:
+                self.has_stopped = self._run_epoch()
                 for call in after_epoch:
                     call()
-                if stops:
-                    break
+                if not self.has_stopped:
+                    # After the last epoch too: more fits may follow, such as of folds.
+                    self._interrupts.check()
 
     def _finish(self) -> None:
         """Leave the averaged weights, and nothing large that the run was done with."""
@@ -239,12 +272,26 @@ class Run:
         self._tasks.begin_epoch()
         self._weights.save()
         self.averaging.take_back()
+        self.begin_epoch()
+        self.follow_first()
+        if self._replica.renew(self.forward.release):
+            self.forward.train(self._replica.network)
+        self._training_pass()
+        self.averaging.put()
+        self._replica.synchronise()
+        self._validation_pass()
+        stops = self.end_epoch()
+        stops = self._tasks.end_epoch() or stops
+        return any(self.ranks.sums([float(stops)]))
+
+    def begin_epoch(self) -> None:
+        """Say that an epoch begins, before its first batch."""
         self.record = EpochRecord()
         self.objective.begin_epoch()
         self.net.notify("on_epoch_begin", **self._datasets)
-        self._training_pass()
-        self.averaging.put()
-        self._validation_pass()
+
+    def end_epoch(self) -> bool:
+        """Say that an epoch has ended; return whether a callback wants to stop."""
         stops = False
         try:
             self.net.notify("on_epoch_end", **self._datasets)
@@ -254,7 +301,27 @@ class Run:
                 raise
             stops = True
         self.epoch += 1
-        return self._tasks.end_epoch() or stops
+        return stops
+
+    def follow_first(self) -> None:
+        """Take over what callbacks have changed, which the first process alone calls.
+
+        That is options of the optimizer, such as rates, weights, and which of them are
+        trained.
+        """
+        if self.ranks.size == 1:
+            return
+        groups = self.optimizer.param_groups
+        options = [{k: v for k, v in g.items() if k != "params"} for g in groups]
+        parameters = list(self.module.parameters())
+        trained = [p.requires_grad for p in parameters]
+        firsts, trained = self.ranks.from_first((options, trained))
+        for parameter, is_trained in zip(parameters, trained, strict=True):
+            parameter.requires_grad_(is_trained)
+        for group, option in zip(groups, firsts, strict=True):
+            group.update(option)
+        if self._has_callbacks:
+            self.ranks.equalise([*parameters, *self.module.buffers()])
 
     def _captured_steps(self) -> CapturedSteps | None:
         """Return what captures the steps, where they can and should be captured."""
@@ -264,6 +331,8 @@ class Run:
         batches = self.batches
         asked_for = wanted is True
         reason = obstacle(self, self.net, self._listeners, asked_for=asked_for)
+        if self.ranks.size > 1:
+            reason = "several processes train together"
         if reason is None and isinstance(batches, ResidentBatches):
             return CapturedSteps(
                 self,
@@ -286,7 +355,8 @@ class Run:
         captured = self._captured
         if captured is not None and not captured.is_possible():
             captured = None
-        training = Pass(self.batches, self.net.train_step, True, counter, captured)
+        step = self.net.train_step
+        training = Pass(self.batches, step, True, counter, captured, self.ranks)
         self._set_training(True)
         self.record.train, sums = training.run(
             self._listeners, self.net.history, self._weights.sums
@@ -299,7 +369,8 @@ class Run:
         if self.valid_batches is None:
             return
         counter = self._counter() if self._listeners.to_accuracy else None
-        validation = Pass(self.valid_batches, self.net.validation_step, False, counter)
+        step, ranks = self.net.validation_step, self.ranks
+        validation = Pass(self.valid_batches, step, False, counter, ranks=ranks)
         self._set_training(False)
         self.record.valid, _ = validation.run(self._listeners, self.net.history)
 
@@ -327,6 +398,47 @@ class Run:
             "for extreme values in X."
         )
 
+    # Trained beside others
+
+    @property
+    def image_shape(self) -> Any:
+        """The shape of the images that rows are, where they are."""
+        return self._settings.image_shape
+
+    def schedule(self) -> AbstractContextManager[None]:
+        """Return the context in which the learning rate is the schedule's."""
+        return self._learning_rate.applied()
+
+    def rates(self, n_steps: int) -> np.ndarray:
+        """Return the rates of the next steps, (n_groups, n_steps)."""
+        return self._learning_rate.applied_rates(range(self.step, self.step + n_steps))
+
+    def look(self, logits: Tensor) -> None:
+        """Look at logits as at those of a step; the first are looked at alone."""
+        self._output.look(logits)
+
+    def end_pass(self, losses: list[float], sizes: list[int], correct: Correct) -> None:
+        """Take note of a training pass that was made elsewhere.
+
+        Parameters
+        ----------
+        losses : list of float
+            Of the batches.
+        sizes : list of int
+            Their numbers of samples.
+        correct : Correct
+        """
+        epoch = self.net.history[-1]
+        epoch["batches"].extend(
+            {"train_loss": loss, "train_batch_size": size}
+            for loss, size in zip(losses, sizes, strict=True)
+        )
+        self.net.history.record("train_batch_count", len(losses))
+        self.step += len(losses)
+        self.record.train = correct
+        self.objective.end_epoch(correct)
+        self._output.look_closer()
+
     # Steps
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -336,11 +448,15 @@ class Run:
         posterior with the first evaluation only; the others keep that target.
         """
         self._learning_rate.set(self.step)
+        if self.batches.totals is not None:
+            total = self.batches.totals[self.step % len(self.batches)]
+            self._replica.share = batch.rows.shape[0] / total
         if self._needs_closure:
             result = self._step_with_closure(batch)
         else:
             result = self.evaluate_and_step(batch)
         self.step += 1
+        self._interrupts.check_now_and_then()
         return result
 
     def evaluate_and_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -361,9 +477,15 @@ class Run:
         if not self._step_is_checked:
             check_step(result, type(self.objective).__name__)
             self._step_is_checked = True
-        if self._listeners.to_gradients:
-            self._listeners.gradients(batch)
+        self._show_gradients(batch)
         return result
+
+    def _show_gradients(self, batch: Batch) -> None:
+        """Show gradients to whoever looks at them, and perhaps changes them."""
+        self._listeners.gradients(batch)
+        if self._follows_gradients:
+            gradients = (p.grad for p in self.module.parameters())
+            self.ranks.equalise(g for g in gradients if g is not None)
 
     def _step_with_closure(self, batch: Batch) -> dict[str, Tensor]:
         first: dict[str, Tensor] = {}
@@ -371,17 +493,32 @@ class Run:
         def closure() -> Tensor:
             if not first:
                 first.update(self._evaluate(batch))
-                return first["loss"]
+                return self._of_all(first["loss"])
             forget_gradients(self.optimizer)
             loss = self.objective.evaluate_again(batch)
-            self._listeners.gradients(batch)
-            return loss
+            self._show_gradients(batch)
+            return self._of_all(loss)
 
         self.optimizer.step(closure)  # type: ignore[arg-type]
         self.averaging.update()
         return first
 
+    def _of_all(self, loss: Tensor) -> Tensor:
+        """Return the loss of the whole batch, from that of this process's part."""
+        if self.ranks.size == 1:
+            return loss
+        (total,) = self.ranks.sums([loss.item() * self._replica.share])
+        return loss.new_tensor(total)
+
     # What objectives call
+
+    def equalise(self, module: nn.Module) -> None:
+        """Have all processes that train together start with the same parameters."""
+        self.ranks.equalise(module.parameters())
+
+    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up gradients that are not the network's over the processes."""
+        self.ranks.add_gradients(parameters, self._replica.share)
 
     def logits(self, x: Any) -> Tensor:
         """Augment and prepare a batch, and run the network."""
@@ -394,6 +531,10 @@ class Run:
     def prepare(self, x: Any) -> Any:
         """Augment a batch, and make of it what the network takes."""
         return self._prepared(x, None if self._augments_ahead else self.augmentation)
+
+    def prepare_plain(self, x: Any) -> Any:
+        """Make of a batch what the network takes, without augmentation."""
+        return self._prepared(x, None)
 
     def _prepare_augmentation(self) -> bool:
         """Have images augmented as they are gathered, where nothing else is seen.
@@ -413,6 +554,8 @@ class Run:
             return False
 
         def transform(x: Tensor, rows: Tensor) -> Tensor:
+            if self._row_numbers is not None:
+                rows = self._row_numbers.index_select(0, rows)
             if self._settings.image_shape is not None:
                 x = x.reshape(len(x), *self._settings.image_shape)
             return augment(x, augmentation, (rows, self._n_epochs) if by_row else ())

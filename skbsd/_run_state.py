@@ -14,6 +14,7 @@ from ._callback_state import (
 from ._generators import Generators
 from ._history import HistoryColumns, from_columns
 from ._optimizer import match_strides
+from ._parts import PartedBeliefs
 from ._run import Run
 from .objectives import Objective
 
@@ -64,9 +65,12 @@ class RunState:
         Before it begins.
     generators : Generators
         That torch draws from.
+    beliefs : PartedBeliefs
+        About the samples of all processes.
     """
 
-    def __init__(self, run: Run, generators: Generators):
+    def __init__(self, run: Run, generators: Generators, beliefs: PartedBeliefs):
+        self._beliefs = beliefs
         self._run = run
         self._generators = generators
         self._history = HistoryColumns()
@@ -74,7 +78,7 @@ class RunState:
         self._objective_before = contents_of(run.objective)
 
     def save(self) -> dict[str, Any]:
-        """Return the state.
+        """Return the state, with what the first process needs to know of the others.
 
         Raises
         ------
@@ -84,16 +88,23 @@ class RunState:
         run = self._run
         parameters = run.module.named_parameters()
         self._history.update(run.net.history)
+        own = {
+            "generators": self._generators.save(run.net.device_),
+            "objective": self._objective_state(),
+        }
+        first, *others = run.ranks.gathered(own, only_first=True)
         return {
+            "others": others,
             "epoch": run.epoch,
             "step": run.step,
+            "has_stopped": run.has_stopped,
             "module": _module_state(run.module),
             "frozen": [name for name, p in parameters if not p.requires_grad],
             "averaging": run.averaging.state_dict(),
             "optimizer": run.optimizer.state_dict(),
-            "posterior": run.posterior.state_dict(),
-            "objective": self._objective_state(),
-            "generators": self._generators.save(run.net.device_),
+            "posterior": self._beliefs.save(run.posterior),
+            "objective": first["objective"],
+            "generators": first["generators"],
             "history": self._history.packed(),
             "callbacks": self._callbacks.save(),
             "compile_time": run.forward.compile_time,
@@ -103,18 +114,34 @@ class RunState:
         """Have the run, which has begun, go on from a state."""
         run = self._run
         run.epoch, run.step = state["epoch"], state["step"]
+        run.has_stopped = state["has_stopped"]
         _load_module(run.module, state["module"])
         for name, parameter in run.module.named_parameters():
             parameter.requires_grad_(name not in state["frozen"])
         run.averaging.load_state_dict(state["averaging"])
         run.optimizer.load_state_dict(state["optimizer"])
         match_strides(run.optimizer)
-        run.posterior.load_state_dict(state["posterior"])
-        run.objective.load_state_dict(state["objective"])
-        self._generators.load(run.net.device_, state["generators"])
+        self._beliefs.load(run.posterior, state["posterior"])
+        self._load_own(state)
         run.net.history[:] = from_columns(state["history"])
         self._callbacks.load(state["callbacks"])
         run.forward.compile_time = state["compile_time"]
+
+    def _load_own(self, state: dict[str, Any]) -> None:
+        """Load what each process has of its own."""
+        run, ranks = self._run, self._run.ranks
+        own = [state, *state["others"]]
+        same_number = len(own) == ranks.size
+        if not same_number:
+            run.step = run.epoch * len(run.batches)  # of perhaps another number
+        if same_number or not ranks.rank:
+            mine = own[ranks.rank]
+            run.objective.load_state_dict(mine["objective"])
+            self._generators.load(run.net.device_, mine["generators"])
+            return
+        run.objective.load_state_dict(state["objective"])
+        self._generators.load(run.net.device_, state["generators"])
+        self._generators.part_ways(run.net.device_, ranks.rank, ranks.size)
 
     def _objective_state(self) -> dict[str, Any]:
         """Return what it remembers, or raise where it does not say what that is."""

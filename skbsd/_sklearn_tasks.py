@@ -37,13 +37,15 @@ class FitTasks:
     ----------
     estimator : BSDClassifier
     data : TrainingData
+    silent : bool, default=False
+        Tell them nothing: another process does.
     """
 
-    def __init__(self, estimator: Any, data: TrainingData):
+    def __init__(self, estimator: Any, data: TrainingData, *, silent: bool = False):
         self._estimator = estimator
         self._fit: Any = None
         self._epoch: Any = None
-        if not (
+        if silent or not (
             hasattr(estimator, "_skl_callbacks")
             or hasattr(estimator, "_parent_callback_ctx")
         ):

@@ -7,8 +7,10 @@ skops does, read all of it, and others compress or map the arrays.
 
 import inspect
 import pickle
+from contextvars import ContextVar
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,29 @@ class PickledComponents:
     """
 
     def __init__(self, components: dict[str, Any]):
-        self.data = pickle.dumps(components)
+        self.data = _dumps.get()(components)
+
+
+# How components are pickled, in this thread.
+_dumps: ContextVar[Any] = ContextVar("dumps", default=pickle.dumps)
+
+
+def dumps_by_value(value: Any) -> bytes:
+    """Pickle for another process that runs now, with the code of a script's classes.
+
+    A pickle names the module of a class. What a script or notebook defines is in
+    ``__main__``, which is another module there.
+
+    Parameters
+    ----------
+    value : object
+        Estimators and what they hold.
+    """
+    before = _dumps.set(cloudpickle.dumps)
+    try:
+        return cloudpickle.dumps(value)
+    finally:
+        _dumps.reset(before)
 
 
 def pack(components: dict[str, Any]) -> dict[str, Any] | PickledComponents:

@@ -236,6 +236,7 @@ class TwoViews(SelfDistillation):
         )
         loss = loss + self._setting.weight * contrast
         loss.backward()
+        self.run.add_gradients(projection.head.parameters())
         # Parameters that no pattern of the user's names are the last group.
         projection.step(self.run.optimizer.param_groups[-1]["lr"])
         return {
@@ -290,6 +291,7 @@ class TwoViews(SelfDistillation):
             nn.ReLU(),
             nn.Linear(width, self._setting.n_components),
         ).to(next(self.run.module.parameters()).device, self.run.dtype)
+        self.run.equalise(head)
         optimizer = self._build_optimizer(head)
         return Projection(head, optimizer, self.run.module, self._setting)
 

@@ -17,16 +17,20 @@ from torch.utils.data import DataLoader
 from . import _advice, _checks, _persistence
 from ._cross_fit import checked_groups, cross_fit, method_for
 from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
-from ._fitting import Fitting
-from ._held_out import HoldOut, with_base_rates
+from ._fitting import Fitting, Trainings, one_by_one
+from ._held_out import HoldOut, Outcome, with_base_rates, with_own_scale
 from ._html import HTMLRepresentation
+from ._launch import fit_in_processes, n_processes
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData, checked_data, split_rows
 from ._net import Net
+from ._parts import agreed_split
 from ._preparation import sample_shape
+from ._ranks import current
 from ._sklearn_tasks import CallbackSupportMixin, with_callbacks
 from ._two_views import TwoViews
 from ._views import check_shows_images
+from ._workers import one_thread_after_fork
 from .augmentation import AUGMENTATIONS
 from .calibration import Calibration
 from .contrastive import Contrastive
@@ -83,9 +87,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         probabilities. "cross-fit" trains two networks on half of the data for half of
         the epochs before the final one learns from all of them, and a third where the
         learning rate or the rule changes; for tables of fewer than 450 samples it is
-        four of each kind, trained on three quarters for all epochs. "hold-out"
-        leaves a fifth of the data out, 2,000 samples at most, or takes the validation
-        data of `train_split`. "auto" is "hold-out" above 20,000 samples or with a
+        four of each kind, trained on three quarters for all epochs. Where training is
+        brief, with fewer than 10 epochs or too few steps (see the guide on
+        calibration), nothing is chosen: the network is that of ``calibration=None``,
+        and two others, of as many steps each, calibrate it. "hold-out" leaves a fifth
+        of the data out, 2,000 samples at most, or takes the validation data of
+        `train_split`. "auto" is "hold-out" above 20,000 samples or with a
         `train_split`, and "cross-fit" otherwise; nothing is done with fewer than 20
         samples. None trains once, and predicts the softmax of the logits.
         :meth:`partial_fit` and warm starts keep the calibration that is there. Of the
@@ -110,6 +117,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         How the learning rate moves over one call of `fit`: up for a quarter of it and
         down along a cosine; down along a cosine; not at all. A skorch `LRScheduler`
         among the callbacks takes its place.
+    schedule_epochs : int, default=None
+        How many epochs the learning rate's schedule is for, where that is more than
+        `max_epochs`; what "auto" and "noisy" stand for is then that of so many epochs
+        too. Such a call is the beginning of one with ``max_epochs=schedule_epochs``,
+        for example in the first rounds of
+        :class:`sklearn.model_selection.HalvingGridSearchCV`. None is `max_epochs`.
     weight_decay : float, default=1e-2
         Passed to the optimizer, where it has such an argument.
     averaging : {"ema"} or None, default=None
@@ -178,6 +191,20 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         operations are launched one by one. Without a CUDA device it has no effect.
     device : str or torch.device, default="auto"
         "auto" is cuda, then mps, then cpu, what there is first.
+    devices : int, "all" or None, default=None
+        How many GPUs train one network together, in a process each, or how many
+        processes on the CPU. Each call of `fit` starts them and ends them; "all" is as
+        many as there are GPUs, and one on the CPU. In a script that torchrun has
+        started, the processes that are there train together; with 1, each trains an
+        estimator of its own.
+    sync_batch_norm : bool, default=False
+        Where several GPUs train together, have batch normalisation take its statistics
+        over the whole batch, and not over each process's part of it.
+    gather_posterior : bool, default=True
+        Where several processes have trained together, put their beliefs together into
+        `posterior_`. With False, each process of a torchrun script keeps its part, with
+        the rows of X that it is about in `posterior_rows_`; with `devices`, the part
+        of the first one is what is left.
     train_split : callable, default=None
         Such as :class:`skorch.dataset.ValidSplit`, to hold out validation data, which
         callbacks that monitor `valid_loss` need. None trains on all of X.
@@ -332,6 +359,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         lr="auto",
         optimizer=torch.optim.AdamW,
         lr_schedule="one-cycle",
+        schedule_epochs=None,
         weight_decay=1e-2,
         averaging=None,
         augmentation=None,
@@ -345,6 +373,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         compile=False,
         cuda_graph="auto",
         device="auto",
+        devices=None,
+        sync_batch_norm=False,
+        gather_posterior=True,
         train_split=None,
         class_weight=None,
         callbacks=None,
@@ -368,6 +399,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self.lr = lr
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
+        self.schedule_epochs = schedule_epochs
         self.weight_decay = weight_decay
         self.averaging = averaging
         self.augmentation = augmentation
@@ -381,6 +413,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self.compile = compile
         self.cuda_graph = cuda_graph
         self.device = device
+        self.devices = devices
+        self.sync_batch_norm = sync_batch_norm
+        self.gather_posterior = gather_posterior
         self.train_split = train_split
         self.class_weight = class_weight
         self.callbacks = callbacks
@@ -440,7 +475,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         ConvergenceWarning
             Where an interrupt (Ctrl-C) ends training, which leaves a usable model;
             where predictions of unseen samples are no better than the frequencies of
-            the classes, or the validation accuracy falls to half of what it was.
+            the classes, or the validation accuracy falls to half of what it was; where
+            the calibration finds a temperature below 0.02 or above 50.
         UserWarning
             For columns of very different scales, and for a `prior_strength` that leaves
             the label less than a tenth of its target.
@@ -453,8 +489,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         """
         keep = self.warm_start and self.initialized_
         classes = self.classes_ if keep and self._has_classes() else None
-        data = self._check_training_data(X, y, sample_weight, classes, keep=keep)
-        return self._train(data, "fit", split_params, keep=keep)
+        with one_thread_after_fork():
+            data = self._check_training_data(X, y, sample_weight, classes, keep=keep)
+            arguments = {"y": y, "sample_weight": sample_weight, **split_params}
+            if self._fits_in_processes("fit", X, arguments):
+                return self
+            return self._train(data, "fit", split_params, keep=keep)
 
     def partial_fit(self, X, y=None, classes=None, sample_weight=None, **split_params):
         """Train the network further, for `max_epochs` more.
@@ -500,8 +540,23 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
                     f"{expected.tolist()}; call fit to start afresh."
                 )
             expected = classes
-        data = self._check_training_data(X, y, sample_weight, expected, keep=keep)
-        return self._train(data, "partial_fit", split_params, keep=keep)
+        with one_thread_after_fork():
+            data = self._check_training_data(X, y, sample_weight, expected, keep=keep)
+            arguments = {"y": y, "sample_weight": sample_weight, **split_params}
+            arguments["classes"] = classes
+            if self._fits_in_processes("partial_fit", X, arguments):
+                return self
+            return self._train(data, "partial_fit", split_params, keep=keep)
+
+    def _fits_in_processes(self, method: str, X, arguments: dict) -> bool:
+        """Have several processes do the call, where the user wants that."""
+        if current(self.devices).size > 1:
+            return False
+        n = n_processes(self.devices, _checks.check_device(self.device))
+        if n == 1:
+            return False
+        fit_in_processes(self, n, method, X, arguments)
+        return True
 
     def make_objective(self) -> Objective:
         """Return what the steps of a call of `fit` minimise.
@@ -763,6 +818,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self._validate_params()
         _checks.check_monitors(self, reset=not keep)
         _checks.check_order(self.get_params_for("iterator_valid"))
+        current(
+            self.devices
+        )  # gives this process its GPU, before anything is put on another
         _checks.check_device(self.device)
         data = checked_data(
             X,
@@ -789,37 +847,19 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
     @with_callbacks
     def _train(self, data: TrainingData, caller: str, split_params, *, keep: bool):
+        ranks = current(self.devices)
         if not keep:
-            _advice.of_settings(self, data.X, stacklevel=_USER)
-        keeps = keep or caller == "partial_fit"
-        method = method_for(self, data, keep=keeps)
-        groups = None
-        if self.train_split is None and self.calibration is not None:
-            groups = checked_groups(data, split_params.pop("groups", None))
-        split = self._split(data, caller, split_params)
-        outcome = held_out = None
-        if method == "cross-fit":
-            outcome = cross_fit(self, data, split, groups)
-        elif method == "hold-out":
-            held_out = HoldOut(self, data, split, groups)
-            split = held_out.split
-        about = outcome or held_out
-        interrupted = Fitting(
-            self,
-            data,
-            split,
-            keep=keep,
-            choice=None if about is None else about.choice,
-            calibration=None if outcome is None else outcome.calibration,
-        ).train()
-        if held_out is not None:
-            outcome = held_out.outcome()
-        if outcome is not None:
-            self.calibration_ = with_base_rates(self, outcome, data, split.rows)
-            self.out_of_fold_proba_ = outcome.proba
+            # Where warnings are errors, they are so in all processes.
+            ranks.first_does(
+                lambda: _advice.of_settings(self, data.X, stacklevel=_USER + 2)
+            )
+        trainings = self._trainings(data, caller, split_params, keep=keep)
+        outcome, interrupted = one_by_one(trainings)
         if interrupted is None:
-            _advice.of_result(self, outcome, stacklevel=_USER)
-        if interrupted is not None:
+            ranks.first_does(
+                lambda: _advice.of_result(self, outcome, stacklevel=_USER + 2)
+            )
+        elif ranks.is_first:
             further = "partial_fit trains it further"
             if self.checkpoint is not None:
                 further = "the same call again trains the remaining epochs"
@@ -830,6 +870,50 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
                 stacklevel=4,  # fit's caller
             )
         return self
+
+    def _trainings(
+        self, data: TrainingData, caller: str, split_params, *, keep: bool
+    ) -> Trainings[tuple[Outcome | None, int | None]]:
+        """Yield what a call trains, one after the other, and calibrate.
+
+        Returns what predictions of unseen samples have told, and the epoch in which the
+        last training was interrupted.
+        """
+        ranks = current(self.devices)
+        keeps = keep or caller == "partial_fit"
+        method = method_for(self, data, keep=keeps)
+        groups = None
+        if self.train_split is None and self.calibration is not None:
+            groups = checked_groups(data, split_params.pop("groups", None))
+        split = self._split(data, caller, split_params)
+        outcome = held_out = None
+        if method == "cross-fit":
+            outcome = yield from cross_fit(self, data, split, groups)
+        elif method == "hold-out":
+            held_out = HoldOut(self, data, split, groups)
+            split = held_out.split
+        about = outcome or held_out
+        interrupted = yield Fitting(
+            self,
+            data,
+            split,
+            keep=keep,
+            choice=None if about is None else about.choice,
+            calibration=None if outcome is None else outcome.calibration,
+        )
+        if held_out is not None:
+            outcome = ranks.first_does(held_out.outcome)
+        if outcome is not None:
+            outcome, self.calibration_ = ranks.first_does(
+                lambda: self._scaled(outcome, data, split.rows)
+            )
+            self.out_of_fold_proba_ = outcome.proba
+        return outcome, interrupted
+
+    def _scaled(self, outcome: Outcome, data: TrainingData, rows: np.ndarray):
+        """Fit what was found to the final network."""
+        outcome = with_own_scale(self, outcome, data, rows)
+        return outcome, with_base_rates(self, outcome, data, rows)
 
     def _split(self, data: TrainingData, caller: str, split_params: dict) -> Split:
         """Split off validation data."""
@@ -844,7 +928,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             routed = process_routing(self, caller, **split_params)
             split_params = routed["splitter"]["split"]
         whole = self.get_dataset(data.X, data.y)  # itself, where X is a Dataset
-        return split_rows(data, whole, self.train_split, split_params)
+        split = split_rows(data, whole, self.train_split, split_params)
+        return agreed_split(split, data, current(self.devices))
 
     def _calibrated_logits(self, X) -> torch.Tensor:
         calibration = getattr(self, "calibration_", None)

@@ -7,7 +7,7 @@ other, computes gradients, and keeps what it remembers of the samples.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -149,6 +149,28 @@ class TrainingRun(Protocol):
         -------
         context manager
             :class:`torch.autocast`, or one that does nothing.
+        """
+
+    def equalise(self, module: nn.Module) -> None:
+        """Have all processes that train together start with the same parameters.
+
+        For a module of the objective's own. With one process nothing happens.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            Its parameters become those of the first process.
+        """
+
+    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up gradients that are not the network's over the processes.
+
+        Those of the network are added up anyway. With one process nothing happens.
+
+        Parameters
+        ----------
+        parameters : iterable of Tensor
+            Their gradients become those of the loss of the whole batch.
         """
 
     def write(self, name: str, value: float) -> None:

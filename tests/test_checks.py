@@ -41,6 +41,7 @@ PARAMETERS = [
     ("discount", [0, -0.5, 1.1, NAN, INF, None]),
     ("prior_floor", [0, -1e-3, NAN, INF, "1e-3", None]),
     ("max_epochs", [0, -1, 2.5, None]),
+    ("schedule_epochs", [0, -1, 2.5, "long"]),
     ("batch_size", [0, -2, 1.5, None]),
     ("lr", [0, -1.0, NAN, "0.1"]),
     ("lr_schedule", ["unknown", None]),

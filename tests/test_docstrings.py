@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from types import FunctionType
 
+import numpy as np
 import pytest
 import torch
 from numpydoc.docscrape import get_doc_object
@@ -82,7 +83,7 @@ def test_defaults_are_those_of_the_signature(name):
     for names, kind, _ in get_doc_object(DOCUMENTED[name])["Parameters"]:
         default = re.search(r"(?:^|, )(?:default=(.+)|optional)$", kind)
         if default:
-            value = eval(default[1] or "None", {"torch": torch})
+            value = eval(default[1] or "None", {"nan": np.nan, "torch": torch})
             stated |= dict.fromkeys(names.split(", "), value)
     parameters = inspect.signature(DOCUMENTED[name]).parameters.values()
     assert stated == {p.name: p.default for p in parameters if p.default is not p.empty}

@@ -137,6 +137,15 @@ def test_silence(iris, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_silent_where_print_is_another_function(iris, monkeypatch, capsys):
+    """As under Ray."""
+    printed = []
+    monkeypatch.setattr("builtins.print", lambda *args, **kwargs: printed.append(args))
+    quick().fit(*iris)
+    assert printed == []
+    assert capsys.readouterr() == ("", "")
+
+
 class TestRepresentation:
     def test_unfitted(self):
         page = parsed(BSDClassifier(prior_strength=7.5, max_epochs=3)._repr_html_())

@@ -1,0 +1,180 @@
+"""One fit over several processes: time, memory and bytes exchanged.
+
+    python benchmarks/scaling.py --ranks 1 2 --output benchmarks/scaling.csv
+
+Each measurement is a training by `torchrun` with so many processes, of one thread each
+on the CPU, or one GPU each. In a round, every number of processes is measured once, in
+turn. "strong" keeps the batch of all processes together; "weak" keeps that of each
+process, and the number of its samples. The efficiency is the number of samples per
+second and process, beside that of one process in the same round.
+
+`bytes/step` are those of the gradients that a process hands to the exchange in a step,
+and `bytes/epoch` those of everything else (numbers of the epoch, statistics of
+normalisation), both counted where torch.distributed is called. `memory` is the peak of
+a process (of the GPU where there is one), and `beliefs` are the bytes of its part of
+the posterior.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from _common import Results, machine, ratios, rounds, spread
+
+from skbsd import BSDClassifier
+from skbsd.networks import MLP, SmallResNet
+
+COLUMNS = (
+    "case",
+    "scaling",
+    "ranks",
+    "round",
+    "samples_per_s",
+    "memory_mb",
+    "beliefs_mb",
+    "bytes_per_step",
+    "bytes_per_epoch",
+    "device",
+)
+# Network, its options, shape of a sample, classes, samples and batch of one process.
+CASES = {
+    "mlp": (MLP, {"hidden": (1024, 1024)}, (256,), 100, 20_000, 512),
+    "resnet": (SmallResNet, {}, (3, 16, 16), 10, 2_048, 128),
+}
+
+
+def data(shape: tuple[int, ...], n_classes: int, n: int):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, *shape)).astype(np.float32)
+    return X, np.arange(n) % n_classes
+
+
+class Counted:
+    """Counts the bytes that go to torch.distributed."""
+
+    def __init__(self):
+        self.gradients = self.others = 0
+        reduce, broadcast = dist.all_reduce, dist.broadcast
+
+        def all_reduce(tensor, *args, **kwargs):
+            if kwargs.get("async_op"):
+                self.gradients += tensor.nbytes
+            else:
+                self.others += tensor.nbytes
+            return reduce(tensor, *args, **kwargs)
+
+        def broadcasted(tensor, *args, **kwargs):
+            self.others += tensor.nbytes
+            return broadcast(tensor, *args, **kwargs)
+
+        dist.all_reduce, dist.broadcast = all_reduce, broadcasted
+
+
+def work(args) -> None:
+    """Train in one process of several, and print what it took as JSON."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    kind, options, shape, n_classes, n, batch = CASES[args.case]
+    factor = size if args.scaling == "weak" else 1
+    X, y = data(shape, n_classes, n * factor)
+    first = {"in_features": shape[0]} if kind is MLP else {"in_channels": shape[0]}
+    model = BSDClassifier(
+        kind,
+        **{f"module__{k}": v for k, v in (first | options).items()},
+        module__n_classes=n_classes,
+        max_epochs=args.epochs,
+        batch_size=batch * factor,
+        calibration=None,
+        gather_posterior=False,
+        random_state=0,
+        device=args.device,
+    )
+    counted = Counted()
+    model.fit(X, y)
+    # The first epoch has what is done once.
+    seconds = statistics.median(model.history_[1:, "dur"])
+    steps = len(model.history_[0, "batches"]) * args.epochs
+    on_gpu = model.device_.type == "cuda"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    state = model.posterior_.state_dict()
+    found = {
+        "samples_per_s": len(X) / seconds,
+        "memory_mb": (torch.cuda.max_memory_allocated() if on_gpu else peak) / 1e6,
+        "beliefs_mb": sum(t.nbytes for t in state.values()) / 1e6,
+        "bytes_per_step": counted.gradients / steps,
+        "bytes_per_epoch": counted.others / args.epochs,
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+    }
+    if int(os.environ.get("RANK", 0)) == 0:
+        print("FOUND", json.dumps(found))
+
+
+def measure(args, case: str, scaling: str, ranks: int) -> dict:
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={ranks}"]
+    command += [__file__, "--work", case, scaling, "--epochs", str(args.epochs)]
+    done = subprocess.run(
+        [*command, "--device", args.device],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    found = [x for x in done.stdout.splitlines() if x.startswith("FOUND ")]
+    if done.returncode or not found:
+        sys.exit(done.stdout + done.stderr)
+    return json.loads(found[0].removeprefix("FOUND "))
+
+
+def main(args) -> None:
+    results = Results(args.output, COLUMNS)
+    print(machine())
+    for case in args.cases:
+        for scaling in ("strong", "weak"):
+            speeds: dict[str, list[float]] = {}
+            last = {}
+            for i, name in rounds(args.rounds, map(str, args.ranks)):
+                found = measure(args, case, scaling, int(name))
+                results.add(case, scaling, int(name), i, *found.values())
+                speeds.setdefault(name, []).append(found["samples_per_s"])
+                last[name] = found
+            print(f"\n{case}, {scaling} scaling, {args.rounds} rounds")
+            print("ranks  samples/s: median, least, most   efficiency: median, ...")
+            for name in map(str, args.ranks):
+                of_one = ratios(speeds, name, "1") if "1" in speeds else []
+                efficiency = [r / int(name) for r in of_one] or [float("nan")]
+                found = last[name]
+                print(
+                    f"{name:>5} {spread(speeds[name], 0)} {spread(efficiency)}  "
+                    f"memory {found['memory_mb']:.0f} MB, beliefs "
+                    f"{found['beliefs_mb']:.2f} MB, {found['bytes_per_step']:,.0f} "
+                    f"bytes/step, {found['bytes_per_epoch']:,.0f} bytes/epoch"
+                )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--cases", choices=CASES, nargs="+", default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output", type=Path, help="CSV that rows are appended to")
+    parser.add_argument("--work", nargs=2, metavar=("CASE", "SCALING"))
+    arguments = parser.parse_args()
+    if arguments.work is None:
+        main(arguments)
+    else:
+        torch.set_num_threads(1)
+        arguments.case, arguments.scaling = arguments.work
+        work(arguments)

@@ -1,0 +1,198 @@
+"""The samples of one process, of several that train together, and their beliefs.
+
+A process keeps its samples, and what is believed of them, for a whole call of `fit`:
+beliefs travel when training is over, or into a checkpoint, and never between.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from ._batches import Share
+from ._loading import Split, TrainingData, part_of
+from ._ranks import OneRank
+from .posterior import Posterior
+
+# The deal is the same in each call, so that beliefs stay where they are.
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a process trains and validates on; this one on everything.
+
+    Parameters
+    ----------
+    data : TrainingData
+        The samples of the process.
+    split : Split
+        Their rows.
+    train_share, valid_share : Share
+        Which part of the batches they are.
+    rows : ndarray of int or None
+        Which rows of X the samples are; None is all of them.
+    """
+
+    data: TrainingData
+    split: Split
+    train_share: Share
+    valid_share: Share
+    rows: np.ndarray | None = None
+
+
+class PartedBeliefs:
+    """The beliefs about all samples, of which each process has a part.
+
+    Parameters
+    ----------
+    part : Part
+        Of this process.
+    ranks : OneRank
+    prior : callable
+        Returns what is believed of all samples before training, on the CPU.
+    """
+
+    def __init__(self, part: Part, ranks: OneRank, prior: Callable[[], Posterior]):
+        self._rows = part.rows
+        self._ranks = ranks
+        self._prior = prior
+
+    def own(self, whole: Posterior) -> Posterior:
+        """Return the beliefs about the samples of this process."""
+        if self._rows is None:
+            return whole
+        return whole.part(torch.from_numpy(self._rows))
+
+    def gathered(self, posterior: Posterior, *, only_first: bool = False) -> Posterior:
+        """Return the beliefs about all samples; those not trained on have their prior.
+
+        Parameters
+        ----------
+        posterior : Posterior
+            About the samples of this process.
+        only_first : bool, default=False
+            Return this process's own where it is not the first.
+        """
+        if self._rows is None:
+            return posterior
+        # Their pickles are NumPy's, on no device.
+        own = self._rows, posterior
+        parts: Iterable[Any] = self._ranks.each(own)
+        if only_first:
+            parts = self._ranks.gathered(own, only_first=True)
+            if not self._ranks.is_first:
+                return posterior
+        whole = self._prior()
+        for rows, part in parts:
+            whole.put(torch.from_numpy(rows), part)
+        return whole
+
+    def save(self, posterior: Posterior) -> dict[str, Tensor]:
+        """Return the state of all beliefs, in the first process."""
+        return self.gathered(posterior, only_first=True).state_dict()
+
+    def load(self, posterior: Posterior, state: dict[str, Tensor]) -> None:
+        """Load the beliefs about the samples of this process from the state of all."""
+        if self._rows is not None:
+            whole = self._prior()
+            whole.load_state_dict(state)
+            state = self.own(whole).state_dict()
+        posterior.load_state_dict(state)
+
+
+def whole_part(data: TrainingData, split: Split) -> Part:
+    """Return the part of a process that trains alone.
+
+    Parameters
+    ----------
+    data : TrainingData
+    split : Split
+    """
+    n_valid = 0 if split.valid_rows is None else len(split.valid_rows)
+    return Part(data, split, Share(len(split.rows)), Share(n_valid))
+
+
+def agreed_split(split: Split, data: TrainingData, ranks: OneRank) -> Split:
+    """Return the first process's split, as one may be drawn at random in each.
+
+    Parameters
+    ----------
+    split : Split
+        Of this process.
+    data : TrainingData
+        Of all. Where processes have different ones, each keeps its split, and is told
+        so when it trains.
+    ranks : OneRank
+    """
+    n = len(data.y)
+    n_first, rows, valid_rows = ranks.from_first((n, split.rows, split.valid_rows))
+    if n_first != n or ranks.size == 1:
+        return split
+    if split.valid_data is not None:
+        return split._replace(rows=rows)
+    datasets = dict(split.datasets)
+    if valid_rows is not None:
+        # Scores that are not of batches find samples by lists, and not by ranges.
+        whole = datasets["dataset_valid"].dataset
+        datasets["dataset_valid"] = Subset(whole, valid_rows.tolist())
+    return Split(rows, valid_rows, None, datasets)
+
+
+def part_for(data: TrainingData, split: Split, ranks: OneRank) -> Part:
+    """Return the part of one of several processes.
+
+    Parameters
+    ----------
+    data : TrainingData
+        Of all.
+    split : Split
+        What of them is trained and validated on.
+    ranks : OneRank
+        Those that take part.
+    """
+    if ranks.size == 1:
+        return whole_part(data, split)
+    rows = _dealt(data.codes, split.rows, ranks)
+    weight = None if data.weight is None else float(data.weight[split.rows].mean())
+    train_share = Share(len(split.rows), ranks.rank, ranks.size, weight)
+    n_train, valid_rows, valid_data = len(rows), None, None
+    n_valid = 0
+    if split.valid_rows is not None:
+        n_valid = len(split.valid_rows)
+        source = data if split.valid_data is None else split.valid_data
+        valid = _dealt(source.codes, split.valid_rows, ranks)
+        if split.valid_data is None:
+            rows = np.concatenate([rows, valid])
+            valid_rows = np.arange(n_train, len(rows))
+        else:
+            valid_data = _of_rows(split.valid_data, valid)
+            valid_rows = np.arange(len(valid))
+    return Part(
+        _of_rows(data, rows),
+        Split(np.arange(n_train), valid_rows, valid_data, split.datasets),
+        train_share,
+        Share(n_valid, ranks.rank, ranks.size),
+        rows,
+    )
+
+
+def _dealt(codes: np.ndarray, rows: np.ndarray, ranks: OneRank) -> np.ndarray:
+    """Deal rows out, of each class evenly, whatever the order that they are in."""
+    shuffled = np.random.default_rng(_SEED).permutation(rows)
+    by_class = shuffled[np.argsort(codes[shuffled], kind="stable")]
+    return np.sort(by_class[ranks.rank :: ranks.size])
+
+
+def _of_rows(data: TrainingData, rows: np.ndarray) -> TrainingData:
+    return data._replace(
+        X=part_of(data.X, rows),
+        y=data.y[rows],
+        codes=data.codes[rows],
+        weight=None if data.weight is None else data.weight[rows],
+        sample_weight=None,
+    )

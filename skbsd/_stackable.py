@@ -1,0 +1,220 @@
+"""Which trainings can be trained together, and why others cannot."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ._architecture import is_altered
+from ._batches import ResidentBatches
+from ._capturable import is_ours
+from ._optimizer import is_hooked
+from ._ranks import current
+from ._run import Run
+from ._stacked_optimizer import can_stack, same_options
+from .objectives import SelfDistillation
+from .posterior import DirichletPosterior
+
+# Hooks of the estimator that a stack does not call.
+_NOT_CALLED = ("fit", "infer", "train_step", "train_step_single", "on_batch_begin")
+# What a parameter has to be.
+_PLAIN = {
+    "averaging": None,
+    "checkpoint": None,
+    "compile": False,
+    "contrastive": None,
+    "devices": None,
+    "train_split": None,
+    "verbose": 0,
+    "warm_start": False,
+}
+# On a CPU, what a stack saves is the time between operations. Networks that convolve
+# are slower at once there, and so are few of them, and large ones or batches, which one
+# by one stay in a core's cache (benchmarks/stacked.py).
+_FEWEST_ON_CPU = 8
+_MOST_WEIGHTS_ON_CPU = 2**15
+_MOST_PRODUCTS_ON_CPU = 2**22  # of weights and samples of a batch
+
+
+def obstacle_of(net: Any) -> str | None:
+    """Return why an estimator has to be trained by itself, as far as parameters tell.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+    """
+    if current(net.devices).size > 1:
+        return "several processes train a network together"
+    for name, plain in _PLAIN.items():
+        value = getattr(net, name)
+        if value is not plain and value != plain:
+            return f"{name}={value!r}"
+    if (net.callbacks and net.callbacks != "disable") or net.get_params_for(
+        "callbacks"
+    ):
+        return "there are callbacks"
+    if getattr(net, "_skl_callbacks", None):
+        return "scikit-learn's callbacks are set on the classifier"
+    for name in _NOT_CALLED:
+        hook = getattr(type(net), name)
+        if name in vars(net) or not (is_ours(hook) or _is_skorchs(hook)):
+            return f"{type(net).__name__} has a {name} of its own"
+    return None
+
+
+def _is_skorchs(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == "skorch"
+
+
+def obstacle_in(run: Run) -> str | None:
+    """Return why a run that has begun has to be trained by itself, or None.
+
+    Parameters
+    ----------
+    run : Run
+    """
+    if not isinstance(run.batches, ResidentBatches):
+        return "the data come through a loader"
+    if run.batches.transform is not None:
+        return "the augmentation goes by row"
+    if type(run.posterior) is not DirichletPosterior:
+        return f"{type(run.posterior).__name__} holds the beliefs"
+    if run.forward.dtype == torch.bfloat16:
+        # Autocast does not reach what is run for several at once.
+        return "the network runs in bfloat16 (pass precision='float32')"
+    if type(run.objective) is not SelfDistillation:
+        return f"{type(run.objective).__name__} is an objective of its own"
+    if not can_stack(run.optimizer) or is_hooked(run.optimizer) or run.optimizer.state:
+        name = type(run.optimizer).__name__
+        return f"the optimizer {name} is not torch's SGD, Adam or AdamW without hooks"
+    for module in run.module.modules():
+        if is_altered(module):
+            return f"a {type(module).__name__} of the network has hooks"
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            return f"the network has {type(module).__name__}, which draws at random"
+    tensors = [*run.module.parameters(), *run.module.buffers()]
+    if any(map(is_lazy, tensors)):
+        return "the network has lazy parameters"
+    if any(p.grad_fn is not None for p in tensors):
+        return "a weight of the network is computed from others"
+    return None
+
+
+def slowness(run: Run, n_members: int) -> str | None:
+    """Return why a stack would take longer than one network after the other, or None.
+
+    Parameters
+    ----------
+    run : Run
+        One of the members, which are alike.
+    n_members : int
+    """
+    if run.net.device_.type != "cpu":
+        return None
+    weights = [p.numel() for p in run.module.parameters()]
+    if any(p.ndim > 2 for p in run.module.parameters()):
+        return "networks that convolve are faster one by one on a CPU"
+    size = sum(weights)
+    products = size * max(_sizes(run))
+    if size > _MOST_WEIGHTS_ON_CPU or products > _MOST_PRODUCTS_ON_CPU:
+        return "networks or batches as large are faster one by one on a CPU"
+    if n_members < _FEWEST_ON_CPU:
+        return "so few networks are faster one by one on a CPU"
+    return None
+
+
+def _sizes(run: Run) -> list[int]:
+    assert isinstance(run.batches, ResidentBatches)
+    return run.batches.sizes
+
+
+def kind(run: Run) -> tuple:
+    """Return what two runs must have in common, and can be compared at once.
+
+    Parameters
+    ----------
+    run : Run
+        Without an obstacle.
+    """
+    batches, posterior = run.batches, run.posterior
+    assert isinstance(batches, ResidentBatches)
+    return (
+        run.net.device_,
+        run.dtype,
+        run.preparation.shape,
+        run.max_epochs,
+        "one batch" if len(batches) == 1 else batches.batch_size,
+        batches.weight is None,
+        batches.x.dtype,
+        tuple(batches.x.shape[1:]),
+        posterior.dtype,
+        posterior.n_classes,
+        run.image_shape,
+    )
+
+
+def are_alike(one: Run, other: Run) -> bool:
+    """Whether two runs of a kind have networks and optimizers of the same code.
+
+    Parameters
+    ----------
+    one, other : Run
+    """
+    if not same_options(one.optimizer, other.optimizer):
+        return False
+    names = [
+        [
+            [named[id(p)] for p in group["params"]]
+            for group in run.optimizer.param_groups
+        ]
+        for run in (one, other)
+        for named in [{id(p): name for name, p in run.module.named_parameters()}]
+    ]
+    return names[0] == names[1] and same_code(one.module, other.module)
+
+
+def same_code(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks do the same with their weights.
+
+    Parameters
+    ----------
+    one, other : nn.Module
+    """
+    modules, others = dict(one.named_modules()), dict(other.named_modules())
+    return modules.keys() == others.keys() and all(
+        type(module) is type(others[name])
+        and _same(_attributes(module), _attributes(others[name]))
+        for name, module in modules.items()
+    )
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Return what a module knows, tensors by their form alone."""
+    own = {n: v for n, v in vars(module).items() if n not in ("_modules", "training")}
+    for kept in ("_parameters", "_buffers"):
+        own[kept] = {
+            name: None if t is None else (t.shape, t.dtype, t.requires_grad)
+            for name, t in own[kept].items()
+        }
+    return own
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Compare values of attributes; those that cannot be compared are not the same."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(
+            _same(one[key], other[key]) for key in one
+        )
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    try:
+        return bool(one == other)
+    except Exception:
+        return False
