@@ -5,6 +5,15 @@ from typing import Any
 
 from ._state import dumps_by_value
 
+# Callbacks of scikit-learn and their contexts, which a search has left on its estimator
+# and takes away itself.
+_OF_THE_CALLER = {
+    "_callback_fit_ctx",
+    "_parent_callback_ctx",
+    "_skl_callbacks",
+    "_skl_callbacks_to_teardown",
+}
+
 
 class _Fitted:
     """The part of an estimator's state that is not its parameters."""
@@ -15,7 +24,7 @@ class _Fitted:
 
     def __getstate__(self):
         # Here and not before, as components are pickled within.
-        left_out = _own(self._net) | {"callbacks_"}
+        left_out = _own(self._net) | _OF_THE_CALLER | {"callbacks_"}
         state = self._net.__getstate__()
         return {k: v for k, v in state.items() if k not in left_out}
 
@@ -51,7 +60,8 @@ def unpack(net: Any, packed: bytes) -> None:
     packed : bytes
     """
     fitted, callbacks = pickle.loads(packed)
-    own = {k: v for k, v in vars(net).items() if k in _own(net)}
+    kept = _own(net) | _OF_THE_CALLER
+    own = {k: v for k, v in vars(net).items() if k in kept}
     device = net.device
     vars(net).clear()
     net.__setstate__(own | fitted.state)

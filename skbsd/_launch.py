@@ -27,6 +27,7 @@ from sklearn.utils import check_random_state
 
 from . import _fitted_state
 from ._ranks import RankError, current
+from ._sklearn_tasks import in_parallel
 from ._state import dumps_by_value
 
 # How long the others have, in seconds, to end when one process has failed.
@@ -88,8 +89,10 @@ def fit_in_processes(net: Any, n: int, method: str, X: Any, arguments: dict) -> 
         with _running(folder, n) as processes:
             failed, is_interrupted = _wait(processes)
         outcomes = [_outcome(folder, rank) for rank in range(n)]
-    if failed and is_interrupted:
-        raise KeyboardInterrupt  # some were not so far that they could agree to stop
+    if is_interrupted and (failed or in_parallel()):
+        # Some were not so far that they could agree to stop, or this is one of the fits
+        # of a search, which ends: only this process knows.
+        raise KeyboardInterrupt
     _raise(outcomes, failed)
     packed, caught = outcomes[0][1]
     _fitted_state.unpack(net, packed)

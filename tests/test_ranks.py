@@ -14,7 +14,9 @@ import pytest
 import ranks_script
 from helpers import quick
 from ranks_script import SCENARIOS, digits
+from sklearn.model_selection import GridSearchCV, cross_val_score
 
+from skbsd import _launch
 from skbsd._batches import ResidentBatches, Share
 from skbsd._launch import _sendable
 from skbsd._loading import Split, checked_data
@@ -261,6 +263,34 @@ def test_devices_starts_processes(capsys):
     assert state.randint(100) != np.random.RandomState(0).randint(100)
     assert not {"posterior_rows_", "_run"} & vars(model).keys()
     pickle.loads(pickle.dumps(model)).predict(X)
+
+
+def test_a_search_starts_processes_for_its_fit():
+    """The context of scikit-learn's callbacks, which it has set, is still its own."""
+    X, y = digits()
+    search = GridSearchCV(
+        quick(devices=2, max_epochs=1),
+        {"prior_strength": [20]},
+        cv=[(np.arange(400), np.arange(400, 500))],
+        refit=False,
+        error_score="raise",
+    ).fit(X, y)
+    assert search.best_score_ > 0.1
+
+
+def test_an_interrupt_ends_a_search_whose_fits_start_processes(monkeypatch):
+    fits = []
+
+    def interrupted(processes):
+        fits.append(processes)
+        for process in processes:
+            process.wait()
+        return {}, True
+
+    monkeypatch.setattr(_launch, "_wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cross_val_score(quick(devices=2, max_epochs=1), *digits(), cv=2)
+    assert len(fits) == 1
 
 
 def test_an_error_of_any_kind_can_be_passed_on():
