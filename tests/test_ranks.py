@@ -3,6 +3,7 @@
 Two of them, on the CPU, go through the scenarios of ranks_script.py once.
 """
 
+import operator
 import os
 import pickle
 import subprocess
@@ -20,7 +21,10 @@ from skbsd._launch import _sendable
 from skbsd._loading import Split, checked_data
 from skbsd._parts import _dealt, part_for
 from skbsd._ranks import OneRank, RankError, n_taking_part
+from skbsd._replica import synchronised_norms
 from skbsd.callbacks import ProgressBar
+from skbsd.label_noise import label_quality
+from skbsd.networks import SmallResNet
 
 TESTS = Path(__file__).parent
 ALONE = ("alone", "few_samples", "failing", "kept_in_parts")
@@ -261,6 +265,7 @@ def test_devices_starts_processes(capsys):
     assert state.randint(100) != np.random.RandomState(0).randint(100)
     assert not {"posterior_rows_", "_run"} & vars(model).keys()
     pickle.loads(pickle.dumps(model)).predict(X)
+    assert len(label_quality(model)) == len(y)
 
 
 def test_an_error_of_any_kind_can_be_passed_on():
@@ -282,6 +287,26 @@ def test_a_process_ends_with_the_one_that_has_started_it():
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as one:
         one.stdin.close()
         assert one.wait(60) == 1
+
+
+def test_batch_norms_are_exchanged_and_put_back():
+    """What SyncBatchNorm computes needs GPUs; that it learns the same numbers does not."""
+    module = SmallResNet(1, 10, widths=(4,)).train()
+    before = dict(module.named_modules())
+    parameters = list(module.parameters())
+    statistics = dict(module.named_buffers())
+    ranks = OneRank()
+    ranks.size = 2
+    with synchronised_norms(module, ranks):
+        kinds = [type(m).__name__ for m in module.modules()]
+        assert "SyncBatchNorm" in kinds
+        assert "BatchNorm2d" not in kinds
+        assert all(map(operator.is_, module.parameters(), parameters))
+        for name, buffer in module.named_buffers():
+            assert buffer is statistics[name]
+        module.eval()
+    assert dict(module.named_modules()) == before
+    assert not any(m.training for m in module.modules())
 
 
 def test_devices_names_a_process_that_dies():
