@@ -290,7 +290,7 @@ def test_a_process_ends_with_the_one_that_has_started_it():
 
 
 def test_batch_norms_are_exchanged_and_put_back():
-    """What SyncBatchNorm computes needs GPUs; that it learns the same numbers does not."""
+    """What SyncBatchNorm computes needs GPUs; which numbers it has does not."""
     module = SmallResNet(1, 10, widths=(4,)).train()
     before = dict(module.named_modules())
     parameters = list(module.parameters())
