@@ -403,11 +403,6 @@ class CompactPosterior(Beliefs):
         return self._values.dtype
 
     @property
-    def _is_dense(self) -> bool:
-        """Whether memory holds a number per sample and class."""
-        return self._folder is None
-
-    @property
     def _has_lost_evidence(self) -> bool:
         """Whether predictions were too small beside the prior: they never are."""
         return False

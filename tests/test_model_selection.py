@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import tempfile
 import warnings
 
 import joblib
@@ -518,6 +519,7 @@ class Wrapper(ClassifierMixin, BaseEstimator):
         (double(callbacks=[EpochScoring("accuracy", name="x")]), "callbacks"),
         (double(precision="bfloat16"), "bfloat16"),
         (double(posterior_dtype="compact-2"), "CompactPosterior"),
+        (double(posterior_folder=tempfile.gettempdir()), "posterior_folder="),
         (double(averaging="ema"), "averaging='ema'"),
         (double(optimizer=torch.optim.RMSprop), "RMSprop"),
         (double(iterator_train__num_workers=0), "loader"),

@@ -157,6 +157,16 @@ class TestCompact:
         assert isinstance(model.posterior_, CompactPosterior)
         assert model.score(X, y) > 0.5
 
+    @pytest.mark.parametrize("form", ["compact-8", "compact-40", "float32"])
+    def test_nothing_as_large_as_dense_beliefs_is_left(self, table, form):
+        X, y = table
+        model = quick(posterior_dtype=form, calibration="hold-out").fit(X, y)
+        assert model.calibration_.n_samples > 0
+        is_compact = isinstance(model.posterior_, CompactPosterior)
+        assert (model.out_of_fold_proba_ is None) == is_compact == (form == "compact-8")
+        if is_compact:
+            find_label_issues(model)  # by the evidence alone
+
 
 class TestInFiles:
     @pytest.mark.parametrize("form", FORMS)
@@ -239,6 +249,15 @@ class TestInFiles:
         again = quick(checkpoint=tmp_path, posterior_folder=tmp_path / "b").fit(X, y)
         assert_same_beliefs(first, again)
         assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+    @pytest.mark.parametrize("kind", [DirichletPosterior, CompactPosterior])
+    def test_rows_may_be_chosen_by_a_list_or_a_mask(self, kind):
+        posterior = kind(torch.arange(4), 50)
+        posterior.update(torch.randn(4, 50), torch.arange(4))
+        mask = np.array([False, True, True, False])
+        assert torch.equal(posterior.mean(mask), posterior.mean()[1:3])
+        assert torch.equal(posterior.mean(mask), posterior.mean([1, 2]))
+        assert posterior.evidence([]).shape == (0, 50)
 
     @pytest.mark.parametrize("kind", [DirichletPosterior, CompactPosterior])
     def test_rows_go_to_the_logits_and_back(self, tmp_path, kind):
