@@ -300,8 +300,10 @@ class TestInFiles:
             quick(posterior_folder="").fit(*table)
         file = tmp_path / "file"
         file.write_text("")
-        with pytest.raises(FileExistsError):
-            quick(posterior_folder=file).fit(*table)
+        for folder in (file, file / "below"):
+            message = rf"'{re.escape(str(folder))}' is no folder that beliefs can lie"
+            with pytest.raises(OSError, match=message):
+                quick(posterior_folder=folder).fit(*table)
 
     def test_no_samples(self, tmp_path):
         assert _disk.allocate((0, 5), torch.float32, tmp_path).shape == (0, 5)
