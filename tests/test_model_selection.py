@@ -545,6 +545,15 @@ def test_others_are_fitted_one_by_one_with_a_warning(iris, estimator, reason):
         )
 
 
+def test_tables_too_large_to_be_converted_at_once(iris, monkeypatch):
+    monkeypatch.setattr("skbsd._loading.COPY", 10)
+    X, y = iris[0].astype(np.float64), iris[1]
+    estimator = quick(batch_size=32, max_epochs=3)
+    one, other, theirs, ours = both(estimator, GRID, X, y)
+    assert theirs[0].module_.layers[0].weight.dtype == torch.float32
+    assert_all_same(one, other, ours, theirs, 1e-5)
+
+
 def test_other_estimators(iris):
     search = StackedGridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]})
     with pytest.warns(RuntimeWarning, match="LogisticRegression is no BSDClassifier"):
