@@ -242,6 +242,8 @@ class DirichletPosterior(Beliefs):
         return torch.cat([part.double().sum(dim=-1) for part in parts])
 
     def _fitting(self, name: str, tensor: Tensor) -> Tensor:
+        if tensor.dtype == self.dtype:
+            return tensor  # and no copy, as there may be no room for one
         # An infinite prior's stand-in may be that of a wider type.
         return tensor.clamp(max=torch.finfo(self.dtype).max / 4)
 

@@ -281,6 +281,12 @@ class TestInFiles:
         assert torch.equal(other.visits, one.visits)
         torch.testing.assert_close(other.mean(), one.mean())
 
+    def test_rows_of_the_same_type_are_loaded_without_a_copy(self):
+        posterior = DirichletPosterior(torch.zeros(3).long(), 4)
+        alpha = posterior.state_dict()["alpha"]
+        assert posterior._fitting("alpha", alpha) is alpha
+        assert posterior._fitting("alpha", alpha.double()) is not alpha
+
     def test_stay_on_the_cpu(self, tmp_path):
         posterior = DirichletPosterior(torch.zeros(3).long(), 4, folder=tmp_path)
         assert posterior.to("meta") is posterior
