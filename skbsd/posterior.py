@@ -11,6 +11,7 @@ gamma; alpha is a row of concentrations and q its mean, the training target.
 
 import math
 import os
+from numbers import Integral
 from types import ModuleType
 from typing import Any
 
@@ -363,9 +364,10 @@ class CompactPosterior(Beliefs):
             device=device,
             folder=folder,
         )
-        if n_kept < 2:
+        if not (isinstance(n_kept, Integral) and n_kept >= 2):
             raise ValueError(
-                f"n_kept must be at least 2, the label and another class, got {n_kept}."
+                "n_kept must be an integer of at least 2, the label and another class, "
+                f"got {n_kept!r}."
             )
         if dtype not in _COMPACT_TYPES:
             raise ValueError(
