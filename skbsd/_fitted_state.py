@@ -3,6 +3,7 @@
 import pickle
 from typing import Any
 
+from ._sklearn_tasks import CONTEXTS
 from ._state import dumps_by_value
 
 
@@ -62,5 +63,6 @@ def unpack(net: Any, packed: bytes) -> None:
 
 
 def _own(net: Any) -> set[str]:
-    """Return the names of parameters, which each process has."""
-    return {*net._constructor_names(), *net._params_to_validate, "_params_to_validate"}
+    """Return the names of what each process has: parameters, and scikit-learn's own."""
+    parameters = {*net._constructor_names(), *net._params_to_validate}
+    return {*parameters, "_params_to_validate", "_skl_callbacks", *CONTEXTS}

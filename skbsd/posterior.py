@@ -11,6 +11,7 @@ gamma; alpha is a row of concentrations and q its mean, the training target.
 
 import math
 import os
+from numbers import Integral
 from types import ModuleType
 from typing import Any
 
@@ -242,6 +243,8 @@ class DirichletPosterior(Beliefs):
         return torch.cat([part.double().sum(dim=-1) for part in parts])
 
     def _fitting(self, name: str, tensor: Tensor) -> Tensor:
+        if tensor.dtype == self.dtype:
+            return tensor  # and no copy, as there may be no room for one
         # An infinite prior's stand-in may be that of a wider type.
         return tensor.clamp(max=torch.finfo(self.dtype).max / 4)
 
@@ -361,9 +364,10 @@ class CompactPosterior(Beliefs):
             device=device,
             folder=folder,
         )
-        if n_kept < 2:
+        if not (isinstance(n_kept, Integral) and n_kept >= 2):
             raise ValueError(
-                f"n_kept must be at least 2, the label and another class, got {n_kept}."
+                "n_kept must be an integer of at least 2, the label and another class, "
+                f"got {n_kept!r}."
             )
         if dtype not in _COMPACT_TYPES:
             raise ValueError(
@@ -401,11 +405,6 @@ class CompactPosterior(Beliefs):
     def dtype(self) -> torch.dtype:
         """Floating type of the values that are kept."""
         return self._values.dtype
-
-    @property
-    def _is_dense(self) -> bool:
-        """Whether memory holds a number per sample and class."""
-        return self._folder is None
 
     @property
     def _has_lost_evidence(self) -> bool:

@@ -16,6 +16,7 @@ import ranks_script
 from helpers import quick
 from ranks_script import SCENARIOS, digits
 
+from skbsd import _fitted_state
 from skbsd._batches import ResidentBatches, Share
 from skbsd._launch import _sendable
 from skbsd._loading import Split, checked_data
@@ -266,6 +267,18 @@ def test_devices_starts_processes(capsys):
     assert not {"posterior_rows_", "_run"} & vars(model).keys()
     pickle.loads(pickle.dumps(model)).predict(X)
     assert len(label_quality(model)) == len(y)
+
+
+def test_contexts_of_a_search_are_its_own(iris):
+    """scikit-learn, from 1.9 on, keeps them on the estimators that it fits."""
+    packed = _fitted_state.pack(quick(max_epochs=1).fit(*iris))
+    model, context = quick(max_epochs=1), object()
+    model._parent_callback_ctx = context
+    model._skl_callbacks = callbacks = [object()]
+    _fitted_state.unpack(model, packed)
+    assert model._parent_callback_ctx is context
+    assert model._skl_callbacks is callbacks
+    assert model.n_iter_ == 1
 
 
 def test_an_error_of_any_kind_can_be_passed_on():
