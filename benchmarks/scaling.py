@@ -141,7 +141,7 @@ def main(args) -> None:
         for scaling in ("strong", "weak"):
             speeds: dict[str, list[float]] = {}
             last = {}
-            for i, name in rounds(args.rounds, map(str, args.ranks)):
+            for i, name in rounds(args.rounds, [str(n) for n in args.ranks]):
                 found = measure(args, case, scaling, int(name))
                 results.add(case, scaling, int(name), i, *found.values())
                 speeds.setdefault(name, []).append(found["samples_per_s"])
