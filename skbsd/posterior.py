@@ -11,7 +11,6 @@ gamma; alpha is a row of concentrations and q its mean, the training target.
 
 import math
 import os
-from numbers import Integral
 from types import ModuleType
 from typing import Any
 
@@ -364,7 +363,7 @@ class CompactPosterior(Beliefs):
             device=device,
             folder=folder,
         )
-        if not (isinstance(n_kept, Integral) and n_kept >= 2):
+        if n_kept < 2 or n_kept != int(n_kept):
             raise ValueError(
                 "n_kept must be an integer of at least 2, the label and another class, "
                 f"got {n_kept!r}."
@@ -377,7 +376,7 @@ class CompactPosterior(Beliefs):
         sums = torch.promote_types(dtype, torch.float32)
         check_prior(prior_strength, discount, prior_floor, sums)
         self._n_classes = n_classes
-        n, n_kept = len(self.labels), min(n_kept, n_classes)
+        n, n_kept = len(self.labels), min(int(n_kept), n_classes)
         indices = _compact.index_dtype(n_classes)
         self._classes = self._allocate((n, n_kept), indices)
         for part, of in zip(
