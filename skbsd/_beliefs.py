@@ -522,7 +522,11 @@ class Beliefs:
         raise NotImplementedError
 
     def _here(self, index: Tensor | None) -> Tensor | None:
-        return None if index is None else torch.as_tensor(index, device=self.device)
+        """Return row numbers, or those where a mask is true, where the store is."""
+        if index is None:
+            return None
+        index = torch.as_tensor(index, device=self.device)
+        return index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
 
     def _labels_of(self, index: Tensor | None) -> Tensor:
         return self.labels if index is None else self.labels[self._here(index)]

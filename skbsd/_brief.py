@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ._label_model import SD_LOG_TEMPERATURE
+from ._rules import Choice, schedule_length
 from .calibration import (
     Calibration,
     LabelErrors,
@@ -76,7 +77,9 @@ def is_small_table(size: float, *, shows_images: bool) -> bool:
     return size < _ENOUGH and not shows_images
 
 
-def is_brief(net: Any, size: float, *, shows_images: bool) -> bool:
+def is_brief(
+    net: Any, size: float, *, shows_images: bool, n_epochs: int | None = None
+) -> bool:
     """Whether a training is too brief for the folds of longer ones.
 
     Parameters
@@ -85,15 +88,37 @@ def is_brief(net: Any, size: float, *, shows_images: bool) -> bool:
     size : float
         Samples that are trained on.
     shows_images : bool
+    n_epochs : int, default=None
+        Of the training; None is the net's `max_epochs`.
     """
-    if net.max_epochs < _FEW_EPOCHS:
+    n_epochs = net.max_epochs if n_epochs is None else n_epochs
+    if n_epochs < _FEW_EPOCHS:
         return True
     is_small = is_small_table(size, shows_images=shows_images)
-    if is_small and net.max_epochs >= _FEW_WHOLE_EPOCHS:
+    if is_small and n_epochs >= _FEW_WHOLE_EPOCHS:
         return False
     batch_size, _ = net._loader("iterator_train").resolved()
     per_epoch = 1 if batch_size == -1 else math.ceil(size / 2 / batch_size)
-    return math.ceil(net.max_epochs / 2) * per_epoch < _FEW_STEPS
+    return math.ceil(n_epochs / 2) * per_epoch < _FEW_STEPS
+
+
+def first_choice(net: Any, size: float, *, shows_images: bool) -> Choice:
+    """Return what a training begins with, whatever is chosen afterwards.
+
+    One that is the beginning of a longer one, by `schedule_epochs`, begins as that does
+    and may be brief all the same.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+    size : float
+        Samples that are trained on.
+    shows_images : bool
+    """
+    whole = schedule_length(net)
+    if is_brief(net, size, shows_images=shows_images, n_epochs=whole):
+        return Choice.plain(net)
+    return Choice.default(net)
 
 
 def least_separation(net: Any, size: float, *, brief: bool) -> float | None:

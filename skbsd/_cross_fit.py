@@ -20,6 +20,7 @@ from ._brief import (
     LogTemperature,
     batch_size_of_fold,
     estimate_log_temperature,
+    first_choice,
     is_brief,
     is_small_table,
     label_errors,
@@ -239,12 +240,11 @@ class CrossFit:
 
     def run(self) -> Trainings[Outcome]:
         """Have networks trained on the folds, choose, and calibrate."""
-        began = time.perf_counter()
+        began, net = time.perf_counter(), self.net
+        choice = first_choice(net, self.size, shows_images=self.is_image)
         if self.is_brief:
-            choice = Choice.plain(self.net)
             final = yield from self._predictions(list(range(self.n_folds)), choice)
             return self._outcome(choice, final, [], time.perf_counter() - began)
-        net, choice = self.net, Choice.default(self.net)
         opens_rate, opens_rule = rate_is_open(net), rule_is_open(net)
         folds = list(range(self.n_folds))
         # Where folds cost, the second one is for another rule or another rate.

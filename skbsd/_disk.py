@@ -35,7 +35,7 @@ def allocate(
     Raises
     ------
     OSError
-        If there is no such room.
+        If there is no such room, or no file can be made there.
     """
     size = math.prod(shape)
     if size == 0:
@@ -56,8 +56,15 @@ def allocate(
 
 def _file_of(n_bytes: int, folder: Path) -> Path:
     """Make a file of zeros for which the disk has room."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(".skbsd-beliefs", dir=folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(".skbsd-beliefs", dir=folder)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{os.fspath(folder)!r} is no folder that beliefs can lie in "
+            f"({error.strerror}); name another one as posterior_folder",
+        ) from error
     try:
         # Without it, a full disk would kill the process in the middle of a step.
         if hasattr(os, "posix_fallocate"):

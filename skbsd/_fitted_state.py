@@ -3,16 +3,8 @@
 import pickle
 from typing import Any
 
+from ._sklearn_tasks import CONTEXTS
 from ._state import dumps_by_value
-
-# Callbacks of scikit-learn and their contexts, which a search has left on its estimator
-# and takes away itself.
-_OF_THE_CALLER = {
-    "_callback_fit_ctx",
-    "_parent_callback_ctx",
-    "_skl_callbacks",
-    "_skl_callbacks_to_teardown",
-}
 
 
 class _Fitted:
@@ -24,7 +16,7 @@ class _Fitted:
 
     def __getstate__(self):
         # Here and not before, as components are pickled within.
-        left_out = _own(self._net) | _OF_THE_CALLER | {"callbacks_"}
+        left_out = _own(self._net) | {"callbacks_"}
         state = self._net.__getstate__()
         return {k: v for k, v in state.items() if k not in left_out}
 
@@ -60,8 +52,7 @@ def unpack(net: Any, packed: bytes) -> None:
     packed : bytes
     """
     fitted, callbacks = pickle.loads(packed)
-    kept = _own(net) | _OF_THE_CALLER
-    own = {k: v for k, v in vars(net).items() if k in kept}
+    own = {k: v for k, v in vars(net).items() if k in _own(net)}
     device = net.device
     vars(net).clear()
     net.__setstate__(own | fitted.state)
@@ -72,5 +63,6 @@ def unpack(net: Any, packed: bytes) -> None:
 
 
 def _own(net: Any) -> set[str]:
-    """Return the names of parameters, which each process has."""
-    return {*net._constructor_names(), *net._params_to_validate, "_params_to_validate"}
+    """Return the names of what each process has: parameters, and scikit-learn's own."""
+    parameters = {*net._constructor_names(), *net._params_to_validate}
+    return {*parameters, "_params_to_validate", "_skl_callbacks", *CONTEXTS}

@@ -14,6 +14,7 @@ from skorch.callbacks import (
 
 from ._check_callbacks import monitors_validation
 from ._rules import Choice
+from ._sklearn_tasks import CONTEXTS
 
 # Callbacks of skorch's that change how a network is trained, and not only watch.
 _ACTING = (
@@ -25,16 +26,14 @@ _ACTING = (
 )
 # Attributes that are neither parameters nor fitted, but of a call of fit.
 _OF_A_FIT = (
-    "_callback_fit_ctx",
     "_fingerprint",
     "_generators",
-    "_parent_callback_ctx",
     "_preparation",
     "_projection",
     "_run",
     "_saved_prior",
     "_skl_callbacks",
-    "_skl_callbacks_to_teardown",
+    *CONTEXTS,
 )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._brief import (
     LogTemperature,
+    first_choice,
     for_final_network,
     is_brief,
     label_errors,
@@ -137,7 +138,7 @@ class HoldOut:
         size, self._is_image = data.size(split.rows), is_image(data.X, net.image_shape)
         brief = is_brief(net, size, shows_images=self._is_image)
         self._separable = least_separation(net, size, brief=brief)
-        self.choice = Choice.plain(net) if brief else Choice.default(net)
+        self.choice = first_choice(net, size, shows_images=self._is_image)
         self._data, self._rows = data, split.valid_rows
         if split.valid_data is not None:
             self._data = split.valid_data

@@ -262,10 +262,11 @@ def on_device(
         X = _narrowed(X, dtype)
     if by_loader:
         return data._replace(X=X.cpu())
+    kept = X.dtype if X.dtype == torch.uint8 else dtype
     moves = device.type == "cuda" and not X.is_cuda
-    if moves and X.nbytes > free_memory(device) / 2:
+    if moves and X.numel() * kept.itemsize > free_memory(device) / 2:
         return data._replace(X=X)
-    return data._replace(X=X.to(device))
+    return data._replace(X=_moved(X, device, kept))
 
 
 def make_batches(
@@ -454,6 +455,23 @@ def _narrowed(X: Tensor, dtype: torch.dtype) -> Tensor:
     for part in parts(X):
         _narrow(part, dtype)
     return X
+
+
+def _moved(X: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Put inputs on a device; what was too large to be converted here is so there."""
+    if X.device.type == device.type or X.dtype == dtype:
+        return X.to(device)
+    return _converted(X, device, dtype)
+
+
+def _converted(X: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return inputs of another type on another device, with no copy here."""
+    moved = torch.empty(X.shape, dtype=dtype, device=device)
+    start = 0
+    for part in parts(X):
+        moved[start : start + len(part)] = part.to(dtype)
+        start += len(part)
+    return moved
 
 
 def _narrow(X: Tensor, dtype: torch.dtype) -> Tensor:

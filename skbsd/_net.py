@@ -34,6 +34,7 @@ from ._optimizer import can_fuse
 from ._preparation import Preparation
 from ._rules import DEFAULT_LR
 from ._run import Run
+from ._sklearn_tasks import CONTEXTS
 from ._views import mean_logits
 from ._workers import one_thread_after_fork
 from .networks import default_network
@@ -66,13 +67,7 @@ _LATER_PARAMETERS = {
 
 # What no copy of an estimator has: a call of fit that runs, what only a further one
 # can use, and contexts of scikit-learn's callbacks.
-_TRANSIENT = (
-    "_run",
-    "_projection",
-    "_callback_fit_ctx",
-    "_parent_callback_ctx",
-    "_skl_callbacks_to_teardown",
-)
+_TRANSIENT = ("_run", "_projection", *CONTEXTS)
 
 
 class Net(NeuralNetClassifier):

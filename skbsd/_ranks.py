@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from torch import Tensor
 
 # What torchrun and other launchers set.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# How long a process waits for another one: as long as a training of which it is no
+# part, or a callback of the first one. One that dies is noticed by its connection.
+_PATIENCE = timedelta(days=1)
 # How long the others have, in seconds, to say that they are still there.
 _ROLL_CALL = 5.0
 
@@ -184,7 +188,7 @@ class Ranks(OneRank):
         is_all = size == dist.get_world_size()
         # All processes make all groups, in the same order, whoever is in them.
         self.group = self.world if is_all else dist.new_group(members)
-        self._control: Any = dist.new_group(members, backend="gloo")
+        self._control: Any = dist.new_group(members, backend="gloo", timeout=_PATIENCE)
         self._store: Any = dist.PrefixStore("skbsd", _store())
         self._parts: dict[int, Ranks] = {}
         self._n_works = 0

@@ -17,7 +17,20 @@ except ImportError:  # before 1.9, where no estimator has `set_callbacks`
         return method
 
 
-__all__ = ["CallbackSupportMixin", "FitTasks", "in_parallel", "with_callbacks"]
+__all__ = [
+    "CONTEXTS",
+    "CallbackSupportMixin",
+    "FitTasks",
+    "in_parallel",
+    "with_callbacks",
+]
+
+# Where scikit-learn keeps on an estimator what is known while it is fitted.
+CONTEXTS = (
+    "_callback_fit_ctx",
+    "_parent_callback_ctx",
+    "_skl_callbacks_to_teardown",
+)
 
 
 def in_parallel() -> bool:

@@ -72,7 +72,9 @@ class Stack:
         self._n_batches = max(len(run.batches) for run in self.runs)
         self._counts = any(run.objective.counts_correct for run in self.runs)
         self._augments = any(run.augmentation is not None for run in self.runs)
-        self._is_plain = not (self._augments or run.preparation.is_uint8)
+        # Images of bytes, and tables in files, are converted batch by batch.
+        is_converted = self._x.dtype != run.dtype
+        self._is_plain = not (self._augments or is_converted)
         self._device = run.net.device_
         self._diverged: set[int] = set()
 

@@ -24,6 +24,7 @@ _PLAIN = {
     "checkpoint": None,
     "compile": False,
     "contrastive": None,
+    "posterior_folder": None,
     "train_split": None,
     "verbose": 0,
     "warm_start": False,

@@ -133,6 +133,8 @@ class StackedNetwork:
             reason = str(error).partition("\n")[0]
             return f"the network cannot be run on several at once ({reason})"
         expected, found = expected.detach(), logits[0].detach()
+        if not expected.isfinite().all():
+            return "the network returns logits that are not finite"
         tolerance = _TOLERANCE * (1 + float(expected.abs().max()))
         if not torch.allclose(found, expected, rtol=0, atol=tolerance):
             return "the network returns other logits when several are run at once"

@@ -173,7 +173,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     posterior_folder : str or path-like, default=None
         Have new beliefs lie in a file in this folder, rather than in memory. It goes
         when the estimator does: to keep beliefs, save them with `save`. Pickles hold
-        the beliefs themselves, and are loaded into memory.
+        the beliefs themselves, and are loaded into memory; so is what the processes of
+        `devices` hand back when they are done.
     channels_last : {"auto"} or bool, default="auto"
         Store images pixel by pixel, which convolutions are faster with. "auto" does so
         on the CPU and on CUDA where the network convolves and can take it.
@@ -702,8 +703,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             Write the beliefs, the state of the optimizer and what tells the training
             data too: :meth:`partial_fit` with the same X and y then goes on as it
             would have here, on the CPU bit for bit. (A contrastive projection begins
-            anew.) They take 4 bytes per training sample and class, and two to three
-            times the memory of the network.
+            anew.) They take what the beliefs take in memory, by default 4 bytes per
+            training sample and class, and two to three times that of the network.
 
         Raises
         ------
@@ -818,9 +819,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self._validate_params()
         _checks.check_monitors(self, reset=not keep)
         _checks.check_order(self.get_params_for("iterator_valid"))
-        current(
-            self.devices
-        )  # gives this process its GPU, before anything is put on another
+        # Gives this process its GPU, before anything is put on another.
+        current(self.devices)
         _checks.check_device(self.device)
         data = checked_data(
             X,

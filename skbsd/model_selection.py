@@ -159,10 +159,10 @@ class StackedGridSearchCV(GridSearchCV):
     the same; others are in stacks of their own. Folds may differ in size. The optimizer
     is torch's SGD, Adam or AdamW, the data are arrays, and nothing looks into the
     training: there are no callbacks, `train_split`, `checkpoint`, `contrastive`,
-    `averaging`, `compile` or `verbose`. The network does the same whatever values it
-    sees, in float32 or float64 and without dropout. Batch normalisation keeps the
-    statistics of each network. Calibration is part of a fit, and its networks are
-    stacked too.
+    `averaging`, `posterior_folder`, `compile` or `verbose`. The network does the same
+    whatever values it sees, in float32 or float64 and without dropout. Batch
+    normalisation keeps the statistics of each network. Calibration is part of a fit,
+    and its networks are stacked too.
 
     On a CPU, "auto" stacks networks without convolutions of up to 32,768 weights (times
     the batch size, 2^22), where there are eight fits or more: others are faster one by

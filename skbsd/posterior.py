@@ -242,6 +242,8 @@ class DirichletPosterior(Beliefs):
         return torch.cat([part.double().sum(dim=-1) for part in parts])
 
     def _fitting(self, name: str, tensor: Tensor) -> Tensor:
+        if tensor.dtype == self.dtype:
+            return tensor  # and no copy, as there may be no room for one
         # An infinite prior's stand-in may be that of a wider type.
         return tensor.clamp(max=torch.finfo(self.dtype).max / 4)
 
@@ -361,9 +363,10 @@ class CompactPosterior(Beliefs):
             device=device,
             folder=folder,
         )
-        if n_kept < 2:
+        if n_kept < 2 or n_kept != int(n_kept):
             raise ValueError(
-                f"n_kept must be at least 2, the label and another class, got {n_kept}."
+                "n_kept must be an integer of at least 2, the label and another class, "
+                f"got {n_kept!r}."
             )
         if dtype not in _COMPACT_TYPES:
             raise ValueError(
@@ -373,7 +376,7 @@ class CompactPosterior(Beliefs):
         sums = torch.promote_types(dtype, torch.float32)
         check_prior(prior_strength, discount, prior_floor, sums)
         self._n_classes = n_classes
-        n, n_kept = len(self.labels), min(n_kept, n_classes)
+        n, n_kept = len(self.labels), min(int(n_kept), n_classes)
         indices = _compact.index_dtype(n_classes)
         self._classes = self._allocate((n, n_kept), indices)
         for part, of in zip(
@@ -401,11 +404,6 @@ class CompactPosterior(Beliefs):
     def dtype(self) -> torch.dtype:
         """Floating type of the values that are kept."""
         return self._values.dtype
-
-    @property
-    def _is_dense(self) -> bool:
-        """Whether memory holds a number per sample and class."""
-        return self._folder is None
 
     @property
     def _has_lost_evidence(self) -> bool:

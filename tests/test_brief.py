@@ -19,6 +19,7 @@ from skbsd._brief import (
     LogTemperature,
     batch_size_of_fold,
     estimate_log_temperature,
+    first_choice,
     for_final_network,
     is_brief,
     label_errors,
@@ -70,6 +71,15 @@ class TestWhichTrainingsAreBrief:
     def test_by_epochs_and_steps(self, epochs, size, shows_images, expected):
         net = BSDClassifier(max_epochs=epochs)
         assert is_brief(net, size, shows_images=shows_images) is expected
+
+    @pytest.mark.parametrize(
+        ("epochs", "whole", "expected"),
+        [(5, None, "auto"), (5, 9, "auto"), (5, 40, "plain"), (40, None, "plain")],
+    )
+    def test_the_beginning_of_a_longer_one_has_its_rule(self, epochs, whole, expected):
+        net = BSDClassifier(max_epochs=epochs, schedule_epochs=whole)
+        choice = first_choice(net, 1_000, shows_images=False)
+        assert choice.evidence == expected
 
     def test_one_batch_is_one_step(self):
         net = BSDClassifier(max_epochs=30, batch_size=-1)

@@ -350,7 +350,8 @@ class TestPriors:
     @pytest.mark.parametrize(
         ("kwargs", "message"),
         [
-            ({"n_kept": 1}, "n_kept must be at least 2.*got 1"),
+            ({"n_kept": 1}, "n_kept must be an integer of at least 2.*got 1"),
+            ({"n_kept": 2.5}, "n_kept must be an integer of at least 2.*got 2.5"),
             ({"dtype": torch.bfloat16}, "dtype must be one of.*got torch.bfloat16"),
             ({"prior_strength": 0.0}, "prior_strength must lie in .*got 0.0"),
             ({"prior_floor": 30.0}, "must be smaller than"),

@@ -91,6 +91,19 @@ class TestArraysInFiles:
         assert same_weights(one, other)
         assert_array_equal(one.predict_proba(mapped), other.predict_proba(X))
 
+    @pytest.mark.usefixtures("nothing_is_copied")
+    def test_a_device_holds_what_the_network_takes(self, iris):
+        """And not twice as much, in double precision, which some know nothing of."""
+        X, y = iris[0].astype(np.float64), iris[1]
+        options = {"class_weight": None, "classes": None, "image_shape": None}
+        data = _loading.checked_data(X, y, None, caller="", **options)
+        meta = torch.device("meta")
+        found = _loading.on_device(data, meta, torch.float32, by_loader=False).X
+        assert (found.device, found.dtype) == (meta, torch.float32)
+        tensor = torch.from_numpy(X)
+        converted = _loading._converted(tensor, torch.device("cpu"), torch.float32)
+        assert torch.equal(converted, tensor.float())
+
     def test_a_view_that_nobody_writes_to(self):
         X = np.arange(12.0).reshape(3, 4)
         X.flags.writeable = False

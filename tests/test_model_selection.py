@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import tempfile
 import warnings
 
 import joblib
@@ -518,6 +519,7 @@ class Wrapper(ClassifierMixin, BaseEstimator):
         (double(callbacks=[EpochScoring("accuracy", name="x")]), "callbacks"),
         (double(precision="bfloat16"), "bfloat16"),
         (double(posterior_dtype="compact-2"), "CompactPosterior"),
+        (double(posterior_folder=tempfile.gettempdir()), "posterior_folder="),
         (double(averaging="ema"), "averaging='ema'"),
         (double(optimizer=torch.optim.RMSprop), "RMSprop"),
         (double(iterator_train__num_workers=0), "loader"),
@@ -541,6 +543,15 @@ def test_others_are_fitted_one_by_one_with_a_warning(iris, estimator, reason):
         np.testing.assert_array_equal(
             plain.cv_results_["mean_test_score"], search.cv_results_["mean_test_score"]
         )
+
+
+def test_tables_too_large_to_be_converted_at_once(iris, monkeypatch):
+    monkeypatch.setattr("skbsd._loading.COPY", 10)
+    X, y = iris[0].astype(np.float64), iris[1]
+    estimator = quick(batch_size=32, max_epochs=3)
+    one, other, theirs, ours = both(estimator, GRID, X, y)
+    assert theirs[0].module_.layers[0].weight.dtype == torch.float32
+    assert_all_same(one, other, ours, theirs, 1e-5)
 
 
 def test_other_estimators(iris):

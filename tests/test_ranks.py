@@ -3,6 +3,7 @@
 Two of them, on the CPU, go through the scenarios of ranks_script.py once.
 """
 
+import operator
 import os
 import pickle
 import subprocess
@@ -14,15 +15,18 @@ import pytest
 import ranks_script
 from helpers import quick
 from ranks_script import SCENARIOS, digits
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import cross_val_score
 
-from skbsd import _launch
+from skbsd import _fitted_state, _launch
 from skbsd._batches import ResidentBatches, Share
 from skbsd._launch import _sendable
 from skbsd._loading import Split, checked_data
 from skbsd._parts import _dealt, part_for
 from skbsd._ranks import OneRank, RankError, n_taking_part
+from skbsd._replica import synchronised_norms
 from skbsd.callbacks import ProgressBar
+from skbsd.label_noise import label_quality
+from skbsd.networks import SmallResNet
 
 TESTS = Path(__file__).parent
 ALONE = ("alone", "few_samples", "failing", "kept_in_parts")
@@ -263,19 +267,19 @@ def test_devices_starts_processes(capsys):
     assert state.randint(100) != np.random.RandomState(0).randint(100)
     assert not {"posterior_rows_", "_run"} & vars(model).keys()
     pickle.loads(pickle.dumps(model)).predict(X)
+    assert len(label_quality(model)) == len(y)
 
 
-def test_a_search_starts_processes_for_its_fit():
-    """The context of scikit-learn's callbacks, which it has set, is still its own."""
-    X, y = digits()
-    search = GridSearchCV(
-        quick(devices=2, max_epochs=1),
-        {"prior_strength": [20]},
-        cv=[(np.arange(400), np.arange(400, 500))],
-        refit=False,
-        error_score="raise",
-    ).fit(X, y)
-    assert search.best_score_ > 0.1
+def test_contexts_of_a_search_are_its_own(iris):
+    """scikit-learn, from 1.9 on, keeps them on the estimators that it fits."""
+    packed = _fitted_state.pack(quick(max_epochs=1).fit(*iris))
+    model, context = quick(max_epochs=1), object()
+    model._parent_callback_ctx = context
+    model._skl_callbacks = callbacks = [object()]
+    _fitted_state.unpack(model, packed)
+    assert model._parent_callback_ctx is context
+    assert model._skl_callbacks is callbacks
+    assert model.n_iter_ == 1
 
 
 def test_an_interrupt_ends_a_search_whose_fits_start_processes(monkeypatch):
@@ -312,6 +316,26 @@ def test_a_process_ends_with_the_one_that_has_started_it():
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as one:
         one.stdin.close()
         assert one.wait(60) == 1
+
+
+def test_batch_norms_are_exchanged_and_put_back():
+    """What SyncBatchNorm computes needs GPUs; which numbers it has does not."""
+    module = SmallResNet(1, 10, widths=(4,)).train()
+    before = dict(module.named_modules())
+    parameters = list(module.parameters())
+    statistics = dict(module.named_buffers())
+    ranks = OneRank()
+    ranks.size = 2
+    with synchronised_norms(module, ranks):
+        kinds = [type(m).__name__ for m in module.modules()]
+        assert "SyncBatchNorm" in kinds
+        assert "BatchNorm2d" not in kinds
+        assert all(map(operator.is_, module.parameters(), parameters))
+        for name, buffer in module.named_buffers():
+            assert buffer is statistics[name]
+        module.eval()
+    assert dict(module.named_modules()) == before
+    assert not any(m.training for m in module.modules())
 
 
 def test_devices_names_a_process_that_dies():

@@ -84,6 +84,20 @@ class TestContinues:
         more = model.partial_fit(*iris)
         assert_same(more, expected.partial_fit(*iris))
 
+    @pytest.mark.parametrize("calibration", ["hold-out", "cross-fit"])
+    def test_a_brief_beginning_of_what_is_not_brief(
+        self, iris, tmp_path, epochs, calibration
+    ):
+        """By the rule of the whole."""
+        kwargs = {"calibration": calibration, "schedule_epochs": 20, "lr": 0.01}
+        finals = []
+        for n_epochs in (4, 20):
+            del epochs[:]
+            model = after(n_epochs, tmp_path, iris, **kwargs)
+            finals.append(epochs[-(n_epochs - sum(map(len, finals))) :])
+        assert finals == [[0, 1, 2, 3], list(range(4, 20))]
+        assert_same(model, after(20, None, iris, **kwargs))
+
     @pytest.mark.parametrize("augmentation", [None, "flip-crop"])
     def test_images(self, uint8_digits, tmp_path, epochs, augmentation):
         data = uint8_digits[0][:100], uint8_digits[1][:100]

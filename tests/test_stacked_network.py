@@ -112,6 +112,14 @@ def test_a_trial_compares_the_logits():
     assert "other logits" in network.obstacle(torch.randn(2, 4, 4))
 
 
+def test_a_trial_that_is_not_finite():
+    modules = [Linear().train() for _ in range(2)]
+    with torch.no_grad():
+        modules[0].layer.bias[0] = torch.nan
+    network = StackedNetwork(modules, [names_of(modules[0])])
+    assert "not finite" in network.obstacle(torch.randn(2, 4, 4))
+
+
 def test_networks_of_the_same_code():
     assert same_code(MLP(4, 3), MLP(4, 3))
     assert not same_code(MLP(4, 3), MLP(4, 2))

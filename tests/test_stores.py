@@ -157,6 +157,16 @@ class TestCompact:
         assert isinstance(model.posterior_, CompactPosterior)
         assert model.score(X, y) > 0.5
 
+    @pytest.mark.parametrize("form", ["compact-8", "compact-40", "float32"])
+    def test_nothing_as_large_as_dense_beliefs_is_left(self, table, form):
+        X, y = table
+        model = quick(posterior_dtype=form, calibration="hold-out").fit(X, y)
+        assert model.calibration_.n_samples > 0
+        is_compact = isinstance(model.posterior_, CompactPosterior)
+        assert (model.out_of_fold_proba_ is None) == is_compact == (form == "compact-8")
+        if is_compact:
+            find_label_issues(model)  # by the evidence alone
+
 
 class TestInFiles:
     @pytest.mark.parametrize("form", FORMS)
@@ -241,6 +251,15 @@ class TestInFiles:
         assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
     @pytest.mark.parametrize("kind", [DirichletPosterior, CompactPosterior])
+    def test_rows_may_be_chosen_by_a_list_or_a_mask(self, kind):
+        posterior = kind(torch.arange(4), 50)
+        posterior.update(torch.randn(4, 50), torch.arange(4))
+        mask = np.array([False, True, True, False])
+        assert torch.equal(posterior.mean(mask), posterior.mean()[1:3])
+        assert torch.equal(posterior.mean(mask), posterior.mean([1, 2]))
+        assert posterior.evidence([]).shape == (0, 50)
+
+    @pytest.mark.parametrize("kind", [DirichletPosterior, CompactPosterior])
     def test_rows_go_to_the_logits_and_back(self, tmp_path, kind):
         """As on a GPU, here by the CPU's own arithmetic."""
         labels = torch.arange(20) % 3 + 40
@@ -262,6 +281,12 @@ class TestInFiles:
         assert torch.equal(other.visits, one.visits)
         torch.testing.assert_close(other.mean(), one.mean())
 
+    def test_rows_of_the_same_type_are_loaded_without_a_copy(self):
+        posterior = DirichletPosterior(torch.zeros(3).long(), 4)
+        alpha = posterior.state_dict()["alpha"]
+        assert posterior._fitting("alpha", alpha) is alpha
+        assert posterior._fitting("alpha", alpha.double()) is not alpha
+
     def test_stay_on_the_cpu(self, tmp_path):
         posterior = DirichletPosterior(torch.zeros(3).long(), 4, folder=tmp_path)
         assert posterior.to("meta") is posterior
@@ -281,8 +306,10 @@ class TestInFiles:
             quick(posterior_folder="").fit(*table)
         file = tmp_path / "file"
         file.write_text("")
-        with pytest.raises(FileExistsError):
-            quick(posterior_folder=file).fit(*table)
+        for folder in (file, file / "below"):
+            message = rf"'{re.escape(str(folder))}' is no folder that beliefs can lie"
+            with pytest.raises(OSError, match=message):
+                quick(posterior_folder=folder).fit(*table)
 
     def test_no_samples(self, tmp_path):
         assert _disk.allocate((0, 5), torch.float32, tmp_path).shape == (0, 5)
