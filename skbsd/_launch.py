@@ -7,6 +7,7 @@ outcome there.
 import codecs
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -256,7 +257,8 @@ def do_part(name: str) -> None:
     folder = Path(name)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     rank = int(os.environ["RANK"])
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = threading.Thread(target=_end_with_parent, args=(folder,), daemon=True)
+    parent.start()
     try:
         current()  # gives this process its GPU, which the estimator is then on
         net, method, X, arguments = pickle.loads((folder / _TASK).read_bytes())
@@ -279,10 +281,14 @@ def do_part(name: str) -> None:
     sys.exit(outcome[0] == "error")
 
 
-def _end_with_parent() -> None:
-    """End this process when the one that has started it ends, such as a notebook's."""
+def _end_with_parent(folder: Path) -> None:
+    """End this process when the one that has started it ends, such as a notebook's.
+
+    It cannot remove the folder then, which may hold as much as X.
+    """
     while os.read(0, 1):
         pass
+    shutil.rmtree(folder, ignore_errors=True)  # another process may do so too
     os._exit(1)
 
 

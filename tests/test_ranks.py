@@ -311,11 +311,19 @@ def test_an_error_of_any_kind_can_be_passed_on():
     assert 'raise Odd("this", "that")' in sent.__notes__[0]
 
 
-def test_a_process_ends_with_the_one_that_has_started_it():
-    code = "from skbsd._launch import _end_with_parent; _end_with_parent()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as one:
+def test_a_process_ends_with_the_one_that_has_started_it(tmp_path):
+    folder = tmp_path / "task"
+    folder.mkdir()
+    (folder / "X.npy").touch()
+    code = (
+        "import sys; from pathlib import Path; from skbsd import _launch; "
+        "_launch._end_with_parent(Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as one:
         one.stdin.close()
         assert one.wait(60) == 1
+    assert not folder.exists()
 
 
 def test_batch_norms_are_exchanged_and_put_back():
