@@ -3,7 +3,7 @@
 Successive halving among 16 settings, on Dask's workers. Each round goes on from the
 last one, and so does a search that is started again after it was stopped.
 
-    pip install "skbsd[dask]"
+    pip install ".[dask]"
     python examples/search_on_cluster.py
 
 That starts a worker for each core of this computer. On a cluster, start a scheduler and
@@ -39,7 +39,9 @@ LONGEST = 32  # epochs of the last round
 def use_workers(stack: ExitStack, scheduler: str | None, gpus: bool) -> None:
     """Have joblib send fits to Dask's workers until the stack is closed."""
     if Client is None:
-        print('Dask is not here (pip install "skbsd[dask]"): on processes instead.')
+        print(
+            'Dask is not here (pip install "dask[distributed]"): on processes instead.'
+        )
         stack.enter_context(joblib.parallel_config(backend="loky", n_jobs=-1))
         return
     resources = {"GPU": 1} if gpus else {}

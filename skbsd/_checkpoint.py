@@ -79,7 +79,7 @@ class CheckpointFile:
             _files.remove_leftovers(self.path)
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint={str(folder)!r} is no folder that can be written to: "
+                f"checkpoint={str(folder)!r} is not a folder that can be written to: "
                 f"{error}. Nothing was trained; name another folder."
             ) from error
 

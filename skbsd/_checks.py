@@ -188,7 +188,7 @@ def check_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device={device!r} is unknown or not available here ({error}). Use "
-            "'auto', 'cpu', or a device that torch can allocate on, such as 'cuda'."
+            "'auto', 'cpu', or another device that torch can allocate on."
         ) from error
     return found
 

@@ -62,7 +62,7 @@ def _file_of(n_bytes: int, folder: Path) -> Path:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{os.fspath(folder)!r} is no folder that beliefs can lie in "
+            f"{os.fspath(folder)!r} is not a folder that beliefs can be written to "
             f"({error.strerror}); name another one as posterior_folder",
         ) from error
     try:

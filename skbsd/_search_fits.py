@@ -73,7 +73,7 @@ class SearchFit:
         if net is None:
             name = type(self.estimator).__name__
             self.obstacle = (
-                f"{name} is no BSDClassifier, nor a Pipeline that ends in one"
+                f"{name} is neither a BSDClassifier nor a Pipeline that ends in one"
             )
             return
         if is_dataset(self.X):

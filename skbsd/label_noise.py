@@ -185,8 +185,8 @@ def label_quality(estimator) -> np.ndarray:
     NotFittedError
         If the estimator was not fitted.
     ValueError
-        If it is no BSDClassifier, or has no evidence at all: its prior is infinite, or
-        so large that nothing counts beside it.
+        If it is not a BSDClassifier, or has no evidence at all: its prior is infinite,
+        or so large that nothing counts beside it.
 
     Notes
     -----
@@ -246,7 +246,8 @@ def find_label_issues(estimator, *, threshold="auto"):
     NotFittedError
         If the estimator was not fitted.
     ValueError
-        If it is no BSDClassifier or has no evidence, or the threshold is neither.
+        If it is not a BSDClassifier, has no evidence, or the threshold is none of
+        these.
 
     Notes
     -----

@@ -525,7 +525,7 @@ class Wrapper(ClassifierMixin, BaseEstimator):
         (double(iterator_train__num_workers=0), "loader"),
         (OwnStep(calibration=None, max_epochs=2), "train_step of its own"),
         (OwnObjective(calibration=None, max_epochs=2), "an objective of its own"),
-        (Wrapper(double()), "Wrapper is no BSDClassifier"),
+        (Wrapper(double()), "Wrapper is neither a BSDClassifier"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -556,7 +556,7 @@ def test_tables_too_large_to_be_converted_at_once(iris, monkeypatch):
 
 def test_other_estimators(iris):
     search = StackedGridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]})
-    with pytest.warns(RuntimeWarning, match="LogisticRegression is no BSDClassifier"):
+    with pytest.warns(RuntimeWarning, match="LogisticRegression is neither"):
         search.fit(*iris)
     assert search.score(*iris) > 0.9
 

@@ -307,7 +307,7 @@ class TestInFiles:
         file = tmp_path / "file"
         file.write_text("")
         for folder in (file, file / "below"):
-            message = rf"'{re.escape(str(folder))}' is no folder that beliefs can lie"
+            message = rf"'{re.escape(str(folder))}' is not a folder that beliefs can be"
             with pytest.raises(OSError, match=message):
                 quick(posterior_folder=folder).fit(*table)
 
