@@ -43,6 +43,22 @@ def of_settings(net: Any, X: Any, stacklevel: int) -> None:
         )
 
 
+def say_errors_of_labels(net: Any) -> None:
+    """Print that contradicting labels are taken for errors, where `verbose` is set.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+        Fitted.
+    """
+    found = net._calibration()
+    if net.verbose and found.noise_rate > 0 and not found.applies_transition:
+        print(
+            f"Labels: {found.noise_rate:.0%} are taken for errors, and predictions are "
+            "of true labels; label_noise='inherent' predicts labels as they are given."
+        )
+
+
 def _of_columns(X: np.ndarray, stacklevel: int) -> None:
     spread = standard_deviations(X)
     varies = np.flatnonzero(spread > _CONSTANT)

@@ -115,6 +115,9 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
             f"module must be a torch.nn.Module (a class or an instance) or None, got "
             f"{module!r}."
         )
+    for name in ("devices", "schedule_epochs"):
+        if isinstance(params[name], bool):
+            raise ValueError(f"{name} must be a number or None, got {params[name]!r}.")
     device, devices = params["device"], params["devices"]
     if (
         devices not in (None, 1)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -172,8 +173,6 @@ class Fitting:
             n_taking_part(self.world.size, len(split.rows), batch_size)
         )
         self.part = part_for(data, split, self.ranks)
-        self._beliefs = PartedBeliefs(self.part, self.ranks, self._prior)
-        self._before: Posterior | None = None
 
     def _choose_dtype(self) -> str:
         net = self.net
@@ -239,8 +238,8 @@ class Fitting:
                 net._generators = self.ranks.from_first(net._generators)
             raise
         finally:
-            if run is not None and self.ranks.size > 1:
-                run.forward.release()
+            if run is not None:
+                run.release()
             vars(net).pop("_run", None)
             if hasattr(net, "module_"):
                 net._set_training(False)
@@ -268,6 +267,7 @@ class Fitting:
         """Leave a run that was begun by itself, and trained since."""
         self.net.notify("on_train_end", X=self.data.X, y=self.data.y)
         self._leave(run)
+        run.release()
         vars(self.net).pop("_run")
         self.net._set_training(False)
 
@@ -383,8 +383,10 @@ class Fitting:
         """Return the last call's where the samples are the same, or a new one."""
         net, codes = self.net, torch.from_numpy(self.data.codes)
         choice = self.choice
-        prior = (choice.prior_strength, choice.discount, net.prior_floor)
-        identity = (prior, *fingerprint(self._same_on_device(data), self.data.codes))
+        prior = partial(_new_posterior, net, choice, codes, _CPU)
+        self._beliefs = PartedBeliefs(self.part, self.ranks, prior)
+        numbers = (choice.prior_strength, choice.discount, net.prior_floor)
+        identity = (numbers, *fingerprint(self._same_on_device(data), self.data.codes))
         if hasattr(net, "posterior_") and identity == net._fingerprint:
             if hasattr(net, "posterior_rows_"):
                 return self._kept_part()
@@ -395,13 +397,14 @@ class Fitting:
                     "has; load those that were saved for this X and y, in this order, "
                     "or call fit to start afresh."
                 )
-            self._before = net.posterior_ if self.ranks.size > 1 else None
+            before = partial(_on_cpu, net.posterior_)
+            self._beliefs = PartedBeliefs(self.part, self.ranks, before)
             return self._beliefs.own(net.posterior_)
         net._fingerprint = identity
         for attribute in ("out_of_fold_proba_", "posterior_rows_"):  # of other samples
             vars(net).pop(attribute, None)
         own = torch.from_numpy(self.part.data.codes)
-        return self._new_posterior(own, self.device)
+        return _new_posterior(net, choice, own, self.device)
 
     def _kept_part(self) -> Posterior:
         """Return the beliefs that this process has kept of its samples, or raise."""
@@ -415,33 +418,6 @@ class Fitting:
                 "sample_weight and train_split, or call fit to start afresh."
             )
         return net.posterior_
-
-    def _prior(self) -> Posterior:
-        """Return what was believed of all samples before this call, on the CPU."""
-        if self._before is not None:
-            return copy.deepcopy(self._before).to("cpu")
-        return self._new_posterior(torch.from_numpy(self.data.codes), _CPU)
-
-    def _new_posterior(self, codes: torch.Tensor, device: torch.device) -> Posterior:
-        net, choice = self.net, self.choice
-        half = net.posterior_dtype == "float16"
-        dtype = torch.float16 if half else net._preparation.float_dtype
-        n_classes = len(net.classes_)
-        return make_posterior(
-            codes,
-            n_classes,
-            posterior_dtype=net.posterior_dtype,
-            float_dtype=net._preparation.float_dtype,
-            prior_strength=resolve_prior_strength(
-                choice.prior_strength, schedule_length(net)
-            ),
-            discount=choice.discount,
-            prior_floor=resolve_prior_floor(
-                net.prior_floor, n_classes, torch.finfo(dtype).smallest_normal
-            ),
-            device=device,
-            folder=net.posterior_folder,
-        )
 
     def _batches(self, data: TrainingData) -> tuple[Batches, Batches | None]:
         """Return the batches of training, and those of validation or None."""
@@ -595,6 +571,34 @@ class Fitting:
             lambda: CheckpointFile(net.checkpoint, identity, n_epochs)
         )
         return RunCheckpoint(file, self.ranks)
+
+
+def _new_posterior(
+    net: Estimator, choice: Choice, codes: torch.Tensor, device: torch.device
+) -> Posterior:
+    """Return what is believed of samples before they are trained on."""
+    half = net.posterior_dtype == "float16"
+    dtype = torch.float16 if half else net._preparation.float_dtype
+    n_classes = len(net.classes_)
+    return make_posterior(
+        codes,
+        n_classes,
+        posterior_dtype=net.posterior_dtype,
+        float_dtype=net._preparation.float_dtype,
+        prior_strength=resolve_prior_strength(
+            choice.prior_strength, schedule_length(net)
+        ),
+        discount=choice.discount,
+        prior_floor=resolve_prior_floor(
+            net.prior_floor, n_classes, torch.finfo(dtype).smallest_normal
+        ),
+        device=device,
+        folder=net.posterior_folder,
+    )
+
+
+def _on_cpu(posterior: Posterior) -> Posterior:
+    return copy.deepcopy(posterior).to("cpu")
 
 
 Result = TypeVar("Result")

@@ -6,6 +6,7 @@ Each process has a rank, from 0 on. Numbers and objects travel through a group o
 
 import atexit
 import gc
+import logging
 import math
 import multiprocessing
 import os
@@ -21,11 +22,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+logger = logging.getLogger("skbsd")
+
 # What torchrun and other launchers set.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # How long a process waits for another one: as long as a training of which it is no
 # part, or a callback of the first one. One that dies is noticed by its connection.
 _PATIENCE = timedelta(days=1)
+# After so many seconds it says whom it waits for.
+_LONG = 30.0
 # How long the others have, in seconds, to say that they are still there.
 _ROLL_CALL = 5.0
 
@@ -118,6 +123,9 @@ class OneRank:
         """Return the first processes, of which it is the only one."""
         return self
 
+    def meet(self) -> None:
+        """Wait until all processes have begun the same call."""
+
     def sums(self, values: list[float]) -> list[float]:
         """Add up numbers over all processes."""
         return values
@@ -192,12 +200,39 @@ class Ranks(OneRank):
         self._store: Any = dist.PrefixStore("skbsd", _store())
         self._parts: dict[int, Ranks] = {}
         self._n_works = 0
+        self._n_meetings = 0
 
     def close(self) -> None:
         """Let go of the groups, whose threads must end before the process does."""
         for part in self._parts.values():
             part.close()
         self.world = self.group = self._control = self._store = None
+
+    def meet(self) -> None:
+        """Wait until all processes have begun the same call; say if it takes long."""
+        self._n_meetings += 1
+        self._store.set(f"meeting {self._n_meetings}/{self.rank}", "")
+        timer = threading.Timer(_LONG, self._say_who_is_missing, [self._n_meetings])
+        timer.daemon = True
+        timer.start()
+        try:
+            dist.barrier(group=self._control)
+        finally:
+            timer.cancel()
+
+    def _say_who_is_missing(self, meeting: int) -> None:
+        missing = [
+            str(rank)
+            for rank in range(self.size)
+            if not self._store.check([f"meeting {meeting}/{rank}"])
+        ]
+        logger.warning(
+            "process %d of %d (by rank) waits for process %s to call fit. All of them "
+            "have to; with devices=1, each trains an estimator of its own.",
+            self.rank,
+            self.size,
+            ", ".join(missing) or "another",
+        )
 
     def among(self, size: int) -> OneRank:
         """Return the first processes."""

@@ -267,6 +267,17 @@ class Run:
         self.has_graph = self._captured is not None and self._captured.has_graph
         self._captured = None
 
+    def release(self) -> None:
+        """Let go of what refers back to the run, so that memory is free at once.
+
+        Python's collector of cycles counts objects and not bytes: it may come after
+        hundreds of fits.
+        """
+        vars(self.objective).pop("run", None)
+        if isinstance(self.batches, ResidentBatches):
+            self.batches.transform = None
+        self.forward.release()
+
     def _run_epoch(self) -> bool:
         """Run an epoch; return whether a callback wants to stop."""
         self._tasks.begin_epoch()

@@ -848,6 +848,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     @with_callbacks
     def _train(self, data: TrainingData, caller: str, split_params, *, keep: bool):
         ranks = current(self.devices)
+        ranks.meet()
         if not keep:
             # Where warnings are errors, they are so in all processes.
             ranks.first_does(
@@ -859,6 +860,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             ranks.first_does(
                 lambda: _advice.of_result(self, outcome, stacklevel=_USER + 2)
             )
+            if ranks.is_first:
+                _advice.say_errors_of_labels(self)
         elif ranks.is_first:
             further = "partial_fit trains it further"
             if self.checkpoint is not None:

@@ -3,10 +3,12 @@
 A scenario returns what the tests look at. It is called in all processes.
 """
 
+import logging
 import os
 import pickle
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import TensorDataset
 
+from skbsd import _ranks
 from skbsd._batches import ResidentBatches
 from skbsd.callbacks import ProgressBar
 from skbsd.contrastive import Contrastive
@@ -265,6 +268,23 @@ def alone():
     return facts(quick(devices=1).fit(X[rank:], y[rank:]))
 
 
+def late():
+    """The second process comes late, and the first one says so."""
+    texts = []
+    handler = logging.Handler()
+    handler.emit = lambda record: texts.append(record.getMessage())
+    logger = logging.getLogger("skbsd")
+    logger.addHandler(handler)
+    patience, _ranks._LONG = _ranks._LONG, 0.1
+    try:
+        if os.environ.get("RANK") == "1":
+            time.sleep(1)
+        return facts(quick(max_epochs=1).fit(*digits())) | {"said": texts}
+    finally:
+        _ranks._LONG = patience
+        logger.removeHandler(handler)
+
+
 def dataset():
     X, y = digits()
     model = quick(iterator_train__num_workers=1)
@@ -365,6 +385,7 @@ SCENARIOS = {
         kept_in_parts,
         few_samples,
         alone,
+        late,
         dataset,
         unused,
         frozen,

@@ -1,11 +1,14 @@
 """The house is as CONTRIBUTING draws it, and state has the owners that it names."""
 
 import ast
+import gc
 import re
+import weakref
 from pathlib import Path
 
 import pytest
 from helpers import quick
+from sklearn.base import clone
 from skorch.callbacks import EpochScoring
 from skorch.dataset import ValidSplit
 
@@ -77,6 +80,24 @@ def test_few_classes_make_the_estimator():
         # Before scikit-learn 1.9 there is a stand-in for its mixin.
         ["BSDClassifier", "HTMLRepresentation", "CallbackSupportMixin", "Net"],
     )
+
+
+@pytest.mark.parametrize("calibration", ["auto", None])
+@pytest.mark.parametrize("contrastive", [None, 0.2])
+def test_memory_is_free_without_the_collector(digits, calibration, contrastive):
+    """It counts objects and not bytes, and may come after hundreds of fits."""
+    model = quick(max_epochs=1, contrastive=contrastive, calibration=calibration)
+    X, y = digits[0][:100], digits[1][:100]
+    clone(model).fit(X, y)  # the first call imports parts of torch, which keep frames
+    gc.collect()
+    gc.disable()
+    try:
+        model.fit(X, y)
+        left = [weakref.ref(x) for x in (model, model.module_, model.posterior_)]
+        del model
+        assert [ref() for ref in left] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("contrastive", [None, 0.2])

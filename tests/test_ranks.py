@@ -29,7 +29,7 @@ from skbsd.label_noise import label_quality
 from skbsd.networks import SmallResNet
 
 TESTS = Path(__file__).parent
-ALONE = ("alone", "few_samples", "failing", "kept_in_parts")
+ALONE = ("alone", "late", "few_samples", "failing", "kept_in_parts")
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +173,14 @@ def test_too_few_samples_are_trained_by_fewer_processes(outcomes):
         np.testing.assert_equal(found["weights"], first["weights"])
         np.testing.assert_equal(found["posterior"], first["posterior"])
         assert found["epochs"] == 3
+
+
+def test_a_process_says_whom_it_waits_for(outcomes):
+    first, second = outcomes["late"]
+    assert (
+        "process 0 of 2 (by rank) waits for process 1 to call fit" in first["said"][0]
+    )
+    assert second["said"] == []
 
 
 def test_each_process_can_train_by_itself(outcomes):
