@@ -5,8 +5,9 @@
 Each measurement is a training by `torchrun` with so many processes, of one thread each
 on the CPU, or one GPU each. In a round, every number of processes is measured once, in
 turn. "strong" keeps the batch of all processes together; "weak" keeps that of each
-process, and the number of its samples. The efficiency is the number of samples per
-second and process, beside that of one process in the same round.
+process, and the number of its samples; "apart" has each process train by itself, which
+is what the machine can do without an exchange. The efficiency is the number of samples
+per second and process, beside that of one process in the same round.
 
 `bytes/step` are those of the gradients that a process hands to the exchange in a step,
 and `bytes/epoch` those of everything else (numbers of the epoch, statistics of
@@ -118,27 +119,38 @@ def work(args) -> None:
 
 def measure(args, case: str, scaling: str, ranks: int) -> dict:
     command = [sys.executable]
-    if ranks > 1:
+    if ranks > 1 and scaling != "apart":
         command += ["-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={ranks}"]
     command += [__file__, "--work", case, scaling, "--epochs", str(args.epochs)]
-    done = subprocess.run(
-        [*command, "--device", args.device],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    found = [x for x in done.stdout.splitlines() if x.startswith("FOUND ")]
-    if done.returncode or not found:
-        sys.exit(done.stdout + done.stderr)
-    return json.loads(found[0].removeprefix("FOUND "))
+    processes = [
+        subprocess.Popen(
+            [*command, "--device", args.device],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(ranks if scaling == "apart" else 1)
+    ]
+    found = [_found(process) for process in processes]
+    speed = sum(x["samples_per_s"] for x in found)
+    return found[0] | {"samples_per_s": speed}
+
+
+def _found(process: subprocess.Popen) -> dict:
+    printed, errors = process.communicate()
+    lines = [x for x in printed.splitlines() if x.startswith("FOUND ")]
+    if process.returncode or not lines:
+        sys.exit(printed + errors)
+    return json.loads(lines[0].removeprefix("FOUND "))
 
 
 def main(args) -> None:
     results = Results(args.output, COLUMNS)
     print(machine())
     for case in args.cases:
-        for scaling in ("strong", "weak"):
+        for scaling in args.scalings:
             speeds: dict[str, list[float]] = {}
             last = {}
             for i, name in rounds(args.rounds, [str(n) for n in args.ranks]):
@@ -166,6 +178,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cases", choices=CASES, nargs="+", default=list(CASES))
+    scalings = ["strong", "weak", "apart"]
+    parser.add_argument("--scalings", choices=scalings, nargs="+", default=scalings)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--device", default="auto")
