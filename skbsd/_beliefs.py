@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import astuple, replace
 from functools import lru_cache
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -52,8 +53,8 @@ def _undiscounted(rule: UpdateRule | None) -> UpdateRule:
 class Beliefs:
     """A belief about the class of each training sample.
 
-    A subclass holds the rows, in the tensors that `_ROWS` names, and takes in
-    predictions.
+    A subclass holds the rows, in the tensors that `_ROWS` names, and knows the modules
+    that take in predictions: its `_KERNELS` do so on a GPU.
 
     Parameters
     ----------
@@ -72,6 +73,7 @@ class Beliefs:
     # Names of the tensors that hold the rows: attributes with an underscore before,
     # and entries of the state.
     _ROWS: tuple[str, ...] = ()
+    _KERNELS: ModuleType
 
     # The rule that was applied last, and its numbers on the device.
     _loaded: UpdateRule | None = None
@@ -132,8 +134,7 @@ class Beliefs:
     @property
     def nbytes(self) -> int:
         """Bytes that the store takes, with labels and numbers of visits."""
-        tensors = (*self._rows_of_all().values(), self.labels, self.visits)
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(getattr(self, name).nbytes for name in self._per_sample())
 
     @property
     def _is_dense(self) -> bool:
@@ -277,6 +278,21 @@ class Beliefs:
         with_rule : bool
             Whether it was given, and is not the paper's.
         """
+        arguments = self._arguments(logits, index, weight, rule)
+        backend = self._backend(logits)
+        if backend is self._KERNELS:
+            numbers = self._on_device(rule)
+            return backend.posterior_step(*arguments, numbers, sharpen=with_rule)
+        return backend.posterior_step(*arguments)
+
+    def _arguments(
+        self, logits: Tensor, index: Tensor, weight: Tensor | None, rule: UpdateRule
+    ) -> tuple:
+        """Return what a backend's step is called with."""
+        raise NotImplementedError
+
+    def _backend(self, logits: Tensor) -> ModuleType:
+        """Return the fastest form of the step for these logits."""
         raise NotImplementedError
 
     def _take_in_elsewhere(
@@ -293,10 +309,7 @@ class Beliefs:
         part = self._part(index, logits.device)
         rows = torch.arange(len(index), device=logits.device)
         result = part._take_in(logits, rows, weight, rule, with_rule=with_rule)
-        own = self._rows_of_all() | {"visits": self.visits}
-        new = part._rows_of_all() | {"visits": part.visits}
-        for name, tensor in own.items():
-            tensor.index_copy_(0, index, new[name].to(self.device))
+        self._write(index, part)
         return result
 
     def _part(self: Self, index: Tensor, device: torch.device) -> Self:
@@ -304,7 +317,7 @@ class Beliefs:
         part = object.__new__(type(self))
         vars(part).update(vars(self))
         part._folder = part._numbers = None
-        for name in (*(f"_{row}" for row in self._ROWS), "labels", "visits"):
+        for name in self._per_sample():
             setattr(part, name, getattr(self, name).index_select(0, index).to(device))
         return part
 
@@ -346,10 +359,15 @@ class Beliefs:
                 f"part has {len(part)} samples whose labels are not those of the "
                 f"{len(rows)} rows given; it belongs to other data."
             )
-        new = part._rows_of_all() | {"visits": part.visits}
-        for name, own in (self._rows_of_all() | {"visits": self.visits}).items():
-            own.index_copy_(0, rows, new[name].to(own))
+        self._write(rows, part)
         self.agreement = replace(part.agreement)
+
+    def _write(self: Self, index: Tensor, part: Self) -> None:
+        """Write what another store has of some samples, but for their labels."""
+        for name in self._per_sample():
+            if name != "labels":
+                own = getattr(self, name)
+                own.index_copy_(0, index, getattr(part, name).to(own))
 
     def load_rule(self, rule: UpdateRule | None = None) -> None:
         """Copy the numbers of a rule to the device, for the steps that follow.
@@ -478,7 +496,7 @@ class Beliefs:
             Itself.
         """
         if self._folder is None:
-            for name in (*(f"_{row}" for row in self._ROWS), "labels", "visits"):
+            for name in self._per_sample():
                 setattr(self, name, getattr(self, name).to(device))
             self._numbers = None
         return self
@@ -496,7 +514,8 @@ class Beliefs:
         bool
             False on the CPU, and where the kernel cannot be compiled.
         """
-        return False
+        logits = torch.empty(0, self.n_classes, dtype=dtype, device=self.device)
+        return self._backend(logits) is self._KERNELS
 
     # Rows
 
@@ -505,6 +524,10 @@ class Beliefs:
         if self._folder is None:
             return torch.empty(shape, dtype=dtype, device=self.device)
         return allocate(shape, dtype, self._folder)
+
+    def _per_sample(self) -> tuple[str, ...]:
+        """Return the attributes that hold something of each sample."""
+        return (*(f"_{name}" for name in self._ROWS), "labels", "visits")
 
     def _rows_of_all(self) -> dict[str, Tensor]:
         return {name: getattr(self, f"_{name}") for name in self._ROWS}

@@ -128,6 +128,7 @@ class DirichletPosterior(Beliefs):
     """
 
     _ROWS = ("alpha",)
+    _KERNELS = _kernels
     _alpha: Tensor
 
     def __init__(
@@ -168,37 +169,10 @@ class DirichletPosterior(Beliefs):
         """Floating type of the store."""
         return self._alpha.dtype
 
-    def _take_in(
-        self,
-        logits: Tensor,
-        index: Tensor,
-        weight: Tensor | None,
-        rule: UpdateRule,
-        *,
-        with_rule: bool,
-    ) -> tuple[Tensor, Tensor]:
-        arguments = logits, self._alpha, self.visits, index, weight, rule
-        backend = self._backend(logits)
-        if backend is _kernels:
-            numbers = self._on_device(rule)
-            return _kernels.posterior_step(*arguments, numbers, sharpen=with_rule)
-        return backend.posterior_step(*arguments)
-
-    def on_kernel(self, dtype: torch.dtype) -> bool:
-        """Tell whether steps run as one kernel on a GPU.
-
-        Parameters
-        ----------
-        dtype : torch.dtype
-            Of the logits.
-
-        Returns
-        -------
-        bool
-            False on the CPU, and where the kernel cannot be compiled.
-        """
-        logits = torch.empty(0, self.n_classes, dtype=dtype, device=self.device)
-        return self._backend(logits) is _kernels
+    def _arguments(
+        self, logits: Tensor, index: Tensor, weight: Tensor | None, rule: UpdateRule
+    ) -> tuple:
+        return logits, self._alpha, self.visits, index, weight, rule
 
     def _backend(self, logits: Tensor) -> ModuleType:
         """Return the fastest form of the step for these logits."""
@@ -336,6 +310,7 @@ class CompactPosterior(Beliefs):
     """
 
     _ROWS = ("classes", "values", "total", "rest")
+    _KERNELS = _compact_kernels
     _classes: Tensor
     _values: Tensor
     _total: Tensor
@@ -459,38 +434,11 @@ class CompactPosterior(Beliefs):
             return torch.zeros(shape, dtype=self._total.dtype, device=self.device)
         return self._read(index).dense(self.n_classes)
 
-    def _take_in(
-        self,
-        logits: Tensor,
-        index: Tensor,
-        weight: Tensor | None,
-        rule: UpdateRule,
-        *,
-        with_rule: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def _arguments(
+        self, logits: Tensor, index: Tensor, weight: Tensor | None, rule: UpdateRule
+    ) -> tuple:
         rows = self._compact_rows()
-        arguments = logits, rows, self.visits, index, weight, rule, self._prior()
-        backend = self._backend(logits)
-        if backend is _compact_kernels:
-            numbers = self._on_device(rule)
-            return backend.posterior_step(*arguments, numbers, sharpen=with_rule)
-        return backend.posterior_step(*arguments)
-
-    def on_kernel(self, dtype: torch.dtype) -> bool:
-        """Tell whether steps run on a kernel on a GPU.
-
-        Parameters
-        ----------
-        dtype : torch.dtype
-            Of the logits.
-
-        Returns
-        -------
-        bool
-            False on the CPU, and where the kernel cannot be compiled.
-        """
-        logits = torch.empty(0, self.n_classes, dtype=dtype, device=self.device)
-        return self._backend(logits) is _compact_kernels
+        return logits, rows, self.visits, index, weight, rule, self._prior()
 
     def _backend(self, logits: Tensor) -> ModuleType:
         """Return the fastest form of the step for these logits."""
