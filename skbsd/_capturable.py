@@ -10,6 +10,7 @@ from ._batches import Batches, ResidentBatches
 from ._forward import Forward
 from ._listeners import Listeners
 from ._optimizer import is_fused, is_hooked
+from ._ranks import OneRank
 from .objectives import Objective
 
 # To record a step takes about as long as so many steps.
@@ -26,6 +27,7 @@ class Recordable(Protocol):
     objective: Objective
     augmentation: Any
     max_epochs: int
+    ranks: OneRank
 
 
 def obstacle(
@@ -43,6 +45,8 @@ def obstacle(
         a recording does not run again.
     """
     batches = run.batches
+    if run.ranks.size > 1:
+        return "several processes train together"
     if not isinstance(batches, ResidentBatches):
         return "the data come through a loader"
     if batches.transform is not None and not batches.is_copied:

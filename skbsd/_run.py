@@ -342,8 +342,6 @@ class Run:
         batches = self.batches
         asked_for = wanted is True
         reason = obstacle(self, self.net, self._listeners, asked_for=asked_for)
-        if self.ranks.size > 1:
-            reason = "several processes train together"
         if reason is None and isinstance(batches, ResidentBatches):
             return CapturedSteps(
                 self,
@@ -459,7 +457,7 @@ class Run:
         posterior with the first evaluation only; the others keep that target.
         """
         self._learning_rate.set(self.step)
-        if self.batches.totals is not None:
+        if self.ranks.size > 1 and self.batches.totals is not None:
             total = self.batches.totals[self.step % len(self.batches)]
             self._replica.share = batch.rows.shape[0] / total
         if self._needs_closure:
@@ -467,7 +465,8 @@ class Run:
         else:
             result = self.evaluate_and_step(batch)
         self.step += 1
-        self._interrupts.check_now_and_then()
+        if self.ranks.size > 1:
+            self._interrupts.check_now_and_then()
         return result
 
     def evaluate_and_step(self, batch: Batch) -> dict[str, Tensor]:
