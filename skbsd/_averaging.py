@@ -15,6 +15,17 @@ _HORIZON = 0.05
 _STATISTICS = ("running_mean", "running_var")
 
 
+def is_statistic(name: str) -> bool:
+    """Whether a buffer is what normalisation has seen, which may be averaged.
+
+    Parameters
+    ----------
+    name : str
+        As in :meth:`torch.nn.Module.named_buffers`.
+    """
+    return name.rpartition(".")[2] in _STATISTICS
+
+
 class Averaging:
     """What a run does to average weights; this one does nothing."""
 
@@ -88,7 +99,7 @@ class WeightAverage(Averaging):
         statistics = [
             buffer
             for name, buffer in self._module.named_buffers()
-            if name.rpartition(".")[2] in _STATISTICS
+            if is_statistic(name)
         ]
         tensors = [t for t in (*parameters, *statistics) if t.is_floating_point()]
         if not tensors:

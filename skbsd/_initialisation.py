@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from skorch.utils import is_dataset
-from torch.utils.data import Subset
 
-from ._loading import TrainingData, prediction_batches
+from ._loading import TrainingData, part_of, prediction_batches
 
 # Samples that a network is shown, and numbers that these may be at most.
 _SAMPLES = 5_000
@@ -41,12 +39,9 @@ def initialize_from_data(
     size = math.prod(net._preparation.shape or ())
     n = max(1, min(len(rows), _SAMPLES, _VALUES // max(1, size)))
     rows = rows[np.arange(n) * len(rows) // n]
-    if is_dataset(data.X):
-        part = Subset(data.X, rows.tolist())
-    else:
-        if data.mapped is not None:
-            data.mapped.read_ahead(rows)
-        part = data.X[torch.from_numpy(rows).to(data.X.device)]
+    if data.mapped is not None:
+        data.mapped.read_ahead(rows)
+    part = part_of(data.X, rows)
     loader = net._loader("iterator_valid")
     options = {k: v for k, v in loader.options.items() if k != "batch_size"}
     loader = loader._replace(batch_size=n, options=options)

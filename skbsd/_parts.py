@@ -105,18 +105,6 @@ class PartedBeliefs:
         posterior.load_state_dict(state)
 
 
-def whole_part(data: TrainingData, split: Split) -> Part:
-    """Return the part of a process that trains alone.
-
-    Parameters
-    ----------
-    data : TrainingData
-    split : Split
-    """
-    n_valid = 0 if split.valid_rows is None else len(split.valid_rows)
-    return Part(data, split, Share(len(split.rows)), Share(n_valid))
-
-
 def agreed_split(split: Split, data: TrainingData, ranks: OneRank) -> Split:
     """Return the first process's split, as one may be drawn at random in each.
 
@@ -144,7 +132,7 @@ def agreed_split(split: Split, data: TrainingData, ranks: OneRank) -> Split:
 
 
 def part_for(data: TrainingData, split: Split, ranks: OneRank) -> Part:
-    """Return the part of one of several processes.
+    """Return a process's part: everything, where it trains alone.
 
     Parameters
     ----------
@@ -155,15 +143,14 @@ def part_for(data: TrainingData, split: Split, ranks: OneRank) -> Part:
     ranks : OneRank
         Those that take part.
     """
+    n_valid = 0 if split.valid_rows is None else len(split.valid_rows)
     if ranks.size == 1:
-        return whole_part(data, split)
+        return Part(data, split, Share(len(split.rows)), Share(n_valid))
     rows = _dealt(data.codes, split.rows, ranks)
     weight = None if data.weight is None else float(data.weight[split.rows].mean())
     train_share = Share(len(split.rows), ranks.rank, ranks.size, weight)
     n_train, valid_rows, valid_data = len(rows), None, None
-    n_valid = 0
     if split.valid_rows is not None:
-        n_valid = len(split.valid_rows)
         source = data if split.valid_data is None else split.valid_data
         valid = _dealt(source.codes, split.valid_rows, ranks)
         if split.valid_data is None:

@@ -7,7 +7,6 @@ Each process has a rank, from 0 on. Numbers and objects travel through a group o
 import atexit
 import gc
 import logging
-import math
 import multiprocessing
 import os
 import signal
@@ -502,4 +501,4 @@ def n_taking_part(size: int, n_samples: int, batch_size: int) -> int:
         Of all processes together; a `batch_size` of -1 is all samples.
     """
     batch = n_samples if batch_size == -1 else min(batch_size, n_samples)
-    return max(1, min(size, math.floor(batch / 2)))
+    return max(1, min(size, batch // 2))

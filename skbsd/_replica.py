@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from ._averaging import is_statistic
 from ._ranks import OneRank
-
-# Of normalisation, which each process keeps of its own samples.
-_STATISTICS = ("running_mean", "running_var")
 
 
 class Alone:
@@ -133,8 +131,8 @@ class Replica(Alone):
         means: list[Tensor] = []
         others: list[Tensor] = []
         for name, buffer in self._module.named_buffers():
-            is_mean = name.rpartition(".")[2] in _STATISTICS
-            (means if is_mean and buffer.is_floating_point() else others).append(buffer)
+            is_mean = is_statistic(name) and buffer.is_floating_point()
+            (means if is_mean else others).append(buffer)
         self._ranks.average(means)
         self._ranks.equalise(others)
 
@@ -180,9 +178,6 @@ def synchronised_norms(module: nn.Module, ranks: OneRank) -> Iterator[None]:
         parameters and buffers, and put back.
     ranks : OneRank
     """
-    if ranks.size == 1:
-        yield
-        return
     exchanged = [
         (parent, name, child)
         for parent in module.modules()

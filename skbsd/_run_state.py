@@ -134,14 +134,11 @@ class RunState:
         same_number = len(own) == ranks.size
         if not same_number:
             run.step = run.epoch * len(run.batches)  # of perhaps another number
-        if same_number or not ranks.rank:
-            mine = own[ranks.rank]
-            run.objective.load_state_dict(mine["objective"])
-            self._generators.load(run.net.device_, mine["generators"])
-            return
-        run.objective.load_state_dict(state["objective"])
-        self._generators.load(run.net.device_, state["generators"])
-        self._generators.part_ways(run.net.device_, ranks.rank, ranks.size)
+        mine = own[ranks.rank] if same_number else state
+        run.objective.load_state_dict(mine["objective"])
+        self._generators.load(run.net.device_, mine["generators"])
+        if not same_number and not ranks.is_first:
+            self._generators.part_ways(run.net.device_, ranks.rank, ranks.size)
 
     def _objective_state(self) -> dict[str, Any]:
         """Return what it remembers, or raise where it does not say what that is."""
