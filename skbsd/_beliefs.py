@@ -474,8 +474,8 @@ class Beliefs:
         Returns
         -------
         Tensor of shape (n_samples,)
-            gamma^T c / S_T after T updates; 1 if the prior is infinite. The rest of the
-            target comes from the network's own past predictions and from the floor.
+            After T updates it is gamma^T c / S_T, and 1 if the prior is infinite. The
+            rest of a target comes from the network's past predictions and the floor.
         """
         if math.isinf(self.prior_strength):
             return torch.ones_like(self.labels, dtype=self.dtype)
