@@ -1,4 +1,4 @@
-"""Warnings about fits that work, but not as the user will have meant them to."""
+"""Warnings about fits that succeed, but probably not as intended."""
 
 import warnings
 from typing import Any
@@ -9,17 +9,17 @@ from sklearn.exceptions import ConvergenceWarning
 from ._large import standard_deviations
 
 _LARGEST_SPREAD = 1e3
-_CONSTANT = 1e-12  # what a StandardScaler leaves of columns without spread
-_NOT_TRAINED = 1e30  # which is an error
+_CONSTANT = 1e-12  # the spread of a constant column after a StandardScaler
+_NOT_TRAINED = 1e30  # training raises an error for such columns
 _LEAST_LABEL = 0.1
-_ENOUGH = 500  # predictions to judge by
-# Temperatures of trainings that did what they should lie well within.
+_ENOUGH = 500  # minimum number of predictions to judge by
+# Temperatures of successful trainings lie well within this range.
 _LOWEST_TEMPERATURE = 0.02
 _HIGHEST_TEMPERATURE = 50.0
 
 
 def of_settings(net: Any, X: Any, stacklevel: int) -> None:
-    """Warn before training: of columns to be scaled, and of labels that count little.
+    """Warn before training of unscaled columns, and of a very weak prior.
 
     Parameters
     ----------
@@ -27,24 +27,25 @@ def of_settings(net: Any, X: Any, stacklevel: int) -> None:
     X : ndarray, Tensor or Dataset
         Checked.
     stacklevel : int
-        Of the caller of `fit`, as seen from here.
+        Of the caller of `fit`, relative to this function.
     """
     if net.image_shape is None and isinstance(X, np.ndarray) and X.ndim == 2:
         _of_columns(X, stacklevel + 1)
     label = _label_share(net)
     if label < _LEAST_LABEL:
         warnings.warn(
-            f"prior_strength={net.prior_strength:g} with discount={net.discount!r} "
-            f"leaves the label {label:.1%} of its target after {net.max_epochs} "
-            "epochs: the network learns from its own predictions, and stays unsure. "
-            "Use 'auto' for both, or larger ones.",
+            f"with prior_strength={net.prior_strength:g} and "
+            f"discount={net.discount!r}, only {label:.1%} of a target comes from the "
+            f"label after {net.max_epochs} epochs: the network learns from its own "
+            "predictions and stays underconfident. Use 'auto' for both, or larger "
+            "values.",
             UserWarning,
             stacklevel=stacklevel,
         )
 
 
 def say_errors_of_labels(net: Any) -> None:
-    """Print that contradicting labels are taken for errors, where `verbose` is set.
+    """Print how contradicted labels are interpreted, if `verbose` is set.
 
     Parameters
     ----------
@@ -54,8 +55,8 @@ def say_errors_of_labels(net: Any) -> None:
     found = net._calibration()
     if net.verbose and found.noise_rate > 0 and not found.applies_transition:
         print(
-            f"Labels: {found.noise_rate:.0%} are taken for errors, and predictions are "
-            "of true labels; label_noise='inherent' predicts labels as they are given."
+            f"Labels: {found.noise_rate:.0%} are assumed to be wrong, and predictions "
+            "are of the true labels; label_noise='inherent' predicts labels as given."
         )
 
 
@@ -79,7 +80,7 @@ def _of_columns(X: np.ndarray, stacklevel: int) -> None:
 
 
 def _label_share(net: Any) -> float:
-    """Return how much of the last targets is the label itself, if it is a number."""
+    """Return the label's share of the targets at the end, if c is a number."""
     c, n_epochs = net.prior_strength, net.max_epochs
     if isinstance(c, str) or np.isinf(c) or net.evidence == "weighted":
         return 1.0
@@ -90,26 +91,25 @@ def _label_share(net: Any) -> float:
 
 
 def of_result(net: Any, outcome: Any, stacklevel: int) -> None:
-    """Warn after training: of a network that has learnt nothing, or lost it again.
+    """Warn after training of a network that has learnt nothing, or has got worse.
 
     Parameters
     ----------
     net : BSDClassifier
         Fitted.
     outcome : Outcome or None
-        What predictions of unseen samples have told in this call.
+        The result of the held-out predictions of this call.
     stacklevel : int
-        Of the caller of `fit`, as seen from here.
+        Of the caller of `fit`, relative to this function.
     """
     if outcome is not None and outcome.calibration.n_samples >= _ENOUGH:
         reached = outcome.calibration.log_loss_after
         chance = outcome.calibration.log_loss_of_frequencies
         if reached > 0.99 * chance:
             warnings.warn(
-                "predictions of samples that the network has not seen are no better "
-                "than the frequencies of the classes: their log loss is "
-                f"{reached:.3f}, and that of the frequencies {chance:.3f}. Look at the "
-                "features, their scale, and the labels.",
+                "held-out predictions are no better than the frequencies of the "
+                f"classes: their log loss is {reached:.3f}, that of the frequencies is "
+                f"{chance:.3f}. Check the features, their scale, and the labels.",
                 ConvergenceWarning,
                 stacklevel=stacklevel,
             )
@@ -119,25 +119,25 @@ def of_result(net: Any, outcome: Any, stacklevel: int) -> None:
     if reached and reached[-1] < max(reached) / 2:
         warnings.warn(
             f"the validation accuracy fell from {max(reached):.3f} to "
-            f"{reached[-1]:.3f} in the course of training. Lower lr or max_epochs.",
+            f"{reached[-1]:.3f} during training. Lower lr or max_epochs.",
             ConvergenceWarning,
             stacklevel=stacklevel,
         )
 
 
 def _of_temperature(temperature: float, n_epochs: int, stacklevel: int) -> None:
-    """Warn where calibration has to make up for a training that went wrong."""
+    """Warn of an extreme temperature, which indicates that training failed."""
     if temperature < _LOWEST_TEMPERATURE:
         what = "differ so little from class to class"
         way_out = (
-            f"it has hardly learnt in {n_epochs} epochs. Raise max_epochs or lr, or "
+            f"it is underfitted after {n_epochs} epochs. Raise max_epochs or lr, or "
             "lower batch_size for more steps"
         )
     elif temperature > _HIGHEST_TEMPERATURE:
         what = "differ so much from class to class"
         way_out = (
-            "it is far surer than it is right. Lower lr or max_epochs, raise "
-            "weight_decay, and look at the scale of the features"
+            "it is extremely overconfident. Lower lr or max_epochs, raise "
+            "weight_decay, and check the scale of the features"
         )
     else:
         return

@@ -1,4 +1,4 @@
-"""What stores of beliefs have in common, however they hold their rows."""
+"""The base class of the stores of beliefs, which does not depend on their layout."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ Self = TypeVar("Self", bound="Beliefs")
 
 
 class _KnownGradient(torch.autograd.Function):
-    """Enter a loss and its gradient, computed before, into the autograd graph."""
+    """Insert a loss with a precomputed gradient into the autograd graph."""
 
     @staticmethod
     def forward(ctx, logits, loss, gradient):
@@ -33,13 +33,13 @@ class _KnownGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
         (gradient,) = ctx.saved_tensors
-        # Nearly always one; on the CPU it costs nothing to look.
+        # Nearly always one, and on the CPU the check costs nothing.
         if not (grad_output.is_cpu and grad_output.item() == 1):
             gradient = gradient * grad_output.to(gradient.dtype)
         return gradient, None, None
 
 
-# Made once, not in every step: a rule checks itself.
+# Cached, as a rule validates itself whenever one is made.
 @lru_cache(maxsize=16)
 def _paper_rule(discount: float) -> UpdateRule:
     return UpdateRule(discount=discount)
@@ -51,10 +51,10 @@ def _undiscounted(rule: UpdateRule | None) -> UpdateRule:
 
 
 class Beliefs:
-    """A belief about the class of each training sample.
+    """The belief (Dirichlet posterior) of each training sample.
 
-    A subclass holds the rows, in the tensors that `_ROWS` names, and knows the modules
-    that take in predictions: its `_KERNELS` do so on a GPU.
+    A subclass holds the rows in the tensors named by `_ROWS`, and selects the module
+    that performs updates; `_KERNELS` is the one for GPUs.
 
     Parameters
     ----------
@@ -65,17 +65,17 @@ class Beliefs:
     prior_strength, discount, prior_floor : float
         c, gamma and eps.
     device : torch.device or str or None
-        Where the rows live.
+        Device of the rows.
     folder : path-like or None
-        Where the rows lie in a file, if anywhere.
+        Folder of the file that holds the rows, if they are not in memory.
     """
 
-    # Names of the tensors that hold the rows: attributes with an underscore before,
-    # and entries of the state.
+    # Names of the tensors that hold the rows: as attributes they have a leading
+    # underscore, as entries of the state they have none.
     _ROWS: tuple[str, ...] = ()
     _KERNELS: ModuleType
 
-    # The rule that was applied last, and its numbers on the device.
+    # The rule that was applied last, and its values on the device.
     _loaded: UpdateRule | None = None
     _numbers: Tensor | None = None
     _folder: Any = None
@@ -113,7 +113,7 @@ class Beliefs:
         )
 
     def _described(self) -> str:
-        """Return what a subclass adds to the text above."""
+        """Return a subclass's additions to the representation."""
         return ""
 
     @property
@@ -123,7 +123,7 @@ class Beliefs:
 
     @property
     def device(self) -> torch.device:
-        """Where the rows live."""
+        """Device of the rows."""
         return self.labels.device
 
     @property
@@ -133,12 +133,12 @@ class Beliefs:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the store takes, with labels and numbers of visits."""
+        """Size of the store in bytes, including labels and visit counts."""
         return sum(getattr(self, name).nbytes for name in self._per_sample())
 
     @property
     def _is_dense(self) -> bool:
-        """Whether memory holds a number per sample and class."""
+        """Whether memory holds one number per sample and class."""
         return False
 
     def step(
@@ -150,40 +150,41 @@ class Beliefs:
         *,
         assume_unique: bool = False,
     ) -> Tensor:
-        """Take in the predictions of a batch and return the loss to its new targets.
+        """Update the rows of a batch with its predictions, and return the loss.
 
-        The rows `index` are updated with softmax(logits), detached; the loss is the
-        mean cross-entropy of the updated means with the logits, and its gradient in
-        the logits is (p - q) * weight / n.
+        The rows `index` are updated with softmax(logits), detached. The loss is the
+        mean cross-entropy of the updated means with the logits. Its gradient with
+        respect to the logits is (p - q) * weight / n.
 
         Parameters
         ----------
         logits : Tensor of shape (n, n_classes)
             Output of the network, of any floating type.
         index : Tensor of shape (n,)
-            Row of each sample of the batch. Without repetition: two updates of one
-            row in one step would lose one of them.
+            Row of each sample of the batch. Rows must be unique: of two updates of one
+            row in one step, one would be lost.
         weight : Tensor of shape (n,), optional
             Weight of each sample in the loss, finite and not negative.
         rule : UpdateRule, optional
-            How predictions change beliefs, and these the targets, with the discount of
-            this posterior. By default the paper's, ``UpdateRule(discount=discount)``.
+            How predictions update beliefs and how beliefs become targets, with the
+            discount of this posterior. The default is the paper's rule,
+            ``UpdateRule(discount=discount)``.
         assume_unique : bool, default=False
-            Skip the check for rows that repeat or are not there, where `index` is a
-            Tensor that the caller drew from a permutation. The check waits for the
-            device.
+            Skip the check for repeated or invalid rows, if `index` is a Tensor that the
+            caller drew from a permutation. The check synchronises with the device.
 
         Returns
         -------
         Tensor of shape ()
-            The loss, which autograd knows the gradient of.
+            The loss, with its gradient in the autograd graph.
 
         Raises
         ------
         ValueError
-            If `logits` has not one row per index and one column per class, a row is
-            repeated or not there, `weight` is not of the shape of `index`, or the
-            rule's discount is not that of a posterior whose prior is finite.
+            If `logits` does not have one row per index and one column per class, if a
+            row is repeated or does not exist, if `weight` does not have the shape of
+            `index`, or if the rule's discount differs from that of a posterior with a
+            finite prior.
 
         Notes
         -----
@@ -204,9 +205,9 @@ class Beliefs:
         *,
         assume_unique: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Take in the predictions of a batch; return the loss and its gradient.
+        """Update the rows of a batch; return the loss and its gradient.
 
-        :meth:`step` without autograd, for a loop that calls
+        This is :meth:`step` without autograd, for a loop that calls
         ``logits.backward(gradient)`` itself.
 
         Parameters
@@ -218,22 +219,23 @@ class Beliefs:
         weight : Tensor of shape (n,), optional
             Weight of each sample in the loss, finite and not negative.
         rule : UpdateRule, optional
-            How predictions change beliefs, and these the targets; by default as in the
-            paper.
+            How predictions update beliefs and how beliefs become targets; by default as
+            in the paper.
         assume_unique : bool, default=False
-            Skip the check for rows that repeat or are not there.
+            Skip the check for repeated or invalid rows.
 
         Returns
         -------
         loss : Tensor of shape ()
             Mean cross-entropy of the new targets with the logits.
         gradient : Tensor of shape (n, n_classes)
-            Of the loss in the logits, (p - q) * weight / n, in their type.
+            Gradient of the loss with respect to the logits, (p - q) * weight / n, in
+            their type.
 
         Raises
         ------
         ValueError
-            For what :meth:`step` raises it for.
+            As in :meth:`step`.
         """
         if not assume_unique:
             index = torch.as_tensor(index, device=self.device).long()
@@ -268,15 +270,15 @@ class Beliefs:
         *,
         with_rule: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Do what `update` does, with arguments that were checked.
+        """Perform `update` with validated arguments.
 
         Parameters
         ----------
         logits, index, weight : Tensor
         rule : UpdateRule
-            What is applied.
+            The rule to apply.
         with_rule : bool
-            Whether it was given, and is not the paper's.
+            Whether the caller passed it, so that it is not the paper's.
         """
         arguments = self._arguments(logits, index, weight, rule)
         backend = self._backend(logits)
@@ -288,11 +290,11 @@ class Beliefs:
     def _arguments(
         self, logits: Tensor, index: Tensor, weight: Tensor | None, rule: UpdateRule
     ) -> tuple:
-        """Return what a backend's step is called with."""
+        """Return the arguments of a backend's step."""
         raise NotImplementedError
 
     def _backend(self, logits: Tensor) -> ModuleType:
-        """Return the fastest form of the step for these logits."""
+        """Return the fastest implementation of the step for these logits."""
         raise NotImplementedError
 
     def _take_in_elsewhere(
@@ -304,7 +306,7 @@ class Beliefs:
         *,
         with_rule: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Move the rows of the batch to where the logits are, and back."""
+        """Update copies of the rows on the device of the logits; copy them back."""
         index = index.to(self.device)
         part = self._part(index, logits.device)
         rows = torch.arange(len(index), device=logits.device)
@@ -313,7 +315,7 @@ class Beliefs:
         return result
 
     def _part(self: Self, index: Tensor, device: torch.device) -> Self:
-        """Return some rows as a store of their own."""
+        """Return a separate store of some rows."""
         part = object.__new__(type(self))
         vars(part).update(vars(self))
         part._folder = part._numbers = None
@@ -327,26 +329,26 @@ class Beliefs:
         Parameters
         ----------
         rows : Tensor of int of shape (n,)
-            Which samples, in the order wanted.
+            The samples, in the desired order.
 
         Returns
         -------
         DirichletPosterior or CompactPosterior
-            Of n samples, on the same device, in memory.
+            Of these n samples, on the same device, in memory.
         """
         part = self._part(rows.to(self.device), self.device)
         part.agreement = replace(self.agreement)
         return part
 
     def put(self: Self, rows: Tensor, part: Self) -> None:
-        """Copy another store's rows into some of these, as :meth:`part` took them.
+        """Copy the rows of another store into this one; the inverse of :meth:`part`.
 
         Parameters
         ----------
         rows : Tensor of int of shape (n,)
-            Which samples the other store is about, in its order.
+            The samples of the other store, in its order.
         part : DirichletPosterior or CompactPosterior
-            Of n samples, on any device.
+            Of these n samples, on any device.
 
         Raises
         ------
@@ -356,24 +358,24 @@ class Beliefs:
         rows = rows.to(self.device)
         if not torch.equal(self.labels[rows], part.labels.to(self.device)):
             raise ValueError(
-                f"part has {len(part)} samples whose labels are not those of the "
-                f"{len(rows)} rows given; it belongs to other data."
+                f"part has {len(part)} samples whose labels differ from those of the "
+                f"{len(rows)} given rows; it belongs to other data."
             )
         self._write(rows, part)
         self.agreement = replace(part.agreement)
 
     def _write(self: Self, index: Tensor, part: Self) -> None:
-        """Write what another store has of some samples, but for their labels."""
+        """Write everything but the labels of another store into some rows."""
         for name in self._per_sample():
             if name != "labels":
                 own = getattr(self, name)
                 own.index_copy_(0, index, getattr(part, name).to(own))
 
     def load_rule(self, rule: UpdateRule | None = None) -> None:
-        """Copy the numbers of a rule to the device, for the steps that follow.
+        """Copy the values of a rule to the device, for the following steps.
 
-        Steps do so by themselves. Those that were captured in a CUDA graph cannot: they
-        follow the rule that was loaded last.
+        Ordinary steps do this themselves. Steps that were captured in a CUDA graph
+        cannot; they use the rule that was loaded last.
 
         Parameters
         ----------
@@ -383,7 +385,7 @@ class Beliefs:
         Raises
         ------
         ValueError
-            If the rule's discount is not that of a posterior whose prior is finite.
+            If the rule's discount differs from that of a posterior with a finite prior.
         """
         applied = self._rule(rule)
         if self.device.type == "cuda":
@@ -400,7 +402,7 @@ class Beliefs:
         Returns
         -------
         Tensor of shape (n, n_classes)
-            A copy. Infinite on the label where the prior is.
+            A copy. The label's entry is infinite if the prior is.
         """
         alpha = self._alpha_of(self._here(index))
         if math.isinf(self.prior_strength):
@@ -427,14 +429,14 @@ class Beliefs:
     def target(
         self, index: Tensor | None = None, rule: UpdateRule | None = None
     ) -> Tensor:
-        """Return what the network is trained towards: the means, smoothed by a rule.
+        """Return the training targets: the means, smoothed by a rule.
 
         Parameters
         ----------
         index : Tensor of shape (n,), optional
             Rows to return; by default all.
         rule : UpdateRule, optional
-            Whose smoothing is applied; by default none is.
+            The rule whose smoothing is applied; by default there is no smoothing.
 
         Returns
         -------
@@ -445,12 +447,12 @@ class Beliefs:
         if rule is None:
             return mean
         if self._numbers is not None and self._rule(rule) == self._loaded:
-            # From memory, where a CUDA graph finds the number of a later rule too.
+            # Read from device memory, so that a CUDA graph sees later rules too.
             return smooth(mean, self._numbers[2])
         return smooth(mean, rule.smoothing)
 
     def evidence(self, index: Tensor | None = None) -> Tensor:
-        """Return what the beliefs have taken in, without what is left of the prior.
+        """Return the evidence that updates have added, without the prior.
 
         Parameters
         ----------
@@ -461,9 +463,8 @@ class Beliefs:
         -------
         Tensor of shape (n, n_classes)
             The sum over T updates of gamma^(T-t) w_t softmax(s_t z_t), with the weight
-            w_t, the sharpness s_t and the logits z_t of update t; zero where the prior
-            is infinite. In float32 at least; small differences of a float16 store are
-            rounded.
+            w_t, the sharpness s_t and the logits z_t of update t; zero if the prior is
+            infinite. In float32 or wider; a float16 store rounds small differences.
         """
         return self._evidence_of(self._here(index))
 
@@ -473,8 +474,8 @@ class Beliefs:
         Returns
         -------
         Tensor of shape (n_samples,)
-            After T updates gamma^T c / S_T; 1 where the prior is infinite. The rest
-            of the target is the network's own past predictions (and the floor).
+            After T updates it is gamma^T c / S_T, and 1 if the prior is infinite. The
+            rest of a target comes from the network's past predictions and the floor.
         """
         if math.isinf(self.prior_strength):
             return torch.ones_like(self.labels, dtype=self.dtype)
@@ -488,12 +489,12 @@ class Beliefs:
         Parameters
         ----------
         device : torch.device or str
-            Where the rows are to live. Those in a file stay there.
+            The new device. Rows in a file stay there.
 
         Returns
         -------
         Beliefs
-            Itself.
+            The same object.
         """
         if self._folder is None:
             for name in self._per_sample():
@@ -502,17 +503,17 @@ class Beliefs:
         return self
 
     def on_kernel(self, dtype: torch.dtype) -> bool:
-        """Tell whether steps run as one kernel on a GPU.
+        """Return whether a step runs as one fused kernel on a GPU.
 
         Parameters
         ----------
         dtype : torch.dtype
-            Of the logits.
+            Type of the logits.
 
         Returns
         -------
         bool
-            False on the CPU, and where the kernel cannot be compiled.
+            False on the CPU, and if the kernel cannot be compiled.
         """
         logits = torch.empty(0, self.n_classes, dtype=dtype, device=self.device)
         return self._backend(logits) is self._KERNELS
@@ -520,24 +521,24 @@ class Beliefs:
     # Rows
 
     def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return memory for rows, or a file's."""
+        """Allocate memory for rows, or map a file."""
         if self._folder is None:
             return torch.empty(shape, dtype=dtype, device=self.device)
         return allocate(shape, dtype, self._folder)
 
     def _per_sample(self) -> tuple[str, ...]:
-        """Return the attributes that hold something of each sample."""
+        """Return the names of the attributes with one entry per sample."""
         return (*(f"_{name}" for name in self._ROWS), "labels", "visits")
 
     def _rows_of_all(self) -> dict[str, Tensor]:
         return {name: getattr(self, f"_{name}") for name in self._ROWS}
 
     def _alpha_of(self, index: Tensor | None) -> Tensor:
-        """Return a copy of concentrations, those of an infinite prior finite."""
+        """Return a copy of the concentrations, with finite values for infinity."""
         raise NotImplementedError
 
     def _evidence_of(self, index: Tensor | None) -> Tensor:
-        """Return what `evidence` does, for rows that are where the store is."""
+        """Return the evidence of rows given on the device of the store."""
         raise NotImplementedError
 
     def _totals(self) -> Tensor:
@@ -545,7 +546,7 @@ class Beliefs:
         raise NotImplementedError
 
     def _here(self, index: Tensor | None) -> Tensor | None:
-        """Return row numbers, or those where a mask is true, where the store is."""
+        """Return row numbers, also those of a mask, on the device of the store."""
         if index is None:
             return None
         index = torch.as_tensor(index, device=self.device)
@@ -557,9 +558,9 @@ class Beliefs:
     # Rules
 
     def _rule(self, rule: UpdateRule | None) -> UpdateRule:
-        """Return what is applied where `rule` is given, or raise."""
+        """Return the rule to apply if `rule` is given, or raise."""
         if math.isinf(self.prior_strength):
-            # It stays infinite under every discount; its finite stand-in would not.
+            # The stored number for infinity is finite, and must not be discounted.
             return _undiscounted(rule)
         if rule is None:
             return _paper_rule(self.discount)
@@ -572,11 +573,11 @@ class Beliefs:
         return rule
 
     def _on_device(self, rule: UpdateRule) -> Tensor:
-        """Return the numbers of a rule on the device, always at the same place."""
+        """Return the values of a rule on the device, always in the same memory."""
         if self._numbers is None:
             self._numbers = _kernels.numbers_of(rule, self.device)
         elif rule != self._loaded:
-            # Without waiting: such a small copy has left the host when it returns.
+            # Without synchronising: a copy this small is staged when the call returns.
             numbers = _kernels.numbers_of(rule, torch.device("cpu"))
             self._numbers.copy_(numbers, non_blocking=True)
         self._loaded = rule
@@ -608,14 +609,14 @@ class Beliefs:
         Parameters
         ----------
         state_dict : dict of str to Tensor
-            For the same samples, in their order, and as many classes; on any device.
+            For the same samples in the same order, and the same number of classes; on
+            any device.
 
         Raises
         ------
         ValueError
-            If entries are missing or unknown, or have another shape than this
-            posterior's, or belong to samples with other labels. Nothing is copied
-            then.
+            If entries are missing or unknown, if shapes differ from this posterior's,
+            or if labels differ. Nothing is copied in that case.
         """
         own = self.state_dict()
         if state_dict.keys() != own.keys():
@@ -654,11 +655,11 @@ class Beliefs:
         self.agreement = Agreement(last, mean, int(n_epochs))
 
     def _facts(self) -> dict[str, Tensor]:
-        """Return what the state tells besides, of which another must have the same."""
+        """Return further entries of the state, which must agree when it is loaded."""
         return {}
 
     def _fitting(self, name: str, tensor: Tensor) -> Tensor:
-        """Return rows of another store as this one can hold them."""
+        """Convert rows of another store to a form that this one can hold."""
         return tensor
 
     def __deepcopy__(self: Self, memo: dict) -> Self:
@@ -674,10 +675,10 @@ class Beliefs:
         return other
 
     def __getstate__(self):
-        # In NumPy and plain data, which any tool can read, on any machine. Rows in a
-        # file are part of it, and not their folder, which is one of this machine.
+        # NumPy arrays and plain data, which any tool can read on any machine. The state
+        # includes rows from a file, but not the folder, which is specific to a machine.
         rows = {name: tensor.cpu() for name, tensor in self._rows_of_all().items()}
-        brain = torch.bfloat16  # which NumPy has not
+        brain = torch.bfloat16  # which NumPy does not have
         return {
             "prior_strength": self.prior_strength,
             "discount": self.discount,
@@ -697,7 +698,7 @@ class Beliefs:
         self.discount = state["discount"]
         self.prior_floor = state["prior_floor"]
         self.agreement = Agreement(*state["agreement"])
-        # Copies, as the arrays may be those of a file that is mapped to memory.
+        # Copies, as the arrays may belong to a memory-mapped file.
         for name in self._ROWS:
             setattr(self, f"_{name}", torch.tensor(np.asarray(state[name])))
         self.labels = torch.tensor(np.asarray(state["labels"]))

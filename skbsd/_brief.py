@@ -1,8 +1,8 @@
-"""Calibration of trainings too brief for a part of them to tell much.
+"""Calibration of trainings with few epochs or steps.
 
-After few epochs the scale of the logits differs from network to network. So the folds
-tell how predictions of unseen samples differ from those of learnt ones, and the final
-network's predictions of what it has learnt do the rest.
+After few epochs the scale of the logits differs from network to network. The folds
+therefore show how predictions of held-out samples differ from those of training
+samples, and the final network's predictions of its training samples supply the scale.
 """
 
 import math
@@ -22,26 +22,27 @@ from .calibration import (
     log_losses,
 )
 
-# A training of so few epochs is brief.
+# A training with fewer epochs is brief.
 _FEW_EPOCHS = 10
-# So is a longer one if half of its epochs, on half of the data, are only so few steps.
+# A longer training is brief too if half of its epochs on half of the data take fewer
+# steps than this.
 _FEW_STEPS = 40
-# Small tables have folds of all epochs otherwise, which are long enough from here on.
-# Below, wrong labels are believed in on more evidence, however many steps there are.
+# The folds of small tables are trained for all epochs, which suffices from this number
+# of epochs on. Below it, label errors need more evidence, whatever the number of steps.
 _FEW_WHOLE_EPOCHS = 20
-# From so many samples on, two folds trained for half of the epochs tell as much as
-# more and longer ones, if training is not brief.
+# From this number of samples on, two folds trained for half of the epochs are as
+# informative as more and longer ones, unless training is brief.
 _ENOUGH = 450
-# A network that has hardly learnt contradicts labels for want of training. Errors are
-# believed where they are so large a share of the contradicted labels, where the true
-# classes are told apart so well (1 is certainty), and where so many of all labels are
-# wrong: to take the few contradictions of nature for errors costs more than it gains.
+# An undertrained network contradicts many labels that are correct. Label errors are
+# accepted only if they make up this fraction of the contradicted labels, if the true
+# classes are separated this well (1 is certainty), and if this fraction of all labels
+# is wrong. Mistaking prediction errors for label errors costs more than it gains.
 _MOSTLY = 0.5
 _SEPARABLE = 0.8
 _SEPARABLE_WHEN_SETTLED = 0.5
-_SETTLED = 30  # steps, after which the statistics of batch normalisation are right
+_SETTLED = 30  # steps until the running statistics of batch normalisation are accurate
 _LEAST_ERRORS = 0.05
-# Prior standard deviation of log T, of the final network beside those of the folds.
+# Prior standard deviation of the difference in log T of the final and a fold network.
 _SD_CHANGE = 0.15
 _LOG_T = (-6.0, 4.0)
 _STEP = 0.01  # of numerical derivatives
@@ -54,7 +55,7 @@ class LogTemperature(NamedTuple):
     ----------
     value : float
     variance : float
-        Of the estimate, also where the model is wrong.
+        Of the estimate, robust to misspecification (sandwich estimator).
     loss : float
         Mean log loss at the estimate.
     """
@@ -65,14 +66,14 @@ class LogTemperature(NamedTuple):
 
 
 def is_small_table(size: float, *, shows_images: bool) -> bool:
-    """Whether more and longer folds are worth their time.
+    """Whether to train more fold networks, for all epochs.
 
     Parameters
     ----------
     size : float
-        Samples that are trained on.
+        Number of training samples.
     shows_images : bool
-        Networks for images are slow, even on few of them.
+        Whether the samples are images, for which networks are slow to train.
     """
     return size < _ENOUGH and not shows_images
 
@@ -80,16 +81,16 @@ def is_small_table(size: float, *, shows_images: bool) -> bool:
 def is_brief(
     net: Any, size: float, *, shows_images: bool, n_epochs: int | None = None
 ) -> bool:
-    """Whether a training is too brief for the folds of longer ones.
+    """Whether a training has too few epochs or steps for shortened folds.
 
     Parameters
     ----------
     net : BSDClassifier
     size : float
-        Samples that are trained on.
+        Number of training samples.
     shows_images : bool
     n_epochs : int, default=None
-        Of the training; None is the net's `max_epochs`.
+        Epochs of the training; None is the net's `max_epochs`.
     """
     n_epochs = net.max_epochs if n_epochs is None else n_epochs
     if n_epochs < _FEW_EPOCHS:
@@ -103,16 +104,16 @@ def is_brief(
 
 
 def first_choice(net: Any, size: float, *, shows_images: bool) -> Choice:
-    """Return what a training begins with, whatever is chosen afterwards.
+    """Return the settings that a training tries first.
 
-    One that is the beginning of a longer one, by `schedule_epochs`, begins as that does
-    and may be brief all the same.
+    A call that is the first part of a longer one, by `schedule_epochs`, uses the
+    settings of the longer one, even if the call itself is brief.
 
     Parameters
     ----------
     net : BSDClassifier
     size : float
-        Samples that are trained on.
+        Number of training samples.
     shows_images : bool
     """
     whole = schedule_length(net)
@@ -122,20 +123,20 @@ def first_choice(net: Any, size: float, *, shows_images: bool) -> Choice:
 
 
 def least_separation(net: Any, size: float, *, brief: bool) -> float | None:
-    """Return how well classes must be told apart for labels to be called wrong.
+    """Return the minimum separation of the classes for labels to be called wrong.
 
     Parameters
     ----------
     net : BSDClassifier
     size : float
-        Samples that are trained on.
+        Number of training samples.
     brief : bool
         Whether training is brief.
 
     Returns
     -------
     float or None
-        None where it takes no more than :func:`fit_label_errors` asks for.
+        None if the criteria of :func:`fit_label_errors` suffice.
     """
     if not brief and net.max_epochs >= _FEW_WHOLE_EPOCHS:
         return None
@@ -146,14 +147,14 @@ def least_separation(net: Any, size: float, *, brief: bool) -> float | None:
 
 
 def batch_size_of_fold(batch_size: int, n: int, n_fold: int) -> int:
-    """Return the batch size with which a part of the data takes as many steps as all.
+    """Return the batch size for a fold that takes as many steps as all of the data.
 
     Parameters
     ----------
     batch_size : int
-        For all of them; -1 is all of them.
+        For all of the data; -1 is one batch.
     n, n_fold : int
-        Samples, and those of the part.
+        Number of samples in total, and in the fold's training part.
     """
     if batch_size == -1 or batch_size >= n:
         return batch_size  # one batch stays one
@@ -169,7 +170,7 @@ def label_errors(
     shows_images: bool,
     separable: float | None,
 ) -> LabelErrors:
-    """Estimate calibration and label noise of predictions of unseen samples.
+    """Estimate calibration and label noise from held-out predictions.
 
     Parameters
     ----------
@@ -177,9 +178,9 @@ def label_errors(
     labels : Tensor of shape (n,)
     weight : Tensor of shape (n,)
     shows_images : bool
-        Whether errors are what to think of first.
+        Whether errors are the likely explanation of contradicted labels.
     separable : float or None
-        How well the classes must be told apart, if it takes more evidence than usual.
+        Minimum separation of the classes, if more evidence than usual is required.
     """
     suspected = shows_images and separable is None
     found = fit_label_errors(logits, labels, weight, suspected=suspected)
@@ -196,11 +197,12 @@ def label_errors(
 def estimate_log_temperature(
     calibration: Calibration, logits: Tensor, labels: Tensor, weight: Tensor
 ) -> LogTemperature:
-    r"""Estimate log T beside the bias and the errors of a calibration.
+    r"""Estimate log T, with the bias and the label errors of a calibration fixed.
 
-    Its variance is :math:`\sum_i w_i s_i^2 / H^2` for scores :math:`s_i` and curvature
-    H of the log likelihood. Unlike 1 / H it is large where a few labels that contradict
-    sure predictions decide, as on data that were learnt nearly without an error.
+    The variance is :math:`\sum_i w_i s_i^2 / H^2` for scores :math:`s_i` and curvature
+    H of the log likelihood. Unlike 1 / H, it is large if the estimate depends on a few
+    labels that contradict confident predictions, as for data that the network fits
+    almost without an error.
 
     Parameters
     ----------
@@ -227,7 +229,7 @@ def estimate_log_temperature(
     below, at, above = (losses(value + step) for step in (-_STEP, 0.0, _STEP))
     scores = (above - below) / (2 * _STEP)
     curvature = float((above - 2 * at + below) @ weight) / _STEP**2 + precision
-    # A weight counts as so many samples.
+    # A weight of w stands for w samples.
     variance = float(weight @ scores.square()) + precision
     variance /= max(curvature, precision) ** 2
     return LogTemperature(value, variance, float(at @ weight / weight.sum()))
@@ -240,20 +242,21 @@ def for_final_network(
     labels: Tensor,
     weight: Tensor,
 ) -> Calibration:
-    """Return the calibration for the scale that the final network's logits have.
+    """Return the calibration for the scale of the final network's logits.
 
-    log T changes by as much as the best one of learnt samples does from the folds to
-    the final network, the less so the less certain that is. A bias stays if the final
-    network's predictions are better with it.
+    The best log T for training samples differs between the fold networks and the final
+    network. The calibration's log T is shifted by this difference, shrunk towards zero
+    according to its uncertainty. The bias is kept if it improves the final network's
+    predictions.
 
     Parameters
     ----------
     calibration : Calibration
-        From the folds' predictions of unseen samples.
+        From the fold networks' held-out predictions.
     learnt_by_folds : LogTemperature
-        Of their predictions of the others.
+        Best for the fold networks' predictions of their training samples.
     logits : Tensor of shape (n, n_classes)
-        The final network's, of what it has learnt.
+        The final network's logits of its training samples.
     labels : Tensor of shape (n,)
     weight : Tensor of shape (n,)
     """

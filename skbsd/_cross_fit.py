@@ -1,7 +1,8 @@
-"""Predictions of samples that a network has not seen, and what follows from them.
+"""Cross-fitting: out-of-fold predictions, and the choices that are based on them.
 
-Before the final network, others are trained on parts of the data and predict the rest.
-From these predictions come learning rate, rule and calibration.
+Before the final network, fold networks are trained on parts of the data and predict the
+rest. Their predictions determine the learning rate, the update rule and the
+calibration.
 """
 
 import math
@@ -42,27 +43,27 @@ from .calibration import Calibration, LabelErrors, fit_temperature, log_losses
 
 _SHORT = 0.5  # of the epochs
 _FEW_FOLDS = 4
-# Above this, a part of the data is held out instead, and nothing trained twice.
+# Above this, a part of the data is held out, and only the final network is trained.
 _LARGE = 20_000
-_LEAST = 20  # samples, for a calibration at all
-_LOOKS = 8  # at the held-out loss of a training
+_LEAST = 20  # minimum number of samples for a calibration
+_LOOKS = 8  # evaluations of the held-out loss during a training
 _WITHIN = 0.5  # standard errors
-# Share of wrong labels from which on they are forgotten.
+# Fraction of wrong labels above which labels are forgotten during training.
 _MUCH_NOISE = 0.12
-_LEAST_RATE = 0.01  # of the one tried first
+_LEAST_RATE = 0.01  # relative to the learning rate that is tried first
 _NEARLY_ALL = 0.9
 _CERTAIN = 6.0
 
 
 def method_for(net: Any, data: TrainingData, *, keep: bool) -> str | None:
-    """Return where predictions of unseen samples are to come from.
+    """Return how held-out predictions are obtained, or None if they are not.
 
     Parameters
     ----------
     net : BSDClassifier
     data : TrainingData
     keep : bool
-        Whether the network goes on from another call: its calibration stays as it is.
+        Whether the call continues from a previous one, whose calibration is kept.
     """
     if net.calibration is None or keep:
         return None
@@ -88,9 +89,9 @@ def method_for(net: Any, data: TrainingData, *, keep: bool) -> str | None:
 def cross_fit(
     net: Any, data: TrainingData, split: Split, groups: np.ndarray | None
 ) -> Trainings[Outcome | None]:
-    """Cross-fit, or return what a checkpoint holds of it.
+    """Cross-fit, or return the result that a checkpoint holds.
 
-    Yields the trainings.
+    Yields the trainings of the fold networks.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def cross_fit(
     Returns
     -------
     Outcome or None
-        None where all rows belong together, or a network of a fold diverged.
+        None if all rows belong to one group, or if a fold network diverged.
     """
     file, ranks = None, current(net.devices)
     if net.checkpoint is not None:
@@ -163,32 +164,32 @@ def checked_groups(data: TrainingData, groups: Any) -> np.ndarray | None:
 
 
 class _Look(NamedTuple):
-    """Held-out logits in the middle of a training."""
+    """Held-out logits after some epoch of a training."""
 
     epoch: int
     logits: Tensor
 
 
 class _Trained(NamedTuple):
-    """What is kept of a network of a fold."""
+    """The predictions of a trained fold network."""
 
     looks: list[_Look]
-    unseen: Tensor  # logits of the samples held out
-    learnt: Tensor  # logits of the others, where they are needed
+    unseen: Tensor  # logits of the held-out samples
+    learnt: Tensor  # logits of its training samples, if they are needed
 
 
 class _Predicted(NamedTuple):
-    """Logits of several networks, and the rows that they are of."""
+    """Logits of several fold networks, and the rows that they predict."""
 
     unseen: Tensor
     unseen_rows: np.ndarray
     learnt: Tensor
     learnt_rows: np.ndarray
-    epochs: list[int]  # that the network was looked at, and the last one
-    curve: Tensor  # (n_epochs, n, n_classes), of the samples held out
+    epochs: list[int]  # at which the network was evaluated, including the last
+    curve: Tensor  # (n_epochs, n, n_classes), of the held-out samples
 
     def joined(self, other: "_Predicted") -> "_Predicted":
-        """Put two together; the curve is that of the first."""
+        """Concatenate two; the curve is that of the first."""
         return self._replace(
             unseen=torch.cat([self.unseen, other.unseen]),
             unseen_rows=np.concatenate([self.unseen_rows, other.unseen_rows]),
@@ -203,13 +204,13 @@ class CrossFit:
     Parameters
     ----------
     net : BSDClassifier
-        What is fitted. It is left as it is.
+        The estimator that is fitted. It is not changed.
     data : TrainingData
         Checked.
     rows : ndarray of int
-        Which of them are trained on.
+        The training rows.
     groups : ndarray or None
-        Rows with the same group stay in one fold.
+        Rows of the same group stay in one fold.
     """
 
     def __init__(
@@ -239,7 +240,7 @@ class CrossFit:
         self._known: list[tuple[_Predicted, LabelErrors]] = []
 
     def run(self) -> Trainings[Outcome]:
-        """Have networks trained on the folds, choose, and calibrate."""
+        """Train fold networks, choose rate and rule, and calibrate."""
         began, net = time.perf_counter(), self.net
         choice = first_choice(net, self.size, shows_images=self.is_image)
         if self.is_brief:
@@ -247,12 +248,12 @@ class CrossFit:
             return self._outcome(choice, final, [], time.perf_counter() - began)
         opens_rate, opens_rule = rate_is_open(net), rule_is_open(net)
         folds = list(range(self.n_folds))
-        # Where folds cost, the second one is for another rule or another rate.
+        # If folds are expensive, the second one serves to try another rule or rate.
         saves = not self.is_small and (opens_rate or opens_rule)
         first, second = (folds[:1], folds[1:]) if saves else (folds, folds)
         plain = yield from self._predictions(first, choice, look=opens_rate)
         final, rest, is_whole = plain, [], not saves
-        # No more labels can be wrong than are predicted otherwise.
+        # The fraction of wrong labels cannot exceed that of disagreeing predictions.
         if opens_rule and self._error_rate(plain) > _MUCH_NOISE:
             robust = yield from self._predictions(second, Choice.noisy(net))
             rest, is_whole = [robust], True
@@ -274,12 +275,12 @@ class CrossFit:
     def _predictions(
         self, folds: list[int], choice: Choice, *, look: bool = False
     ) -> Trainings[_Predicted]:
-        """Train without each of some folds, and put the predictions together."""
+        """Train one network without each of these folds; collect the predictions."""
         trained = []
         for fold in folds:
             trained.append((yield from self._train(fold, choice, look=look)))
         unseen = torch.cat([part.unseen for part in trained])
-        # A callback may have stopped one of them before the others.
+        # A callback may have stopped one of the trainings early.
         looks = list(zip(*(part.looks for part in trained), strict=False))
         curve = [torch.cat([look.logits for look in at]).double() for at in looks]
         return _Predicted(
@@ -292,12 +293,12 @@ class CrossFit:
         )
 
     def _train(self, fold: int, choice: Choice, *, look: bool) -> Trainings[_Trained]:
-        """Train a network without a fold.
+        """Train a network without one fold.
 
-        The final network takes more steps. What it learns at a low rate, this one
-        learns at a higher one, so that the sum of the rates over the steps is the same,
-        as far as that is not above the rate that is tried first. Where training is
-        brief, this one takes as many steps, in smaller batches.
+        The final network takes more steps than a fold network. The learning rate is
+        raised so that the sum of the rates over the steps is the same, up to the rate
+        that is tried first. If training is brief, the fold network instead takes as
+        many steps as the final one, with smaller batches.
         """
         held_out = self.rows[self.fold == fold]
         rows = self.rows[self.fold != fold]
@@ -340,13 +341,13 @@ class CrossFit:
                 learnt = net._logits_of(X, rows).double()
             return _Trained(looks, unseen, learnt)
 
-        # What follows is decided by these numbers, in all processes alike.
+        # All processes base their decisions on these numbers.
         return ranks.first_does(predict)
 
     def _shortened(self, choice: Choice) -> Choice:
-        """Return the rule that ends a short training with the targets of a whole one.
+        """Return the rule with which a shorter training ends with the same targets.
 
-        The label's share of a target is c / (c + T), and the discount's T-th power.
+        The label's share of a target is c / (c + T), and the discount to the power T.
         """
         share = self.n_epochs / self.net.max_epochs
         strength = choice.prior_strength
@@ -366,7 +367,7 @@ class CrossFit:
         return float((weight * wrong).sum() / weight.sum())
 
     def _errors(self, predicted: _Predicted) -> LabelErrors:
-        """Estimate errors of the labels; the same predictions are asked for twice."""
+        """Estimate label errors; results are cached, as they are used twice."""
         for known, errors in self._known:
             if known is predicted:
                 return errors
@@ -382,11 +383,11 @@ class CrossFit:
         return errors
 
     def _amount(self, predicted: _Predicted) -> float:
-        """Return by how much less the final network is to learn, in (0, 1].
+        """Return the factor in (0, 1] by which the learning rate is reduced.
 
-        The latest epoch whose held-out loss is as good as the best one, within half a
-        standard error, says how much training the data bear: the sum of the learning
-        rates up to it.
+        Take the latest epoch whose held-out loss is within half a standard error of the
+        best one. The sum of the learning rates up to that epoch is the amount of
+        training after which the network begins to overfit.
         """
         epochs, (labels, weight) = predicted.epochs, self._labels(predicted.unseen_rows)
         temperature = fit_temperature(predicted.curve, labels, weight)
@@ -405,8 +406,9 @@ class CrossFit:
         rates = np.array([factor(at) for at in reached * progress])
         part = rates[progress < epochs[latest] / self.n_epochs].sum() / rates.sum()
         share = (1 - 1 / self.n_folds) * self.n_epochs / self.net.max_epochs
-        # How much the data bear is known up to what a fold has learnt, a part of what
-        # the final network will: near the end of that, the one goes over to the other.
+        # A fold network learns only a part of what the final network learns. Close to
+        # the end of its training it cannot show where the final network overfits, so
+        # the estimate is blended with that for the whole training.
         known = min(1.0, _CERTAIN * (1 - part))
         amount = float(part * share**known)
         return 1.0 if amount > _NEARLY_ALL else max(_LEAST_RATE, amount)
@@ -447,7 +449,7 @@ class CrossFit:
     def _proba(
         self, final: _Predicted, rest: list[_Predicted], calibration: Calibration
     ) -> np.ndarray:
-        """Return a prediction of each sample, by the final rule where there is one."""
+        """Return a prediction of each sample, by the final rule where available."""
         proba = np.full((len(self.data.y), final.unseen.shape[1]), np.nan, np.float32)
         for predicted in rest:
             found = self._errors(predicted)
@@ -460,14 +462,14 @@ class CrossFit:
     def _learnt(
         self, final: _Predicted, calibration: Calibration
     ) -> LogTemperature | None:
-        """Return the best temperature of learnt samples, where training is brief."""
+        """Return the best temperature for training samples, if training is brief."""
         if not self.is_brief:
             return None
         labels, weight = self._labels(final.learnt_rows)
         return estimate_log_temperature(calibration, final.learnt, labels, weight)
 
     def _drift(self, final: _Predicted, calibration: Calibration) -> np.ndarray | None:
-        """Return how mean predictions of unseen samples differ from those of others."""
+        """Return the ratio of the mean predictions of held-out and training samples."""
         if not self.has_rare_class:
             return None
         if not self.are_alike:

@@ -1,4 +1,4 @@
-"""One pass over the batches, and what an epoch has come to."""
+"""One pass over the batches, and the record of an epoch."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,18 +14,18 @@ from ._capture import CapturedSteps
 from ._listeners import Listeners
 from ._ranks import AgreedInterrupt, OneRank
 
-# What the history of an epoch holds anyway.
+# Keys that the history of an epoch contains already.
 _RESERVED = {"batches", "dur", "epoch"}
 
 
 @dataclass
 class EpochRecord:
-    """What an epoch has come to, beside its history.
+    """Counts of an epoch that are not in its history.
 
     Parameters
     ----------
     train, valid : Correct
-        How many predictions of each pass were correct, where they were counted.
+        Number of correct predictions of each pass, if they were counted.
     """
 
     train: Correct = field(default_factory=Correct)
@@ -33,19 +33,19 @@ class EpochRecord:
 
 
 class StepValues:
-    """What the steps of a pass have returned, on the device until it is over."""
+    """The results of the steps of a pass, on the device until the pass ends."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self._values: dict[str, list[Tensor]] = {"loss": []}
 
     def add(self, result: dict[str, Tensor], size: int) -> None:
-        """Add a step's.
+        """Add the result of a step.
 
         Parameters
         ----------
         result : dict of str to Tensor
-            The "loss", perhaps further numbers, and "y_pred", which is left out.
+            The "loss", optional further values, and "y_pred", which is not stored.
         size : int
             Number of samples.
         """
@@ -57,7 +57,7 @@ class StepValues:
                     self._values.setdefault(name, []).append(value)
 
     def extend(self, values: dict[str, Tensor]) -> None:
-        """Add those of several steps, whose sizes are added apart."""
+        """Add the values of several steps, without their sizes."""
         for name, several in values.items():
             self._values.setdefault(name, []).append(several)
 
@@ -66,7 +66,7 @@ class StepValues:
         return self._values["loss"]
 
     def means(self) -> dict[str, Tensor]:
-        """Return the means of the further numbers."""
+        """Return the means of the further values."""
         return {
             name: _flat(values).mean()
             for name, values in self._values.items()
@@ -75,19 +75,20 @@ class StepValues:
 
 
 class PassSums(NamedTuple):
-    """What a pass has come to, in numbers.
+    """The values of a pass, read from the device.
 
     Parameters
     ----------
     losses : list of float
         Mean loss of each batch.
     sizes : list of int
-        How many samples each had.
+        Number of samples of each batch.
     correct : list of float
-        The fields of :class:`Correct`, or none where nothing was counted.
+        The fields of :class:`Correct`; empty if nothing was counted.
     means : list of float
-        Of the further numbers of the steps.
+        Means of the further values of the steps.
     further : list of float
+        Values that the caller asked for.
     """
 
     losses: list[float]
@@ -97,13 +98,13 @@ class PassSums(NamedTuple):
     further: list[float]
 
     def together(self, ranks: OneRank, n: int) -> "PassSums":
-        """Return what it has come to in all processes.
+        """Return the values over all processes.
 
         Parameters
         ----------
         ranks : OneRank
         n : int
-            How many batches there were.
+            Number of batches.
         """
         rest = [0.0] * (n - len(self.losses))
         sums = [x * size for x, size in zip(self.losses, self.sizes, strict=True)]
@@ -126,8 +127,8 @@ class PassSums(NamedTuple):
 class Pass:
     """One pass over the batches, for training or validation.
 
-    Losses stay on the device until the pass ends, unless a callback asks for them
-    before.
+    Losses stay on the device until the pass ends, unless a callback needs them
+    earlier.
 
     Parameters
     ----------
@@ -135,13 +136,13 @@ class Pass:
     step : callable
         Called with each batch; returns its loss and prediction.
     training : bool
-        Of training, else of validation.
+        True for training, False for validation.
     counter : CorrectCounter or None
-        What counts correct predictions.
+        Counts correct predictions.
     captured : CapturedSteps, optional
-        What takes the steps of the whole batches.
+        Takes the steps of full batches.
     ranks : OneRank
-        The processes whose parts of the batches are recorded together.
+        The processes among which the batches are divided.
     """
 
     batches: Batches
@@ -153,7 +154,7 @@ class Pass:
 
     @property
     def prefix(self) -> str:
-        """What its figures in the history begin with."""
+        """Prefix of its keys in the history."""
         return "train" if self.training else "valid"
 
     def run(
@@ -162,21 +163,21 @@ class Pass:
         history: Any,
         look: Callable[[], list[Tensor]] = list,
     ) -> tuple[Correct, list[float]]:
-        """Go through the batches, and record their losses.
+        """Process all batches, and record their losses.
 
         Parameters
         ----------
         listeners : Listeners
         history : skorch.history.History
-            Whose last row is the epoch's.
+            Its last row is the current epoch.
         look : callable, optional
-            Returns further tensors, whose values are wanted when the pass is over.
+            Returns further tensors to read when the pass ends.
 
         Returns
         -------
         correct : Correct
         further : list of float
-            What `look` has returned.
+            The values of the tensors from `look`.
         """
         records = history[-1]["batches"]
         first = len(records)
@@ -195,8 +196,8 @@ class Pass:
             failed = False
             raise
         finally:
-            # Once per epoch: to read a number means to wait for the device. Also when
-            # interrupted, so that the history tells what was done.
+            # Once per epoch, as reading a value synchronises with the device. Also
+            # after an interruption, so that the history is complete.
             counted = () if self.counter is None else self.counter.sums()
             means = values.means()
             losses, correct, others, further_values = read(
@@ -218,10 +219,10 @@ class Pass:
         return Correct(*correct), further_values
 
     def _n_batches(self, n_done: int) -> int:
-        """Return how many batches were taken, as far as any process knows."""
+        """Return the number of batches that were processed by any process."""
         totals = self.batches.totals
-        # Of few samples to validate on, some processes have none. A training pass may
-        # have been interrupted, but has batches in all processes.
+        # With few validation samples, some processes have none. A training pass may
+        # have been interrupted, but it has batches in all processes.
         return n_done if self.training or totals is None else len(totals)
 
     def _unwatched(self, values: StepValues, listeners, history) -> None:
@@ -260,13 +261,13 @@ class Pass:
 
 
 def check_step(result: Any, objective: str) -> None:
-    """Raise where what a step has returned is not as :meth:`Objective.step` says.
+    """Raise an error if a step's result does not conform to :meth:`Objective.step`.
 
     Parameters
     ----------
     result : object
     objective : str
-        Its name, for the message.
+        Name of the objective, for the message.
     """
     if not (isinstance(result, dict) and {"loss", "y_pred"} <= result.keys()):
         raise TypeError(
@@ -276,8 +277,8 @@ def check_step(result: Any, objective: str) -> None:
     for name, value in result.items():
         if name in _RESERVED or name.startswith(("train_", "valid_", "event_")):
             raise ValueError(
-                f"{objective}.step returned an entry {name!r}, which the history has "
-                "already; choose another name."
+                f"{objective}.step returned an entry {name!r}, which is a key of the "
+                "history already; choose another name."
             )
         is_number = isinstance(value, Tensor) and value.ndim == 0
         if name != "y_pred" and not (is_number and value.is_floating_point()):
@@ -288,12 +289,12 @@ def check_step(result: Any, objective: str) -> None:
 
 
 def read(*groups: Iterable[Tensor]) -> list[list[float]]:
-    """Return the values of groups of tensors; a GPU is waited for once.
+    """Return the values of groups of tensors, with one synchronisation of a GPU.
 
     Parameters
     ----------
     *groups : iterable of Tensor
-        On one device.
+        All on the same device.
     """
     flat = [_flat(group) for group in groups]
     if not any(group.is_cuda and len(group) for group in flat):

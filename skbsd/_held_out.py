@@ -1,4 +1,4 @@
-"""A calibration from predictions of samples that a network has not seen."""
+"""Calibration from held-out predictions."""
 
 import math
 import time
@@ -23,33 +23,33 @@ from ._preparation import is_image
 from ._rules import Choice
 from .calibration import Calibration, LabelErrors, log_losses
 
-_HELD_OUT = 2_000  # samples, where there are many
+_HELD_OUT = 2_000  # maximum number of held-out samples
 _LEAST_PARTS = 5
-# How well true classes must be told apart for contradicting labels to be errors.
+# Minimum separation of the true classes for contradicting labels to be errors.
 _SEPARABLE = 0.77
-# A class is rare where it has less than this share of the mean number of samples.
+# A class is rare if it has at most this share of the mean number of samples.
 _RARE = 0.5
-_PRIOR_SAMPLES = 10.0  # of a class, that it is predicted at its rate
+_PRIOR_SAMPLES = 10.0  # pseudo-samples per class that are predicted at its base rate
 _ROUNDS = 10
 
 
 class Outcome(NamedTuple):
-    """What predictions of unseen samples have told.
+    """What was chosen and estimated from held-out predictions.
 
     Parameters
     ----------
     choice : Choice
-        What the final network is trained with.
+        The settings of the final network's training.
     calibration : Calibration
     proba : ndarray of shape (n_samples, n_classes) or None
-        Calibrated predictions of each sample by a network that has not seen it, of its
-        true label; NaN in the rows of samples that none has predicted.
+        Calibrated predictions of each sample's true label by a network that was not
+        trained on the sample; NaN in the rows of samples without a prediction.
     drift : ndarray of shape (n_classes,) or None
-        Ratio of the mean predictions of unseen and of learnt samples, where a class is
+        Ratio of the mean predictions of held-out and of training samples, if a class is
         rare.
     learnt : LogTemperature or None
-        Best for the samples that the networks of the folds have learnt, where training
-        is brief.
+        Best temperature for the training samples of the fold networks, if training is
+        brief.
     """
 
     choice: Choice
@@ -68,16 +68,16 @@ def calibrate(
     *,
     shows_images: bool,
 ) -> Calibration:
-    """Make a calibration of what was estimated.
+    """Build a calibration from estimated parameters.
 
     Parameters
     ----------
     found : LabelErrors
-        Of the same predictions.
+        Estimated from the same predictions.
     logits : Tensor of shape (n, n_classes)
     labels : Tensor of shape (n,)
     weight : Tensor of shape (n,)
-        Whose sum is the number of samples.
+        Its sum is the number of samples.
     label_noise : {"auto", "errors", "inherent"}
     shows_images : bool
     """
@@ -103,7 +103,7 @@ def calibrate(
 
 
 def _interval(rate: float, n: float) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share."""
+    """Return Wilson's 95 % interval of a proportion."""
     z = 1.96
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2)
@@ -112,23 +112,23 @@ def _interval(rate: float, n: float) -> tuple[float, float]:
 
 
 class HoldOut:
-    """A calibration from samples that the final network is not trained on.
+    """Calibration from samples that the final network is not trained on.
 
     Parameters
     ----------
     net : BSDClassifier
     data : TrainingData
     split : Split
-        Its validation data serve, where there are any.
+        Its validation data are used, if there are any.
     groups : ndarray or None
-        Rows with the same group are held out together.
+        Rows of the same group are held out together.
 
     Attributes
     ----------
     split : Split
-        Without the samples held out.
+        The split without the held-out samples.
     choice : Choice
-        What the network is trained with.
+        The settings of the network's training.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class HoldOut:
         self.split = split
 
     def outcome(self) -> Outcome | None:
-        """Calibrate, once the network is trained; None where all rows are alike."""
+        """Calibrate after training; None if all rows belong to one group."""
         began = time.perf_counter()
         net, data, rows = self.net, self._data, self._rows
         assert rows is not None
@@ -175,7 +175,7 @@ class HoldOut:
         seconds = time.perf_counter() - began
         calibration = replace(calibration, method="hold-out", seconds=seconds)
         if self.split.valid_data is not None or not net.posterior_._is_dense:
-            # There is none, or no room for a number per sample and class.
+            # Validation data are not rows of X, or a dense array would be too large.
             return Outcome(self.choice, calibration, None)
         proba = np.full((len(data.y), logits.shape[1]), np.nan, np.float32)
         proba[rows] = calibration.scaled(logits).softmax(dim=1)
@@ -185,7 +185,7 @@ class HoldOut:
 def _held_out(
     data: TrainingData, rows: np.ndarray, groups: np.ndarray | None
 ) -> np.ndarray:
-    """Return which of the rows are held out; of each class some are left."""
+    """Return a mask of the rows to hold out; each class keeps training samples."""
     n_parts = max(_LEAST_PARTS, math.ceil(len(rows) / _HELD_OUT))
     codes = data.codes[rows]
     held_out = deal(row_keys(data, rows, groups), codes, n_parts) == 0
@@ -196,7 +196,7 @@ def _held_out(
 def with_own_scale(
     net: Any, outcome: Outcome, data: TrainingData, rows: np.ndarray
 ) -> Outcome:
-    """Return the outcome for the scale that the final network's logits have.
+    """Adapt the outcome to the scale of the final network's logits.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ def with_own_scale(
     outcome : Outcome
     data : TrainingData
     rows : ndarray of int
-        That the final network was trained on.
+        The training rows of the final network.
     """
     if outcome.learnt is None:
         return outcome
@@ -220,7 +220,7 @@ def with_own_scale(
 
 
 def has_rare_class(data: TrainingData, rows: np.ndarray) -> bool:
-    """Whether some class has few of the rows, beside the others.
+    """Whether some class has few rows compared with the other classes.
 
     Parameters
     ----------
@@ -241,9 +241,10 @@ def with_base_rates(
 ) -> Calibration:
     """Return the calibration with a bias that restores the base rates of rare classes.
 
-    The final network's mean prediction of unseen samples is that of the samples that it
-    has learnt, times what the folds say is between the two. Where it is not the share
-    of the labels, the bias makes up for the difference, the less so the rarer a class.
+    The final network's mean prediction of new samples is estimated as that of its
+    training samples, times the ratio of the two in the folds. If it differs from the
+    frequency of the class among the labels, the bias corrects the difference. The
+    correction is weaker for rarer classes, whose frequency is less certain.
 
     Parameters
     ----------
@@ -252,7 +253,7 @@ def with_base_rates(
     outcome : Outcome
     data : TrainingData
     rows : ndarray of int
-        That the final network was trained on.
+        The training rows of the final network.
     """
     calibration = outcome.calibration
     if outcome.drift is None or calibration.transition is not None:
@@ -287,9 +288,9 @@ def mean_proba(calibration: Calibration, logits: Tensor, weight: Tensor) -> np.n
 def excess(
     calibration: Calibration, logits: Tensor, labels: Tensor, weight: Tensor
 ) -> np.ndarray:
-    """Return the mean prediction of each class, over its share of the labels.
+    """Return the mean prediction of each class, divided by its share of the labels.
 
-    A few samples that are predicted at their rate are added to each class.
+    Each class gets a few pseudo-samples that are predicted at its base rate.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The likelihood of labels that may be wrong, given logits, and its maxima."""
+"""Maximum likelihood estimation from logits and labels that may be wrong."""
 
 import math
 from typing import NamedTuple
@@ -8,19 +8,19 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 from torch import Tensor
 
-# Prior standard deviations of log T and of a class's bias. The first is that of best
-# temperatures over data sets; without it, few samples that are all predicted right
-# would ask for a temperature near zero.
+# Prior standard deviations of log T and of a class's bias. The first is that of the
+# best temperatures over data sets. Without it, a small sample that is predicted without
+# an error would lead to a temperature near zero.
 SD_LOG_TEMPERATURE = 0.7
 SD_BIAS = 0.25
-# Pseudo-observations of right labels, per class, for a transition matrix.
+# Pseudo-observations of correct labels, per class, for a transition matrix.
 _RIGHT_LABELS = 3.0
-# Entries of a transition matrix up to this are no parameters that it needs.
+# Entries of a transition matrix up to this are not counted as parameters.
 _NEGLIGIBLE = 0.01
-# How far a model of label errors must tell the true classes apart.
+# Minimum separation of the true classes for a model of label errors.
 _LEAST_SEPARATION = 0.4
 _LEAST_IF_SUSPECTED = 0.1
-# How many labels may be wrong, as a share of those that would be if all were drawn.
+# Maximum error rate, relative to that of labels drawn at random.
 _MOST_ERRORS = 0.93
 # A matrix has the square of the number of classes as parameters.
 _MOST_CLASSES = 100
@@ -38,7 +38,7 @@ class Fitted(NamedTuple):
 
 
 class Likelihood:
-    """The penalised likelihood of labels, given logits, and its maxima.
+    """The penalised likelihood of labels given logits, and its maximisation.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Likelihood:
         Parameters
         ----------
         temperature : float
-            The best one without a bias.
+            The best temperature without a bias.
         """
         start = np.array([math.log(temperature)])
         plain = self._fitted(start, Model(self.n_classes, False, "none"))
@@ -76,18 +76,18 @@ class Likelihood:
         return biased if pays else plain
 
     def with_errors(self, temperature: float, *, suspected: bool = False) -> Fitted:
-        """Choose among no errors, symmetric ones and a transition matrix.
+        """Choose among no errors, symmetric errors and a transition matrix.
 
         Parameters
         ----------
         temperature : float
-            The best one without errors.
+            The best temperature without errors.
         suspected : bool, default=False
-            Whether symmetric errors are believed on less evidence.
+            Whether symmetric errors need less evidence.
         """
         clean = self.with_bias_where_it_pays(temperature)
         with_bias = clean.bias is not None
-        price = math.log(max(self.size, 2.0)) / 2  # of a parameter
+        price = math.log(max(self.size, 2.0)) / 2  # per parameter, of the BIC
         best, best_score = clean, clean.likelihood
         candidates = ["symmetric"]
         enough = self.size >= _LEAST_PER_CLASS * self.n_classes
@@ -104,7 +104,7 @@ class Likelihood:
         return best
 
     def rate_and_separation(self, fitted: Fitted) -> tuple[float, float]:
-        """Return the share of wrong labels, and how certain the true classes are.
+        """Return the fraction of wrong labels, and the separation of the true classes.
 
         Parameters
         ----------
@@ -122,15 +122,15 @@ class Likelihood:
         return rate, separation
 
     def _n_entries(self, fitted: Fitted) -> int:
-        """Return how many errors of a matrix are more than one sample's."""
+        """Return how many off-diagonal entries are larger than one sample's share."""
         matrix = np.array(fitted.transition)
         np.fill_diagonal(matrix, 0.0)
         return int((matrix > min(_NEGLIGIBLE, self.n_classes / self.size)).sum())
 
     def _tells_apart(self, fitted: Fitted, *, lenient: bool) -> bool:
-        """Whether a model sees through the labels, and does not only give them up.
+        """Whether a model identifies the true classes behind the wrong labels.
 
-        Labels that nothing predicts are all wrong, or none is.
+        For labels that cannot be predicted, a model may call all of them wrong.
         """
         drawn_at_random = 1 - self.shares @ self.shares
         rate, separation = self.rate_and_separation(fitted)
@@ -163,14 +163,15 @@ class Likelihood:
     def objective(self, values: np.ndarray, model: "Model") -> tuple[float, np.ndarray]:
         """Return the penalised negative log likelihood, and its gradient.
 
-        With the probability r of each true class given the label, the derivative in
-        the logits is r - p, and in C the expected counts of pairs.
+        With the posterior probability r of each true class given the label, the
+        derivative with respect to the logits is r - p, and that with respect to C
+        follows from the expected counts of pairs.
 
         Parameters
         ----------
         values : ndarray of shape (n_parameters,)
         model : Model
-            What they stand for.
+            The meaning of the values.
         """
         log_t, bias, transition = model.parts(values)
         scaled = self.z * math.exp(-log_t)
@@ -205,7 +206,7 @@ class Likelihood:
 
 
 class Model(NamedTuple):
-    """Which parameters a model of labels has, as one vector.
+    """A model of labels, whose parameters form one vector.
 
     Parameters
     ----------
@@ -219,9 +220,9 @@ class Model(NamedTuple):
     errors: str
 
     def start(self, fitted: Fitted) -> np.ndarray:
-        """Return where the search begins.
+        """Return the initial values of the optimisation.
 
-        The more labels are wrong, the surer are predictions of the true ones.
+        The more labels are wrong, the more confident are predictions of the true ones.
         """
         k = self.n_classes
         share = {"none": 0.0, "symmetric": 0.1, "matrix": 0.3}[self.errors]
@@ -251,13 +252,13 @@ class Model(NamedTuple):
     def slope_of_share(
         self, transition: np.ndarray, right: float, wrong: float
     ) -> np.ndarray:
-        """Return the gradient in the logit of the share of errors.
+        """Return the gradient with respect to the logit of the error rate.
 
         Parameters
         ----------
         transition : ndarray of shape (n_classes, n_classes)
         right, wrong : float
-            Expected counts of labels that are the true class, and of others.
+            Expected counts of correct and of wrong labels.
         """
         share = transition[0, 1] * self.n_classes
         stays = right / max(transition[0, 0], _TINY)
@@ -268,13 +269,13 @@ class Model(NamedTuple):
     def slope_of_matrix(
         self, transition: np.ndarray, pairs: np.ndarray
     ) -> tuple[float, np.ndarray]:
-        """Return the penalty of C, and the gradient in its logits.
+        """Return the penalty of C, and the gradient with respect to its logits.
 
         Parameters
         ----------
         transition : ndarray of shape (n_classes, n_classes)
         pairs : ndarray of shape (n_classes, n_classes)
-            Expected counts of true class and label given.
+            Expected counts of pairs of true class and given label.
         """
         right = np.maximum(np.diagonal(transition), _TINY)
         counts = pairs + _RIGHT_LABELS * np.eye(self.n_classes)

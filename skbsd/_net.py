@@ -458,7 +458,7 @@ class Net(NeuralNetClassifier):
         Returns
         -------
         dict of str to Tensor
-            The "loss" and "y_pred", the logits, on the device.
+            The "loss" and the logits as "y_pred", on the device.
         """
         return self._running().objective.step(batch)
 
@@ -475,7 +475,7 @@ class Net(NeuralNetClassifier):
         Returns
         -------
         dict of str to Tensor
-            The "loss" and "y_pred", the logits, on the device.
+            The "loss" and the logits as "y_pred", on the device.
         """
         with torch.no_grad():
             logits = self._logits(batch.x)

@@ -1,8 +1,8 @@
-"""The rule of a belief's update, and the rules for what the user leaves open.
+"""The update rule of the beliefs, and the values that replace "auto" and "noisy".
 
-Those of prior strength, weight, sharpness and smoothing were chosen by measurement;
-docs/evidence.md shows what else was tried. They go beyond the paper, in which c is a
-number and each prediction counts 1.
+The rules for prior strength, weight, sharpness and smoothing were chosen by
+measurement; docs/evidence.md shows the alternatives. They go beyond the paper, in which
+c is a number and every prediction has weight 1.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class UpdateRule:
-    r"""How a prediction changes a belief, and the belief a target.
+    r"""How a prediction updates a belief, and how a belief becomes a target.
 
     With the logits z of a sample, weight w, sharpness s, smoothing :math:`\lambda` and
     discount :math:`\gamma`,
@@ -24,21 +24,21 @@ class UpdateRule:
         \alpha_t = \gamma \, \alpha_{t-1} + e_t, \qquad
         q_t = (1 - \lambda) \, \alpha_t / \textstyle\sum_k \alpha_t[k] + \lambda / K.
 
-    The evidence :math:`e_t` is what the belief takes in from the prediction. The
-    defaults, whatever the discount, are the paper's method.
+    The evidence :math:`e_t` is what the prediction adds to the belief. The default
+    weight, sharpness and smoothing are the paper's method, with any discount.
 
     Parameters
     ----------
     weight : float, default=1.0
-        How much a prediction counts, w in [0, inf): the sum of its evidence.
+        The weight w of a prediction in [0, inf): the sum of its evidence.
     sharpness : float, default=1.0
-        What the logits are multiplied by before they become evidence, the inverse of a
-        temperature, in (0, inf). Above 1 the evidence is surer than the prediction.
+        Factor of the logits before they become evidence, the inverse of a temperature,
+        in (0, inf). Above 1 the evidence is more confident than the prediction.
     smoothing : float, default=0.0
-        Share of the uniform distribution in the target, in [0, 1). It does not enter
-        the belief.
+        Share of the uniform distribution in the target, in [0, 1). The belief itself is
+        not smoothed.
     discount : float, default=1.0
-        What an update leaves of the belief before it: gamma, in (0, 1].
+        Factor gamma in (0, 1] that an update applies to the previous belief.
 
     Raises
     ------
@@ -48,7 +48,7 @@ class UpdateRule:
     See Also
     --------
     DirichletPosterior.step : Applies a rule to the rows of a batch.
-    Agreement.rule : The rule of the next epoch, from how the last ones went.
+    Agreement.rule : The rule of the next epoch, derived from the previous epochs.
 
     Examples
     --------
@@ -88,22 +88,20 @@ class UpdateRule:
 
 
 class Budget(NamedTuple):
-    """What a name of `prior_strength` stands for.
+    """The rule behind a name of `prior_strength`.
 
     Parameters
     ----------
     least, per_epoch : float
-        c = max(least, per_epoch * T) for T epochs. With the second alone, labels would
-        soon give way to the predictions of a short training, which are poor.
+        c = max(least, per_epoch * T) for T epochs. Without `least`, the poor
+        predictions of a short training would soon outweigh the labels.
     sharpness : float
-        The power that predictions are raised to at least, before they enter the
-        posterior. Where labels are wrong, targets are soft, and so are predictions that
-        follow them.
+        The minimum power to which predictions are raised before they enter the
+        posterior. Wrong labels make the targets soft, and the predictions with them.
     smoothing : float
-        What the squared mean disagreement is multiplied with to give the share of the
-        uniform distribution in the targets. A network that has not fitted its data
-        holds itself up with its own predictions; smoothed labels calibrate it as well,
-        and do not.
+        The share of the uniform distribution in the targets, divided by the squared
+        mean disagreement. An underfitted network would train on its own predictions;
+        smoothing calibrates as well without that loop.
     """
 
     least: float
@@ -112,13 +110,13 @@ class Budget(NamedTuple):
     smoothing: float
 
 
-_PLAIN = Budget(0.0, 0.0, 1.0, 0.0)  # of a number, which is the paper's method
+_PLAIN = Budget(0.0, 0.0, 1.0, 0.0)  # for a number: the paper's method
 BUDGETS = {
     "auto": Budget(60.0, 2 / 3, 1.0, 0.3),
     "noisy": Budget(15.0, 0.2, 1.4, 0.0),
 }
 
-# Agreement on the training data flatters the predictions: its effect has bounds.
+# Agreement on training data overstates the quality of predictions: bound its effect.
 _LARGEST_WEIGHT = 5.0
 _LARGEST_SHARPNESS = 10.0
 _SHARPNESS_PER_ODDS = 0.1
@@ -128,9 +126,9 @@ _SUM_OF_FLOORS = 0.1
 
 
 def schedule_length(net: Any) -> int:
-    """Return the epochs that the schedules of a call are for.
+    """Return the number of epochs that the schedules of a call span.
 
-    Those are the learning rate's, and what "auto" and "noisy" stand for.
+    It applies to the learning rate and to the values of "auto" and "noisy".
 
     Parameters
     ----------
@@ -141,12 +139,12 @@ def schedule_length(net: Any) -> int:
 
 
 def resolve_prior_strength(prior_strength: float | str, max_epochs: int) -> float:
-    """Return c for a training of so many epochs.
+    """Return c for a training of `max_epochs` epochs.
 
     Parameters
     ----------
     prior_strength : float or {"auto", "noisy"}
-        A number is returned as it is.
+        A number is returned unchanged.
     max_epochs : int
 
     Returns
@@ -160,7 +158,7 @@ def resolve_prior_strength(prior_strength: float | str, max_epochs: int) -> floa
 
 
 def budget(prior_strength: float | str) -> Budget:
-    """Return the rules that go with a prior strength, by name or number.
+    """Return the rule that belongs to a prior strength, given by name or number.
 
     Parameters
     ----------
@@ -176,18 +174,18 @@ def budget(prior_strength: float | str) -> Budget:
 def resolve_prior_floor(
     prior_floor: float | str, n_classes: int, least: float = 0.0
 ) -> float:
-    """Return eps for so many classes.
+    """Return eps for `n_classes` classes.
 
-    "auto" keeps the sum of all floors below 0.1, which is little beside the label's c:
-    with 1e-3 each, 20,000 classes would have a sum of 20.
+    "auto" keeps the sum of all floors below 0.1, which is small relative to the label's
+    c: with 1e-3 each, 20,000 classes would have a sum of 20.
 
     Parameters
     ----------
     prior_floor : float or "auto"
-        A number is returned as it is.
+        A number is returned unchanged.
     n_classes : int
     least : float, default=0.0
-        Of what "auto" stands for: the smallest number that the store holds exactly.
+        Lower bound of "auto": the smallest number that the store represents exactly.
 
     Returns
     -------
@@ -198,19 +196,19 @@ def resolve_prior_floor(
     return max(least, min(_LARGEST_FLOOR, _SUM_OF_FLOORS / n_classes))
 
 
-# What is left of a label's own evidence at the end of a training on wrong labels.
+# Fraction of a label's initial evidence that remains after a training on wrong labels.
 _LABEL_LEFT = 0.015
 DEFAULT_LR = 1e-2
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a training uses where the user leaves it open.
+    """The values that a training uses for parameters set to "auto".
 
     Parameters
     ----------
     lr : float
-        The highest learning rate.
+        The peak learning rate.
     prior_strength : float or str
         A number, or the name of a rule.
     discount : float
@@ -225,7 +223,7 @@ class Choice:
 
     @classmethod
     def plain(cls, net: Any) -> "Choice":
-        """Return what is used without looking at held-out predictions."""
+        """Return the values that are used without held-out predictions."""
         return cls(
             DEFAULT_LR if isinstance(net.lr, str) else net.lr,
             net.prior_strength,
@@ -235,10 +233,10 @@ class Choice:
 
     @classmethod
     def default(cls, net: Any) -> "Choice":
-        """Return what is tried first where the scale of the logits is set apart.
+        """Return the values that are tried first if the logits are calibrated.
 
-        That is the paper's method: weighted evidence makes up for logits of the wrong
-        scale.
+        They are the paper's method: weighted evidence compensates for logits of the
+        wrong scale, which calibration corrects.
         """
         choice = cls.plain(net)
         if net.prior_strength == "auto" and net.evidence == "auto":
@@ -250,16 +248,16 @@ class Choice:
 
     @classmethod
     def noisy(cls, net: Any) -> "Choice":
-        """Return what is used where many labels are wrong.
+        """Return the values that are used if many labels are wrong.
 
-        Predictions are weighted by how reliable they are, and the label's own evidence
-        fades exponentially.
+        Predictions are weighted by their reliability, and the evidence of the label
+        decays exponentially.
         """
         discount = _LABEL_LEFT ** (1 / schedule_length(net))
         return cls(cls.plain(net).lr, "noisy", discount, "weighted")
 
     def kept(self, net: Any) -> "Choice":
-        """Return what a further call goes on with, whose parameters may be others."""
+        """Return the values for a further call, whose parameters may have changed."""
         plain = Choice.plain(net)
         lr = self.lr if isinstance(net.lr, str) else plain.lr
         same = rule_is_open(net) or net.prior_strength == self.prior_strength
@@ -271,17 +269,17 @@ class Choice:
 
 
 def rule_is_open(net: Any) -> bool:
-    """Whether how long labels hold is left to the data."""
+    """Whether `fit` chooses the update rule from the data."""
     return (net.prior_strength, net.evidence, net.discount) == ("auto",) * 3
 
 
 def rate_is_open(net: Any) -> bool:
-    """Whether the learning rate is left to the data."""
+    """Whether `fit` chooses the learning rate from the data."""
     return isinstance(net.lr, str) and not hasattr(net, "optimizer__lr")
 
 
 def resolve_discount(discount: float | str) -> float:
-    """Return gamma; "auto" is 1, as less was better on no data.
+    """Return gamma; "auto" is 1, as no lower value was better on any data.
 
     Parameters
     ----------
@@ -295,7 +293,7 @@ def resolve_discount(discount: float | str) -> float:
 
 
 def is_weighted(evidence: str, prior_strength: float | str) -> bool:
-    """Whether predictions count by how reliable they are.
+    """Whether predictions are weighted by their reliability.
 
     Parameters
     ----------
@@ -313,15 +311,15 @@ def is_weighted(evidence: str, prior_strength: float | str) -> bool:
 
 @dataclass
 class Agreement:
-    """How often predictions agreed with the labels given, epoch by epoch.
+    """How often predictions agreed with the given labels, epoch by epoch.
 
     Parameters
     ----------
     last : float, default=0.0
-        Share in the last epoch; none before the first.
+        Fraction in the last epoch, in [0, 1]; 0 before the first.
     mean : float, default=0.0
-        Mean over the epochs so far. It stays low where labels are hard to learn, even
-        if the network knows them by heart in the end.
+        Mean over the epochs so far. It stays low if labels are hard to learn, even if
+        the network memorises them in the end.
     n_epochs : int, default=0
         Number of epochs so far.
 
@@ -344,20 +342,20 @@ class Agreement:
     n_epochs: int = 0
 
     def add(self, share: float) -> None:
-        """Take note of an epoch.
+        """Add the agreement of an epoch.
 
         Parameters
         ----------
         share : float
-            Of the training samples (by weight), how many were predicted as labelled,
-            in [0, 1].
+            Weighted fraction of the training samples whose prediction was the label, in
+            [0, 1].
         """
         self.n_epochs += 1
         self.last = share
         self.mean += (share - self.mean) / self.n_epochs
 
     def weight(self) -> float:
-        """Return what a prediction counts in the next epoch: its signal over its noise.
+        """Return the weight of a prediction in the next epoch: signal over noise.
 
         Returns
         -------
@@ -367,14 +365,14 @@ class Agreement:
         return min(_LARGEST_WEIGHT, self.last / max(1 - self.mean, 1e-9))
 
     def sharpness(self, least: float = 1.0) -> float:
-        """Return what logits are multiplied by before they become evidence.
+        """Return the factor of the logits before they become evidence.
 
-        Where predictions nearly always agree, what they are unsure of is noise.
+        If predictions nearly always agree with the labels, their uncertainty is noise.
 
         Parameters
         ----------
         least : float, default=1.0
-            The sharpness where no prediction has agreed.
+            The sharpness if no prediction has agreed.
 
         Returns
         -------
@@ -390,10 +388,10 @@ class Agreement:
         Parameters
         ----------
         prior_strength : float or {"auto", "noisy"}
-            As given to :class:`skbsd.BSDClassifier`. A number stands for a least
-            sharpness of 1, and no smoothing.
+            As given to :class:`skbsd.BSDClassifier`. A number means a minimum
+            sharpness of 1 and no smoothing.
         discount : float, default=1.0
-            That of the posterior, gamma.
+            The discount gamma of the posterior.
 
         Returns
         -------

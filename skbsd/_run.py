@@ -1,4 +1,4 @@
-"""A call of `fit`: its epochs, and everything that is known only while it runs."""
+"""A call of `fit`: its epochs and steps, and all state that lasts as long."""
 
 import dis
 import math
@@ -41,7 +41,7 @@ class DivergenceError(ValueError):
 
 
 class Trainee(Protocol):
-    """What a run asks of the estimator: skorch's hooks, and what they act on."""
+    """The interface of the estimator that a run uses: skorch's hooks and state."""
 
     module_: nn.Module
     optimizer_: torch.optim.Optimizer
@@ -55,7 +55,7 @@ class Trainee(Protocol):
         """Call a hook of the net and of its callbacks."""
 
     def get_all_learnable_params(self) -> Any:
-        """Return the names and parameters that are trained."""
+        """Return the names and values of all learnable parameters."""
 
     def infer(self, x: Any) -> Tensor:
         """Run the network on a prepared batch."""
@@ -67,7 +67,7 @@ class Trainee(Protocol):
         """Compute loss and gradients."""
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute the loss of a batch of validation."""
+        """Compute the loss of a validation batch."""
 
     def _set_training(self, training: bool) -> None:
         """Set the mode of all modules."""
@@ -75,7 +75,7 @@ class Trainee(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """Parameters of the estimator, as they were when the call began.
+    """The estimator's parameters at the beginning of the call.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class Settings:
     lr : float
     lr_schedule : {"one-cycle", "cosine", "constant"}
     schedule_epochs : int
-        How many epochs the schedule is for, at least `max_epochs`.
+        Number of epochs that the schedule spans, at least `max_epochs`.
     augmentation : str, callable or None
     image_shape : tuple of int or None
     cuda_graph : bool or "auto"
@@ -103,50 +103,50 @@ class Settings:
 class Run:
     """One call of `fit` or `partial_fit`, from the first epoch to the last.
 
-    It owns its progress: nothing of it outlives the call. What training leaves is the
-    estimator's: network, optimizer, posterior and history.
+    It owns the progress of the call and does not outlive it. The results of training
+    belong to the estimator: network, optimizer, posterior and history.
 
     Parameters
     ----------
     net : Trainee
         The estimator.
     objective : Objective
-        What the steps minimise.
+        The objective that the steps minimise.
     forward : Forward
-        How the network is run.
+        Runs the network.
     preparation : Preparation
-        The facts of the inputs.
+        The fitted facts of the inputs.
     posterior : DirichletPosterior or CompactPosterior
     batches : ResidentBatches or LoaderBatches
-        To train on.
+        Training batches.
     valid_batches : ResidentBatches, LoaderBatches or None
-        To validate on.
+        Validation batches.
     datasets : dict
-        Both, as callbacks know them.
+        Training and validation data as callbacks receive them.
     tasks : FitTasks
-        What scikit-learn's callbacks hear.
+        Notifies scikit-learn's callbacks.
     settings : Settings
     ranks : OneRank
         The processes that train together.
     replica : Alone
-        How the network is trained by them.
+        The network's replica in this process.
     row_numbers : Tensor of int, optional
-        Which rows of X those of the batches are, where they are others.
+        Rows of X that the batches' rows stand for, if they differ.
 
     Attributes
     ----------
     epoch : int
-        How many epochs are finished.
+        Number of finished epochs.
     step : int
-        How many steps were taken.
+        Number of finished steps.
     has_stopped : bool
-        Whether a callback has stopped it.
+        Whether a callback has stopped training.
     record : EpochRecord
-        Of the epoch that runs.
+        Counts of the current epoch.
     has_graph : bool
-        Whether steps were replayed from a CUDA graph, when it is over.
+        Whether steps were replayed from a CUDA graph; set at the end.
     averaging : Averaging
-        The average of the weights, where there is one.
+        The average of the weights, if enabled.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Run:
         self._row_numbers = row_numbers
         self._interrupts = Interrupts(ranks)
         self._has_callbacks = ranks.from_first(not all(map(is_default, callbacks)))
-        # Callbacks that the first process alone calls may change them in each step.
+        # Callbacks run in the first process only, and may change gradients in a step.
         self._follows_gradients = ranks.size > 1 and ranks.from_first(
             any(sees_gradients(c) and not acts_on_steps(c) for c in callbacks)
         )
@@ -222,7 +222,7 @@ class Run:
     # Epochs
 
     def begin(self) -> None:
-        """Get ready for the first epoch, or for the state of a checkpoint."""
+        """Prepare for the first epoch, or for the state of a checkpoint."""
         self.objective.begin(self)
 
     def train(self, after_epoch: Iterable[Callable[[], None]] = ()) -> None:
@@ -231,20 +231,20 @@ class Run:
         Parameters
         ----------
         after_epoch : iterable of callable, default=()
-            Called when an epoch is finished, one after the other.
+            Called in this order after each epoch.
 
         Raises
         ------
         DivergenceError
-            Where the loss becomes NaN or infinite; the weights are then those from
-            before the epoch.
+            If the loss becomes NaN or infinite; the weights are then those from before
+            the epoch.
         KeyboardInterrupt
-            Where the user interrupts. skorch's callbacks stop with one too: as an epoch
-            ends, it is no interruption.
+            If the user interrupts. skorch's callbacks raise it too, to stop training;
+            at the end of an epoch, it is therefore not treated as an interruption.
         """
         with ExitStack() as contexts:
             contexts.enter_context(self._learning_rate.applied())
-            if isinstance(self.batches, ResidentBatches):  # of two shapes
+            if isinstance(self.batches, ResidentBatches):  # at most two batch shapes
                 contexts.enter_context(fast_convolutions(self.net.device_))
             self._captured = self._captured_steps()
             if self._captured is not None:
@@ -257,21 +257,21 @@ class Run:
                 for call in after_epoch:
                     call()
                 if not self.has_stopped:
-                    # After the last epoch too: more fits may follow, such as of folds.
+                    # Also after the last epoch, as further fits may follow (folds).
                     self._interrupts.check()
 
     def _finish(self) -> None:
-        """Leave the averaged weights, and nothing large that the run was done with."""
+        """Install the averaged weights, and release large resources."""
         self.averaging.put()
         self.averaging.forget()
         self.has_graph = self._captured is not None and self._captured.has_graph
         self._captured = None
 
     def release(self) -> None:
-        """Let go of what refers back to the run, so that memory is free at once.
+        """Remove references back to the run, so that its memory is freed at once.
 
-        Python's collector of cycles counts objects and not bytes: it may come after
-        hundreds of fits.
+        Python's cyclic garbage collector counts objects and not bytes, so it might run
+        only after hundreds of fits.
         """
         vars(self.objective).pop("run", None)
         if isinstance(self.batches, ResidentBatches):
@@ -279,7 +279,7 @@ class Run:
         self.forward.release()
 
     def _run_epoch(self) -> bool:
-        """Run an epoch; return whether a callback wants to stop."""
+        """Run an epoch; return whether a callback requests to stop."""
         self._tasks.begin_epoch()
         self._weights.save()
         self.averaging.take_back()
@@ -296,18 +296,18 @@ class Run:
         return any(self.ranks.sums([float(stops)]))
 
     def begin_epoch(self) -> None:
-        """Say that an epoch begins, before its first batch."""
+        """Notify callbacks of a new epoch, before its first batch."""
         self.record = EpochRecord()
         self.objective.begin_epoch()
         self.net.notify("on_epoch_begin", **self._datasets)
 
     def end_epoch(self) -> bool:
-        """Say that an epoch has ended; return whether a callback wants to stop."""
+        """Notify callbacks of the end of an epoch; return whether one stops."""
         stops = False
         try:
             self.net.notify("on_epoch_end", **self._datasets)
         except KeyboardInterrupt as error:
-            # How skorch's callbacks stop, such as EarlyStopping.
+            # skorch's callbacks stop in this way, for example EarlyStopping.
             if not _raised_by_statement(error):
                 raise
             stops = True
@@ -315,10 +315,10 @@ class Run:
         return stops
 
     def follow_first(self) -> None:
-        """Take over what callbacks have changed, which the first process alone calls.
+        """Take over changes that callbacks made in the first process.
 
-        That is options of the optimizer, such as rates, weights, and which of them are
-        trained.
+        They may change options of the optimizer (such as learning rates), weights, and
+        which weights are trained.
         """
         if self.ranks.size == 1:
             return
@@ -335,7 +335,7 @@ class Run:
             self.ranks.equalise([*parameters, *self.module.buffers()])
 
     def _captured_steps(self) -> CapturedSteps | None:
-        """Return what captures the steps, where they can and should be captured."""
+        """Return an object that captures steps, if they can and should be captured."""
         wanted = self._settings.cuda_graph
         if wanted is False or not records_graphs(self.net.device_):
             return None
@@ -384,7 +384,7 @@ class Run:
         self.record.valid, _ = validation.run(self._listeners, self.net.history)
 
     def _set_training(self, training: bool) -> None:
-        if self.module.training != training:  # to set it walks all modules
+        if self.module.training != training:  # setting it visits all modules
             self.net._set_training(training)
 
     def _counter(self) -> CorrectCounter:
@@ -399,7 +399,7 @@ class Run:
         self._weights.restore()
         self.averaging.forget()
         self.optimizer.state.clear()
-        del epoch["train_batch_count"]  # the epoch does not count
+        del epoch["train_batch_count"]  # mark the epoch as unfinished
         raise DivergenceError(
             f"the training loss became NaN or infinite in epoch {epoch['epoch']} at a "
             f"learning rate of lr={self._settings.lr:g}. The weights are those from "
@@ -407,15 +407,15 @@ class Run:
             "for extreme values in X."
         )
 
-    # Trained beside others
+    # Stacked training
 
     @property
     def image_shape(self) -> Any:
-        """The shape of the images that rows are, where they are."""
+        """The shape of flattened images, or None."""
         return self._settings.image_shape
 
     def schedule(self) -> AbstractContextManager[None]:
-        """Return the context in which the learning rate is the schedule's."""
+        """Return a context in which the learning rate follows the schedule."""
         return self._learning_rate.applied()
 
     def rates(self, n_steps: int) -> np.ndarray:
@@ -423,18 +423,18 @@ class Run:
         return self._learning_rate.applied_rates(range(self.step, self.step + n_steps))
 
     def look(self, logits: Tensor) -> None:
-        """Look at logits as at those of a step; the first are looked at alone."""
+        """Check the logits of a step; those of the first step are checked at once."""
         self._output.look(logits)
 
     def end_pass(self, losses: list[float], sizes: list[int], correct: Correct) -> None:
-        """Take note of a training pass that was made elsewhere.
+        """Record a training pass that was made by a stack.
 
         Parameters
         ----------
         losses : list of float
-            Of the batches.
+            Loss of each batch.
         sizes : list of int
-            Their numbers of samples.
+            Number of samples of each batch.
         correct : Correct
         """
         epoch = self.net.history[-1]
@@ -453,8 +453,8 @@ class Run:
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Take one optimization step; return loss and predictions, on the device.
 
-        An optimizer that evaluates the loss several times, such as LBFGS, updates the
-        posterior with the first evaluation only; the others keep that target.
+        With an optimizer that evaluates the loss several times, such as LBFGS, only the
+        first evaluation updates the posterior; the others use the same target.
         """
         self._learning_rate.set(self.step)
         if self.ranks.size > 1 and self.batches.totals is not None:
@@ -470,14 +470,14 @@ class Run:
         return result
 
     def evaluate_and_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute gradients and apply them, at the rate that is set."""
+        """Compute gradients and apply them at the current learning rate."""
         result = self._evaluate(batch)
         self._take_step()
         self.averaging.update()
         return result
 
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute gradients, and show them to whoever looks at them."""
+        """Compute gradients, and pass them to callbacks."""
         forget_gradients(self.optimizer)
         if self.is_compiled:
             with self.forward.timed(batch.x):
@@ -491,7 +491,7 @@ class Run:
         return result
 
     def _show_gradients(self, batch: Batch) -> None:
-        """Show gradients to whoever looks at them, and perhaps changes them."""
+        """Pass gradients to callbacks, which may change them."""
         self._listeners.gradients(batch)
         if self._follows_gradients:
             gradients = (p.grad for p in self.module.parameters())
@@ -520,14 +520,14 @@ class Run:
         (total,) = self.ranks.sums([loss.item() * self._replica.share])
         return loss.new_tensor(total)
 
-    # What objectives call
+    # The interface of objectives
 
     def equalise(self, module: nn.Module) -> None:
-        """Have all processes that train together start with the same parameters."""
+        """Copy a module's parameters from the first process to all others."""
         self.ranks.equalise(module.parameters())
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up gradients that are not the network's over the processes."""
+        """Sum the gradients of an objective's own parameters over the processes."""
         self.ranks.add_gradients(parameters, self._replica.share)
 
     def logits(self, x: Any) -> Tensor:
@@ -535,21 +535,21 @@ class Run:
         return self.infer(self.prepare(x))
 
     def view(self, x: Any, augmentation: Any) -> Tensor:
-        """Do what `logits` does, under another augmentation."""
+        """Compute `logits` with a different augmentation."""
         return self.infer(self._prepared(x, augmentation))
 
     def prepare(self, x: Any) -> Any:
-        """Augment a batch, and make of it what the network takes."""
+        """Augment a batch and convert it to the network's input."""
         return self._prepared(x, None if self._augments_ahead else self.augmentation)
 
     def prepare_plain(self, x: Any) -> Any:
-        """Make of a batch what the network takes, without augmentation."""
+        """Convert a batch to the network's input, without augmentation."""
         return self._prepared(x, None)
 
     def _prepare_augmentation(self) -> bool:
-        """Have images augmented as they are gathered, where nothing else is seen.
+        """Augment images when they are gathered, if no other view is needed.
 
-        On a GPU, all images of an epoch at once take fewer launches than batches do.
+        On a GPU, augmenting all images of an epoch at once needs fewer kernel launches.
         """
         augmentation, batches = self.augmentation, self.batches
         by_row = getattr(augmentation, "by_row", False)
@@ -575,7 +575,7 @@ class Run:
 
     @property
     def _n_epochs(self) -> int:
-        """How many epochs are finished, those of earlier calls included."""
+        """Number of finished epochs, including those of earlier calls."""
         return count_epochs(self.net.history)
 
     def _prepared(self, x: Any, augmentation: Any) -> Any:
@@ -599,14 +599,14 @@ class Run:
         return self.forward.autocast()
 
     def write(self, name: str, value: float) -> None:
-        """Write a number into the history of the epoch."""
+        """Write a value into the history of the epoch."""
         self.net.history.record(name, value)
 
 
 def _raised_by_statement(error: BaseException) -> bool:
-    """Whether a `raise` statement raised an exception, and not a signal (Ctrl-C).
+    """Whether a `raise` statement raised the exception, rather than a signal (Ctrl-C).
 
-    A signal interrupts whatever instruction is being executed.
+    A signal can interrupt any instruction.
     """
     innermost = error.__traceback__
     while innermost is not None and innermost.tb_next is not None:

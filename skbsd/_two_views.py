@@ -17,20 +17,20 @@ from .posterior import soft_cross_entropy
 
 
 class EmbeddingWatch:
-    """Remembers what the last layer of a network was given.
+    """Records the input of a network's last layer, the embedding.
 
     Parameters
     ----------
     network : nn.Module
     n_classes : int
     layer : str or None
-        The layer's name; None watches all linear layers with an output per class, of
-        which the one that ran last counts.
+        The layer's name. None watches all linear layers with one output per class, and
+        uses the one that ran last.
 
     Raises
     ------
     ValueError
-        Where there is no such layer.
+        If there is no such layer.
     """
 
     def __init__(self, network: nn.Module, n_classes: int, layer: str | None):
@@ -60,7 +60,7 @@ class EmbeddingWatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch within the context only: the hooks are no part of the network."""
+        """Install the hooks within this context only."""
         if self._handles:
             yield
             return
@@ -82,7 +82,7 @@ class EmbeddingWatch:
         Parameters
         ----------
         n : int
-            How many there should be.
+            The expected number of rows.
 
         Returns
         -------
@@ -110,16 +110,16 @@ class EmbeddingWatch:
 
 @dataclass
 class Projection:
-    """The head that embeddings are contrasted through, and its optimizer.
+    """The projection head of the contrastive loss, and its optimizer.
 
     Parameters
     ----------
     head : nn.Sequential
     optimizer : torch.optim.Optimizer
     network : nn.Module
-        Whose embeddings they are.
+        The network whose embeddings it projects.
     setting : Contrastive
-        With which it was built.
+        The settings with which it was built.
     """
 
     head: nn.Sequential
@@ -128,11 +128,11 @@ class Projection:
     setting: Contrastive
 
     def belongs_to(self, network: nn.Module, setting: Contrastive) -> bool:
-        """Whether a further call can go on with it."""
+        """Whether a further call can continue with it."""
         return self.network is network and self.setting == setting
 
     def step(self, lr: float | Tensor) -> None:
-        """Learn from the gradients at the network's rate, and forget them."""
+        """Take an optimizer step at the network's learning rate; clear gradients."""
         groups = self.optimizer.param_groups
         if isinstance(lr, Tensor):
             with rates_from_memory(self.optimizer, [lr] * len(groups)):
@@ -147,8 +147,8 @@ class Projection:
 class TwoViews(SelfDistillation):
     """Self-distillation of the mean of two views, with a contrastive loss.
 
-    The views pass the network one after the other: batches are no larger than without
-    contrastive learning, and batch normalization normalizes like with like.
+    The network processes the views one after the other. Batches are therefore no larger
+    than without contrastive learning, and batch normalisation does not mix views.
 
     Parameters
     ----------
@@ -158,16 +158,16 @@ class TwoViews(SelfDistillation):
     images : bool
         Whether X holds images, also as flat rows.
     build_optimizer : callable
-        Returns the optimizer of a list of parameters.
+        Returns the optimizer of a module's parameters.
     projection : Projection, optional
-        Of the last call, to go on with where it is the network's.
+        From the previous call; reused if it belongs to the network.
 
     Attributes
     ----------
     projection : Projection or None
-        None until the first embeddings tell how large they are.
+        None until the first embeddings determine its width.
     augmentation : str or callable
-        Of the second view.
+        Augmentation of the second view.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class TwoViews(SelfDistillation):
         self._watch: EmbeddingWatch | None = None
 
     def begin(self, run: TrainingRun) -> None:
-        """Find the layer that the embedding is taken from."""
+        """Find the layer whose input is the embedding."""
         super().begin(run)
         setting = self._setting
         if isinstance(run.optimizer, torch.optim.LBFGS):
@@ -204,7 +204,7 @@ class TwoViews(SelfDistillation):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Keep the hooks of a compiled network, which has them built in."""
+        """Keep the hooks installed for a compiled network, whose graph has them."""
         built_in = self._watch is not None and self.run.is_compiled
         with self._watching() if built_in else nullcontext():
             yield
@@ -237,7 +237,7 @@ class TwoViews(SelfDistillation):
         loss = loss + self._setting.weight * contrast
         loss.backward()
         self.run.add_gradients(projection.head.parameters())
-        # Parameters that no pattern of the user's names are the last group.
+        # Parameters that match none of the user's patterns are in the last group.
         projection.step(self.run.optimizer.param_groups[-1]["lr"])
         return {
             "loss": loss.detach(),
@@ -248,7 +248,7 @@ class TwoViews(SelfDistillation):
     def _check_batch(self, batch: Batch) -> None:
         if not isinstance(batch.x, Tensor):
             raise ValueError(
-                "contrastive learning makes two views of batches that are tensors, got "
+                "contrastive learning needs batches that are one tensor, got "
                 f"{type(batch.x).__name__}; pass contrastive=None."
             )
         augmentation = self._setting.augmentation
@@ -261,7 +261,7 @@ class TwoViews(SelfDistillation):
             )
 
     def _view(self, x: Tensor, augmentation: Any) -> tuple[Tensor, Tensor | None]:
-        """Return logits and, where they are contrasted, embeddings."""
+        """Return logits and, if the contrastive loss is used, embeddings."""
         logits = to_float32(self.run.view(x, augmentation))
         embedding = None if self._watch is None else self._watch.take(len(logits))
         return logits, embedding
@@ -269,7 +269,7 @@ class TwoViews(SelfDistillation):
     def _contrast(
         self, embeddings: Tensor, target: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, Projection]:
-        """Return the contrastive loss, and the projection that it went through."""
+        """Return the contrastive loss, and the projection that was used."""
         setting = self._setting
         if self.projection is None:
             self.projection = self._new_projection(embeddings.shape[1])
@@ -285,7 +285,7 @@ class TwoViews(SelfDistillation):
         return contrast, self.projection
 
     def _new_projection(self, width: int) -> Projection:
-        """Build it when the first embeddings tell how wide they are."""
+        """Build the projection for embeddings of this width."""
         head = nn.Sequential(
             nn.Linear(width, width),
             nn.ReLU(),
@@ -296,7 +296,7 @@ class TwoViews(SelfDistillation):
         return Projection(head, optimizer, self.run.module, self._setting)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: the projection."""
+        """Return the state for a checkpoint: the projection."""
         projection = self.projection
         if projection is None:
             return {}
@@ -307,7 +307,7 @@ class TwoViews(SelfDistillation):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         if not state:
             return
         self.projection = self._new_projection(state["width"])

@@ -1,4 +1,4 @@
-"""Predictions that are averaged over several views of an image."""
+"""Test-time augmentation: predictions averaged over several views of an image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# By how many pixels the image is moved down and right, and what that counts.
+# Pairs of a shift down and right, in pixels, and the weight of that view.
 VIEWS: dict[str, tuple[tuple[int, float], ...]] = {
     "flip": ((0, 1.0),),
     "flip-shift": ((0, 0.5), (-1, 0.25), (1, 0.25)),
@@ -15,12 +15,12 @@ VIEWS: dict[str, tuple[tuple[int, float], ...]] = {
 
 
 def check_shows_images(shape: tuple[int, ...], views: str) -> None:
-    """Raise where samples are no images that have such views.
+    """Raise an error if samples are not images that have these views.
 
     Parameters
     ----------
     shape : tuple of int
-        Of a sample.
+        Shape of a sample.
     views : {"flip", "flip-shift"}
     """
     if views not in VIEWS:
@@ -34,29 +34,29 @@ def check_shows_images(shape: tuple[int, ...], views: str) -> None:
         )
     if views == "flip-shift" and min(shape[1:]) < 2:
         raise ValueError(
-            f"prediction_views={views!r} reflects what is beside the border, and X has "
-            f"images of shape {tuple(shape)}; expected at least 2 pixels a side."
+            f"prediction_views={views!r} reflects the pixels next to the border, and X "
+            f"has images of shape {tuple(shape)}; expected at least 2 pixels a side."
         )
 
 
 def mean_logits(infer: Callable[[Tensor], Tensor], x: Any, views: str) -> Tensor:
     """Return the weighted mean of a network's logits over views of each image.
 
-    Each shift is seen of the image and of its mirror image, so that both have the same
-    views: their predictions are equal.
+    Each shift is applied to the image and to its mirror image. The two therefore have
+    the same set of views, and equal predictions.
 
     Parameters
     ----------
     infer : callable
-        From a prepared batch to logits.
+        Maps a prepared batch to logits.
     x : Tensor of shape (n, channels, height, width)
-        Prepared. Anything else raises ValueError.
+        A prepared batch. Anything else raises ValueError.
     views : {"flip", "flip-shift"}
     """
     check_shows_images(tuple(getattr(x, "shape", ()))[1:], views)
     total: Any = 0.0
     for shift, weight in VIEWS[views]:
-        # Not in the type of an autocast network: means have more digits.
+        # Not in the low precision of autocast, which is too coarse for a mean.
         one, other = (
             logits.to(torch.promote_types(logits.dtype, torch.float32))
             for logits in (infer(_moved(x, shift)), infer(_moved(x.flip(-1), shift)))
@@ -66,7 +66,7 @@ def mean_logits(infer: Callable[[Tensor], Tensor], x: Any, views: str) -> Tensor
 
 
 def _moved(x: Tensor, shift: int) -> Tensor:
-    """Return images moved along the diagonal, with reflected borders."""
+    """Return images shifted along the diagonal, with reflected borders."""
     if shift == 0:
         return x
     height, width = x.shape[2:]

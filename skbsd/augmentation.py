@@ -1,7 +1,7 @@
-"""Augmentation of batches of images on the device, with a draw per sample.
+"""Augmentation of batches of images on the device, with a random draw per sample.
 
-``AUGMENTATIONS`` holds the functions that the parameter `augmentation` of
-:class:`skbsd.BSDClassifier` knows by name: "flip-crop" and "strong".
+``AUGMENTATIONS`` maps the names that the parameter `augmentation` of
+:class:`skbsd.BSDClassifier` accepts to functions: "flip-crop" and "strong".
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def flip_crop(
         Largest shift in each direction, in pixels. By default an eighth of the shorter
         side (4 for 32 pixels).
     mode : {"zeros", "reflect"}, default="zeros"
-        What a shift uncovers is filled with: zeros, or the image as reflected at its
+        How uncovered pixels are filled: with zeros, or with the image reflected at its
         outermost pixels.
 
     Returns
@@ -52,7 +52,7 @@ def flip_crop(
 
     See Also
     --------
-    FlipCrop : With settings of one's own, as `augmentation` of a classifier.
+    FlipCrop : The same with custom settings, as `augmentation` of a classifier.
 
     Examples
     --------
@@ -78,17 +78,17 @@ class FlipCrop:
         Largest shift in each direction, in pixels. By default an eighth of the shorter
         side.
     mode : {"zeros", "reflect"}, default="zeros"
-        What a shift uncovers is filled with.
+        How uncovered pixels are filled.
     alternating : bool, default=False
-        Mirror an image in every other epoch [1]_, beginning with the first or the
-        second, as its row in X decides. In two epochs each image is so seen in both
-        ways once, which chance would do for half of them.
+        Mirror an image in every other epoch [1]_; its row in X decides whether that is
+        the first or the second. In two epochs, every image is thus used once in both
+        orientations. With random mirroring, that holds for half of the images.
 
     Raises
     ------
     ValueError
-        For another mode, a padding that is no whole number of at least 0, and an
-        `alternating` that is no bool.
+        For another mode, a padding that is not a whole number of at least 0, and an
+        `alternating` that is not a bool.
 
     See Also
     --------
@@ -117,7 +117,7 @@ class FlipCrop:
 
     @property
     def by_row(self) -> bool:
-        """Whether it wants to know the rows of the images and the epoch."""
+        """Whether calls need the rows of the images and the epoch."""
         return self.alternating
 
     def __call__(
@@ -133,10 +133,10 @@ class FlipCrop:
         images : Tensor of shape (n, channels, height, width)
             Of any type; uint8 stays uint8.
         rows : Tensor of shape (n,), optional
-            Rows of X that the images are, int64. Without them, and with
+            Rows of the images in X, int64. Without them, and with
             ``alternating=False``, images are mirrored at random.
         epoch : int or Tensor of shape (), optional
-            How many epochs are finished; needed with `rows`.
+            Number of finished epochs; required with `rows`.
 
         Returns
         -------
@@ -151,7 +151,7 @@ class FlipCrop:
         if not self.alternating or rows is None:
             return flip_crop(images, self.padding, self.mode)
         if epoch is None:
-            raise ValueError("epoch must be a number where rows are given, got None.")
+            raise ValueError("epoch must be a number if rows are given, got None.")
         padding = _checked_padding(images, self.padding, self.mode)
         device = images.device
         shift = torch.randint(2 * padding + 1, (2, len(images), 1), device=device)
@@ -160,7 +160,7 @@ class FlipCrop:
 
 
 def _random_bit(rows: Tensor) -> Tensor:
-    """Return 0 or 1 for each row, as if drawn at random, and always the same.
+    """Return a pseudo-random bit for each row, which depends on the row only.
 
     Two rounds of Steele's splitmix64, whose multiplications wrap around.
     """
@@ -181,7 +181,7 @@ def _check_setting(padding: Any, mode: Any) -> None:
 
 
 def _checked_padding(images: Tensor, padding: int | None, mode: str) -> int:
-    """Return the padding, that of the images' size by default."""
+    """Return the padding, by default that for the images' size."""
     _check_setting(padding, mode)
     if images.ndim != 4:
         raise ValueError(
@@ -204,11 +204,11 @@ def _moved(
 ) -> Tensor:
     """Mirror and shift images, all in one gather.
 
-    `shift` of shape (2, n, 1) is from 0 to twice the padding, which is in the middle
-    where it is the padding; `mirror` has shape (n, 1).
+    `shift` of shape (2, n, 1) ranges from 0 to twice the padding; a value equal to the
+    padding is no shift. `mirror` has shape (n, 1).
     """
     _, channels, height, width = images.shape
-    # Of each pixel, the one that takes its place.
+    # The source of each pixel.
     row = shift[0] + torch.arange(height, device=images.device)
     column = torch.arange(width, device=images.device)
     column = shift[1] + torch.where(mirror, width - 1 - column, column)
@@ -225,7 +225,7 @@ def _moved(
 
 
 def _reflected(index: Tensor, size: int) -> Tensor:
-    """Return the pixel within a side that one outside is the reflection of."""
+    """Map pixel positions outside an image to their reflections inside."""
     return (size - 1) - ((size - 1) - index.abs()).abs()
 
 
@@ -237,8 +237,7 @@ def resized_crop(images: Tensor, min_area: float = 0.5) -> Tensor:
     images : Tensor of shape (n, channels, height, width)
         Of any type; uint8 stays uint8.
     min_area : float, default=0.5
-        Smallest share of the image that a part may have, in (0, 1]. Its sides are
-        as the image's: nothing is stretched.
+        Smallest share of the image's area, in (0, 1]. The aspect ratio is kept.
 
     Returns
     -------
@@ -255,13 +254,13 @@ def resized_crop(images: Tensor, min_area: float = 0.5) -> Tensor:
     n, device = len(images), images.device
     x = _as_floats(images)
     side = (min_area + (1 - min_area) * torch.rand(n, device=device)).sqrt()
-    # In coordinates from -1 to 1, a part of this side has this room to move.
+    # Coordinates range from -1 to 1, so a part of this side can shift by this much.
     shift = (2 * torch.rand(2, n, device=device) - 1) * (1 - side)
     affine = torch.zeros(n, 2, 3, dtype=x.dtype, device=device)
     affine[:, 0, 0] = affine[:, 1, 1] = side
     affine[:, :, 2] = shift.T
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
-    # The middle of the outermost pixels is what there is of the border.
+    # The border extends from the centres of the outermost pixels.
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return _as_before(x, images)
 
@@ -272,19 +271,18 @@ def color_jitter(images: Tensor, strength: float = 0.4, grey: float = 0.2) -> Te
     Parameters
     ----------
     images : Tensor of shape (n, channels, height, width)
-        Of any type; uint8 stays uint8, clipped to its range. Floats are not clipped,
-        and are made brighter by a factor too: black is taken to be 0.
+        Of any type; uint8 stays uint8, clipped to its range. Floats are not clipped.
+        Brightness is a factor for them too, which assumes that black is 0.
     strength : float, default=0.4
-        Each of the three is multiplied with a factor from 1 - strength to
-        1 + strength, in [0, 1].
+        In [0, 1]. Each of the three properties is multiplied by a random factor between
+        1 - strength and 1 + strength.
     grey : float, default=0.2
-        Probability that an image loses its colours, in [0, 1].
+        Probability of converting an image to grey, in [0, 1].
 
     Returns
     -------
     Tensor of shape (n, channels, height, width)
-        New images; every sample has its own draws. The mean of the channels counts as
-        grey.
+        New images; every sample has its own draws. Grey is the mean of the channels.
 
     Examples
     --------
@@ -300,7 +298,7 @@ def color_jitter(images: Tensor, strength: float = 0.4, grey: float = 0.2) -> Te
     saturation = saturation * (torch.rand(n, 1, 1, 1, device=device) >= grey)
     greys = x.mean(dim=1, keepdim=True)
     mean = greys.mean(dim=(2, 3), keepdim=True)
-    # Colours moved from grey, then values from the image's mean, then from black.
+    # Scale colours relative to grey, then values relative to the mean, then to black.
     x = torch.lerp(mean, torch.lerp(greys, x, saturation), contrast) * brightness
     return _as_before(x, images)
 
@@ -313,8 +311,8 @@ def cutout(images: Tensor, share: float = 0.25) -> Tensor:
     images : Tensor of shape (n, channels, height, width)
         Of any type; uint8 stays uint8.
     share : float, default=0.25
-        Side of the square over the image's shorter side, in [0, 1]. Its centre is
-        anywhere in the image, so that a part of it may lie outside [1]_.
+        Side of the square relative to the image's shorter side, in [0, 1]. Its centre
+        is anywhere in the image, so a part of the square may lie outside [1]_.
 
     Returns
     -------
@@ -348,10 +346,10 @@ def cutout(images: Tensor, share: float = 0.25) -> Tensor:
 
 
 def strong(images: Tensor) -> Tensor:
-    """Change images as far as what they show can still be told.
+    """Apply a strong augmentation that still leaves the content recognisable.
 
-    :func:`flip_crop`, :func:`resized_crop`, :func:`color_jitter` and :func:`cutout`,
-    one after the other.
+    It applies :func:`flip_crop`, :func:`resized_crop`, :func:`color_jitter` and
+    :func:`cutout`, in this order.
 
     Parameters
     ----------
@@ -370,7 +368,7 @@ def strong(images: Tensor) -> Tensor:
     >>> strong(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
     torch.Size([2, 3, 32, 32])
     """
-    # Floats in between: to round once.
+    # Floats in between, so that values are rounded only once.
     x = resized_crop(_as_floats(flip_crop(images)))
     return _as_before(cutout(color_jitter(x)), images)
 
@@ -383,7 +381,7 @@ def _as_floats(images: Tensor) -> Tensor:
 
 
 def _as_before(x: Tensor, images: Tensor) -> Tensor:
-    """Return floats in the type of the images that they were made of."""
+    """Convert floats back to the type of the original images."""
     if images.dtype == torch.uint8:
         x = x.round().clamp(0, 255)
     return x.to(images.dtype)

@@ -1,8 +1,7 @@
-r"""How a fitted network's logits become probabilities that are calibrated.
+r"""How a fitted network's logits become calibrated probabilities.
 
-:class:`skbsd.BSDClassifier` estimates a :class:`Calibration` from predictions of
-samples that the network which made them has not seen. The functions here are the
-mathematics of it, for logits of any origin.
+:class:`skbsd.BSDClassifier` estimates a :class:`Calibration` from held-out predictions.
+The functions of this module estimate one from the logits of any classifier.
 """
 
 import math
@@ -29,7 +28,7 @@ _STEPS = 60
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    r"""A map from logits to calibrated ones, and what is known of how it was made.
+    r"""A map from logits to calibrated logits, and facts about its estimation.
 
     With temperature T, bias b and, for labels that are random by nature, a transition
     matrix C, the logits z become
@@ -42,31 +41,32 @@ class Calibration:
     temperature : float, default=1.0
         The temperature T, above 1 for a network that is overconfident [1]_.
     bias : ndarray of shape (n_classes,), default=None
-        The bias b, which restores base rates where they were off [2]_; None is zero.
+        The bias b, which corrects base rates [2]_; None is zero.
     transition : ndarray of shape (n_classes, n_classes), default=None
-        The matrix C, whose row i holds the probabilities of what a label of class i is
-        given as. None is the identity.
+        The matrix C. Entry (i, j) is the probability that a sample of class i has the
+        label j. None is the identity.
     applies_transition : bool, default=False
-        Whether predictions are of labels as they are given, errors included, or of
+        Whether predictions are of the given labels, including their errors, or of the
         true labels.
     noise_rate : float, default=0.0
-        Share of the labels that differ from the true ones, in [0, 1].
+        Fraction of the labels that differ from the true ones, in [0, 1].
     noise_rate_interval : tuple of float, default=(0.0, 0.0)
-        Its 95 % interval, for sampling alone.
+        Its 95 % interval, which covers sampling error only.
     method : {"none", "cross-fit", "hold-out"}, default="none"
-        Where the predictions came from.
+        How the held-out predictions were obtained.
     n_folds : int, default=0
-        Networks trained besides the final one.
+        Number of networks that were trained in addition to the final one.
     n_epochs : int, default=0
-        How long each of these was trained.
+        Number of epochs of each of these.
     n_samples : int, default=0
-        Predictions that the map was estimated from.
+        Number of held-out predictions that the map was estimated from.
     seconds : float, default=0.0
-        What it took.
+        Duration of the estimation, including the training of fold networks.
     log_loss_of_frequencies : float, default=None
-        Log loss of predicting the frequencies of the classes: that of chance.
+        Log loss of predicting the class frequencies for every sample.
     log_loss_before, log_loss_after : float, default=None
-        Mean log loss of these predictions, against the labels given.
+        Mean log loss of the held-out predictions with respect to the given labels,
+        before and after calibration.
 
     See Also
     --------
@@ -112,8 +112,7 @@ class Calibration:
         Returns
         -------
         Tensor of shape (n, n_classes)
-            Logits whose softmax is calibrated; the same ones where there is nothing to
-            do.
+            Logits whose softmax is calibrated; the same tensor for the identity map.
         """
         logits = self.scaled(logits)
         if self.transition is None or not self.applies_transition:
@@ -122,7 +121,7 @@ class Calibration:
         return _given(logits.log_softmax(dim=1), matrix.to(logits.device))
 
     def scaled(self, logits: Tensor) -> Tensor:
-        """Apply temperature and bias alone: logits of the true labels.
+        """Apply temperature and bias only, which gives logits of the true labels.
 
         Parameters
         ----------
@@ -151,12 +150,12 @@ class LabelErrors(NamedTuple):
     bias : ndarray of shape (n_classes,) or None
         The bias b.
     transition : ndarray of shape (n_classes, n_classes) or None
-        The matrix C; None where the labels are best explained without errors.
+        The matrix C; None if a model without errors explains the labels best.
     rate : float
-        Share of the labels that are wrong.
+        Fraction of wrong labels, in [0, 1].
     separation : float
-        How far the true classes can be told apart: 1 where the predictions are certain,
-        0 where they are no more so than those of the most frequent class.
+        How well the true classes are separated: 1 if all predictions are certain, 0 if
+        they are no more confident than predicting the most frequent class.
 
     See Also
     --------
@@ -209,8 +208,8 @@ def fit_temperature(
 
     The T that minimises :math:`\sum_i w_i \, \mathrm{NLL}(z_i / T, y_i)
     + \tfrac12 (\log T / 0.7)^2` [1]_, by Fisher scoring in log T. The second term
-    matters where errors are few: without it, predictions that are all right would ask
-    for T = 0.
+    matters if errors are few: without it, predictions that are all correct would lead
+    to T = 0.
 
     Parameters
     ----------
@@ -219,7 +218,7 @@ def fit_temperature(
     labels : Tensor of shape (n,)
         Class indices.
     sample_weight : Tensor of shape (n,), default=None
-        Weights, whose sum counts as the number of samples.
+        Weights; their sum is used as the number of samples.
 
     Returns
     -------
@@ -251,7 +250,7 @@ def fit_temperature(
         scaled = z * beta[..., None, None]
         losses = scaled.logsumexp(dim=-1) - own * beta[..., None]
         loss = losses @ weight + precision * u.square() / 2
-        # Where a step has led up, half of it is taken back, and tried again.
+        # If a step has increased the loss, take half of it back and try again.
         up = loss > lowest
         proba = scaled.softmax(dim=-1)
         mean = (proba * z).sum(dim=-1)
@@ -270,10 +269,10 @@ def fit_temperature(
 def fit_calibration(
     logits: Tensor, labels: Tensor, sample_weight: Tensor | None = None
 ) -> tuple[float, np.ndarray | None]:
-    r"""Estimate temperature and, where it pays, a bias.
+    r"""Estimate a temperature and, if it improves the fit enough, a bias.
 
-    The bias b has a normal prior of standard deviation 0.25, and is used where it
-    raises the log likelihood by more than its K - 1 parameters (Akaike's criterion).
+    The bias b has a normal prior of standard deviation 0.25. It is used if it raises
+    the log likelihood by more than its K - 1 parameters (Akaike's criterion).
 
     Parameters
     ----------
@@ -282,7 +281,7 @@ def fit_calibration(
     labels : Tensor of shape (n,)
         Class indices.
     sample_weight : Tensor of shape (n,), default=None
-        Weights, whose sum counts as the number of samples.
+        Weights; their sum is used as the number of samples.
 
     Returns
     -------
@@ -316,11 +315,12 @@ def fit_label_errors(
 ) -> LabelErrors:
     r"""Estimate calibration and label noise together, by maximum likelihood.
 
-    A label given is j with probability :math:`\sum_k p_k C_{kj}`, where
-    p = softmax(z / T + b) is of the true class and C the transition matrix [1]_. Three
-    models are compared by Schwarz's criterion (BIC): no errors; errors to all classes
-    alike, :math:`C = (1 - e) I + e / K`; a matrix of its own, regularised by three
-    right labels per class, whose entries above 0.01 count as parameters.
+    A given label is j with probability :math:`\sum_k p_k C_{kj}`, where
+    p = softmax(z / T + b) is the distribution of the true class and C the transition
+    matrix [1]_. Three models are compared by Schwarz's criterion (BIC): no errors;
+    symmetric errors, :math:`C = (1 - e) I + e / K`; and a general matrix, regularised
+    by three correct pseudo-labels per class, whose entries above 0.01 are counted as
+    parameters.
 
     Parameters
     ----------
@@ -329,21 +329,21 @@ def fit_label_errors(
     labels : Tensor of shape (n,)
         Class indices, as given.
     sample_weight : Tensor of shape (n,), default=None
-        Weights, whose sum counts as the number of samples.
+        Weights; their sum is used as the number of samples.
     suspected : bool, default=False
-        Whether errors are what to think of first where labels contradict predictions,
-        as with images: symmetric ones are then believed on less evidence, and where
-        predictions are unsure.
+        Whether errors are the likely explanation of labels that contradict predictions,
+        as with images. Symmetric errors then need less evidence, and less confident
+        predictions.
 
     Returns
     -------
     LabelErrors
-        Of the model that was chosen.
+        The estimates of the selected model.
 
     Notes
     -----
-    Labels that are wrong and labels that are random by nature have the same
-    likelihood: what is estimated here can be either.
+    Wrong labels and labels that are random by nature have the same likelihood, so the
+    estimate cannot distinguish them.
 
     References
     ----------
@@ -372,7 +372,7 @@ def fit_label_errors(
 
 
 def _given(log_proba: Tensor, transition: Tensor) -> Tensor:
-    """Return log probabilities of the labels given, from those of the true ones."""
+    """Return log probabilities of the given labels, from those of the true labels."""
     largest = log_proba.amax(dim=1, keepdim=True)
     given = (log_proba - largest).exp() @ transition
     return given.clamp_min(torch.finfo(given.dtype).tiny).log() + largest

@@ -1,4 +1,4 @@
-"""Callbacks for the training of a :class:`skbsd.BSDClassifier`, as skorch has them."""
+"""skorch callbacks for the training of a :class:`skbsd.BSDClassifier`."""
 
 import sys
 import warnings
@@ -12,15 +12,15 @@ __all__ = ["ProgressBar"]
 
 
 class ProgressBar(Callback):
-    """Show how many epochs are done, how long the rest takes, and the last losses.
+    """Show the number of finished epochs, the remaining time and the last losses.
 
-    A bar of tqdm in terminals and notebooks. Where standard error is neither, such as
-    the log of a job, it is a line for about each tenth of the epochs.
+    In terminals and notebooks it is a progress bar of tqdm. Otherwise, for example in
+    the log of a job, it prints a line to standard error for every tenth of the epochs.
 
     See Also
     --------
     skbsd.BSDClassifier : Prints a line per epoch with ``verbose=1``.
-    skorch.callbacks.ProgressBar : Shows every batch, for which training has to wait.
+    skorch.callbacks.ProgressBar : Shows every batch, which slows training down.
 
     Examples
     --------
@@ -32,11 +32,11 @@ class ProgressBar(Callback):
     40
     """
 
-    # skorch takes what does not end in an underscore for a parameter.
+    # skorch treats attributes without a trailing underscore as parameters.
     bar_: Any = None  # while training
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
-        """Start a bar, where one can be drawn.
+        """Start a progress bar, if one can be drawn.
 
         Parameters
         ----------
@@ -49,18 +49,18 @@ class ProgressBar(Callback):
         **kwargs : dict
             Unused, as in skorch.
         """
-        self.on_train_end(net)  # one that an error has left
+        self.on_train_end(net)  # close a bar that remains after an error
         self.first_ = len(net.history)
         in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
-        # There is no standard error in programs without a console.
+        # Programs without a console have no standard error.
         if in_notebook or (sys.stderr is not None and sys.stderr.isatty()):
-            with warnings.catch_warnings():  # of notebooks without ipywidgets
+            with warnings.catch_warnings():  # for notebooks without ipywidgets
                 warnings.simplefilter("ignore")
                 from tqdm.auto import tqdm
             self.bar_ = tqdm(total=net.max_epochs, unit="epoch")
 
     def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
-        """Move on by an epoch.
+        """Advance the bar by an epoch.
 
         Parameters
         ----------
@@ -78,7 +78,7 @@ class ProgressBar(Callback):
         done, total = len(net.history) - self.first_, net.max_epochs
         if self.bar_ is not None:
             self.bar_.set_postfix(shown, refresh=False)
-            # Those from a checkpoint count too.
+            # Includes the epochs of a checkpoint.
             self.bar_.update(done - self.bar_.n)
             return
         if done * 10 // total > (done - 1) * 10 // total:
@@ -87,7 +87,7 @@ class ProgressBar(Callback):
             print(line, file=sys.stderr, flush=True)
 
     def on_train_end(self, net, X=None, y=None, **kwargs):
-        """Leave the bar as it is.
+        """Close the bar.
 
         Parameters
         ----------
@@ -105,5 +105,5 @@ class ProgressBar(Callback):
             self.bar_ = None
 
     def __getstate__(self):
-        # A bar holds a stream and a lock, of which there is no copy.
+        # A bar holds a stream and a lock, which cannot be copied.
         return {**self.__dict__, "bar_": None}

@@ -45,194 +45,206 @@ _USER = 5
 class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     r"""Neural network classifier trained by Bayesian self-distillation.
 
-    Each training sample has a Dirichlet belief about its class. It starts at the
-    label, takes in the network's own predictions as training goes on, and its mean
-    is the target that the network is trained towards [1]_. Before that, networks that
-    are trained on parts of the data predict the rest: the scale of the probabilities,
-    the learning rate and how long labels hold follow from these predictions.
+    Each training sample has a Dirichlet posterior over the classes. It starts
+    concentrated on the label and accumulates the network's own predictions as training
+    proceeds. The mean of the posterior is the sample's target [1]_. Before the final
+    network is trained, `fit` trains networks on parts of the data and predicts the
+    remaining samples. From these held-out predictions it chooses the learning rate and
+    how fast labels are forgotten, and calibrates the probabilities.
 
     Parameters
     ----------
     module : torch.nn.Module (class or instance), default=None
-        A network that returns logits of shape (n, n_classes); the first entry of a
-        tuple, or the `logits` of an object, count too. An instance is copied and
-        trained from the weights that it has (with ``module__*``, its class is
-        instantiated anew). None chooses from the shape of X:
+        A network that returns logits of shape (n, n_classes). A network may also return
+        a tuple, whose first entry is used, or an object with an attribute `logits`. An
+        instance is copied and trained from its current weights; with ``module__*``, its
+        class is instantiated anew. None chooses from the shape of X:
         :class:`skbsd.networks.MLP` for tables and
         :class:`skbsd.networks.SmallResNet` for images.
     prior_strength : float or {"auto", "noisy"}, default="auto"
-        The prior concentration c of a sample's label. The larger, the longer the label
-        holds against the network's predictions. A number in (0, inf] is the paper's
-        method, in which c / (c + T) of the target still comes from the label after T
-        epochs without discount; `inf` is training with cross-entropy. "auto" is the
-        paper's method with c = max(60, 2 T / 3), and the rule of "noisy" where more
-        than 12 % of the labels are found to be wrong. "noisy" is for data of which many
-        labels are wrong. See Notes.
+        The prior concentration c of a sample's label. A larger value makes the label
+        withstand the network's predictions for longer. A number in (0, inf] is the
+        paper's method: without discount, the label still contributes c / (c + T) of the
+        target after T epochs. `inf` is training with cross-entropy. "auto" is the
+        paper's method with c = max(60, 2 T / 3), and switches to the rule of "noisy" if
+        more than 12 % of the labels are estimated to be wrong. "noisy" is for data with
+        many wrong labels. See Notes.
     discount : float or "auto", default="auto"
-        What each epoch leaves of the evidence so far: gamma, in (0, 1]. With less
-        than 1 the label is forgotten exponentially; keep
-        `prior_strength >= 1 / (1 - discount)`. "auto" is 1, and 0.015^(1 / T) with the
+        The factor gamma in (0, 1] by which each epoch multiplies the accumulated
+        evidence. Below 1 the label is forgotten exponentially; keep
+        `prior_strength >= 1 / (1 - discount)`. "auto" is 1, or 0.015^(1 / T) with the
         rule for wrong labels.
     prior_floor : float or "auto", default="auto"
-        The prior concentration eps of each other class, in (0, c). "auto" is 1e-3 for
-        up to K = 100 classes and 0.1 / K for more, so that the floors of many classes
-        do not outweigh the label; in a float16 store it is at least 6.1e-5.
+        The prior concentration eps of each class other than the label, in (0, c).
+        "auto" is 1e-3 for up to K = 100 classes and 0.1 / K for more, so that the
+        floors of many classes do not outweigh the label. With
+        ``posterior_dtype="float16"`` it is at least 6.1e-5.
     evidence : {"auto", "plain", "weighted"}, default="auto"
-        What a prediction counts: 1 ("plain", as in the paper), or according to how
-        reliable predictions are ("weighted", see Notes). "auto" is "weighted" with the
-        rule for wrong labels, and for every name of `prior_strength` with
-        ``calibration=None``, where it makes up for logits of the wrong scale.
+        The weight of a prediction in the posterior update: 1 ("plain", as in the
+        paper), or a weight that grows with the reliability of the predictions
+        ("weighted", see Notes). "auto" is "weighted" with the rule for wrong labels. It
+        is also "weighted" for every named `prior_strength` with ``calibration=None``,
+        where it compensates for logits of the wrong scale.
     calibration : {"auto", "cross-fit", "hold-out"} or None, default="auto"
-        Where predictions of unseen samples come from, which calibrate the
-        probabilities. "cross-fit" trains two networks on half of the data for half of
-        the epochs before the final one learns from all of them, and a third where the
-        learning rate or the rule changes; for tables of fewer than 450 samples it is
-        four of each kind, trained on three quarters for all epochs. Where training is
-        brief, with fewer than 10 epochs or too few steps (see the guide on
-        calibration), nothing is chosen: the network is that of ``calibration=None``,
-        and two others, of as many steps each, calibrate it. "hold-out" leaves a fifth
-        of the data out, 2,000 samples at most, or takes the validation data of
-        `train_split`. "auto" is "hold-out" above 20,000 samples or with a
-        `train_split`, and "cross-fit" otherwise; nothing is done with fewer than 20
-        samples. None trains once, and predicts the softmax of the logits.
-        :meth:`partial_fit` and warm starts keep the calibration that is there. Of the
-        callbacks, those of skorch that change training also run in the folds.
+        How `fit` obtains the held-out predictions that calibrate the probabilities.
+
+        - "cross-fit" trains two networks, each on half of the data and for half of the
+          epochs, before the final network is trained on all data. A third network is
+          trained if the learning rate or the rule changes. Tables of fewer than 450
+          samples use four networks of each kind, trained on three quarters of the data
+          for all epochs. If training is brief (fewer than 10 epochs, or too few steps;
+          see the guide on calibration), nothing is chosen: the final network is that of
+          ``calibration=None``, and two other networks with as many steps calibrate it.
+        - "hold-out" leaves out a fifth of the data, at most 2,000 samples, or uses the
+          validation data of `train_split`.
+        - "auto" is "hold-out" above 20,000 samples or with a `train_split`, and
+          "cross-fit" otherwise. With fewer than 20 samples nothing is calibrated.
+        - None trains once and predicts the softmax of the logits.
+
+        :meth:`partial_fit` and warm starts keep the existing calibration. Skorch
+        callbacks that change training run in the folds as well; other callbacks do not.
     label_noise : {"auto", "errors", "inherent"}, default="auto"
-        What it means where labels contradict predictions that hold otherwise. "errors":
-        the labels given are wrong, and predictions are of the true ones. "inherent":
-        labels are random by nature, those of new samples too, and predictions say so.
-        No data can tell the one from the other. "auto" takes them for errors in images,
-        and in tables whose classes could be told apart well otherwise.
+        How to interpret labels that contradict otherwise reliable predictions. With
+        "errors", the given labels are wrong and the predictions are of the true labels.
+        With "inherent", labels are random by nature, including those of new samples,
+        and the predicted probabilities include this randomness. The data cannot
+        distinguish the two. "auto" assumes errors for images, and for tables whose
+        classes are otherwise well separated.
     max_epochs : int, default=40
-        Passes over the data in each call of `fit` or `partial_fit`.
+        Number of passes over the data in each call of `fit` or `partial_fit`.
     batch_size : int, default=128
-        Samples per step; -1 for all of them.
+        Number of samples per step; -1 uses all samples in one batch.
     lr : float or "auto", default="auto"
-        Learning rate, the highest of the schedule. "auto" is 1e-2, or less where the
-        held-out loss in the folds begins to rise before training ends: so much less
-        that the network learns as much as it did until then. Without folds it is 1e-2.
+        The peak learning rate of the schedule. "auto" is 1e-2. It is lowered if the
+        held-out loss in the folds begins to rise before training ends, so that the
+        network learns about as much as it had learnt by that point. Without folds it is
+        1e-2.
     optimizer : torch.optim.Optimizer class, default=torch.optim.AdamW
         Further arguments are given as ``optimizer__*``.
     lr_schedule : {"one-cycle", "cosine", "constant"}, default="one-cycle"
-        How the learning rate moves over one call of `fit`: up for a quarter of it and
-        down along a cosine; down along a cosine; not at all. A skorch `LRScheduler`
-        among the callbacks takes its place.
+        The learning-rate schedule of one call of `fit`. "one-cycle" increases the rate
+        during the first quarter and then decreases it along a cosine; "cosine"
+        decreases it along a cosine; "constant" keeps it. A skorch `LRScheduler` among
+        the callbacks replaces the schedule.
     schedule_epochs : int, default=None
-        How many epochs the learning rate's schedule is for, where that is more than
-        `max_epochs`; what "auto" and "noisy" stand for is then that of so many epochs
-        too. Such a call is the beginning of one with ``max_epochs=schedule_epochs``,
-        for example in the first rounds of
-        :class:`sklearn.model_selection.HalvingGridSearchCV`. None is `max_epochs`.
+        The number of epochs that the learning-rate schedule spans, if that is more than
+        `max_epochs`; values that "auto" and "noisy" derive from the number of epochs
+        use it too. Such a call performs the first `max_epochs` epochs of a call with
+        ``max_epochs=schedule_epochs``. It is meant for searches that train candidates
+        in rounds, such as :class:`sklearn.model_selection.HalvingGridSearchCV`. None is
+        `max_epochs`.
     weight_decay : float, default=1e-2
-        Passed to the optimizer, where it has such an argument.
+        Passed to the optimizer, if it has such an argument.
     averaging : {"ema"} or None, default=None
-        "ema" averages the weights exponentially over the last steps, about 5 % of the
-        call's, and predicts with the average: in validation, to callbacks at the end of
-        an epoch, and after `fit`. The running statistics of batch normalisation are
-        averaged too. :meth:`partial_fit` trains on from the average, and begins a new
-        one.
+        "ema" predicts with an exponential moving average of the weights over roughly
+        the last 5 % of the steps. The average is used in validation, by callbacks at
+        the end of an epoch, and after `fit`. The running statistics of batch
+        normalisation are averaged too. :meth:`partial_fit` continues training from the
+        average and starts a new one.
     augmentation : {"flip-crop", "strong"} or callable, default=None
         Applied to every training batch on the device. "flip-crop" is
         :func:`skbsd.augmentation.flip_crop`, "strong"
-        :func:`skbsd.augmentation.strong`. A callable gets the batch as it was
-        given to `fit` (uint8 images as uint8) and returns one of the same shape; with
-        an attribute `by_row` that is true, as of
-        :class:`skbsd.augmentation.FlipCrop` where it alternates, it gets the rows of
-        the images and the number of finished epochs too, ``augmentation(images, rows,
-        epoch)``, for many batches at once. Where these are not known, from a loader and
-        with `contrastive`, it gets the images alone.
+        :func:`skbsd.augmentation.strong`. A callable receives the batch as it was given
+        to `fit` (uint8 images as uint8) and returns a batch of the same shape. A
+        callable with a true attribute `by_row`, such as an alternating
+        :class:`skbsd.augmentation.FlipCrop`, is called as ``augmentation(images, rows,
+        epoch)`` with the rows of the images and the number of finished epochs, for many
+        batches at once. Where rows and epoch are unknown, with a DataLoader or
+        `contrastive`, it receives the images only.
     contrastive : float or Contrastive, default=None
-        Weight of a contrastive loss, for images of which many labels are wrong: each
-        batch is seen in two views, whose embeddings are drawn together. A
-        :class:`skbsd.contrastive.Contrastive` sets the rest. It takes twice the time,
-        and `train_loss` in the history is the sum of both losses; the network stays
-        the same.
+        Weight of an additional contrastive loss, for images with many wrong labels.
+        Each batch is augmented twice, and the embeddings of the two views of an image
+        are pulled together. A :class:`skbsd.contrastive.Contrastive` sets further
+        options. Training takes twice as long, and `train_loss` in the history is the
+        sum of both losses. The architecture of the network does not change.
     image_shape : tuple of (channels, height, width), default=None
-        Take each row of a 2-D X as a flattened image.
+        Interpret each row of a 2-D X as a flattened image of this shape.
     prediction_views : {"flip", "flip-shift"} or None, default=None
-        Average the logits of predictions over views of each image: the image and its
-        mirror image ("flip", which takes twice the time), and both moved by a pixel up
-        and left and down and right with reflected borders as well ("flip-shift", six
-        times; the two that are not moved count half). The calibration is that of the
-        averages. Validation while training is of single images.
+        Test-time augmentation: average the logits over several views of each image.
+        "flip" uses the image and its mirror image, and takes twice as long.
+        "flip-shift" adds both shifted by one pixel up and left, and down and right,
+        with reflected borders; it takes six times as long, and the two unshifted views
+        have half the weight. The calibration is that of the averaged logits. Validation
+        during training uses single images.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        "bfloat16" runs the network under autocast. "auto" does so on GPUs that have
-        it, for networks that convolve or have layers of at least 512 inputs and
-        outputs, and uses float32 elsewhere, but float64 for the default network on the
-        CPU where all of a table fits in one batch: such a fit is deterministic, and
-        does not depend on the order of the rows.
+        "bfloat16" runs the network under autocast. "auto" uses bfloat16 on GPUs that
+        support it, for networks with convolutions or with layers of at least 512 inputs
+        and outputs. Elsewhere it uses float32, except that the default network uses
+        float64 on the CPU if a whole table fits into one batch: such a fit is
+        deterministic and does not depend on the order of the rows.
     posterior_dtype : str, default="float32"
-        How new beliefs are stored: "float16" halves their memory, 4 bytes per sample
-        and class. Arithmetic is in float32, but what is stored is rounded to 11 bits,
-        up or down in turn so that errors do not add up. `prior_strength` may be 1,024
-        at most: above, beliefs are stored in steps of 1 and more. "compact" keeps the
-        32 classes with most evidence of each sample, in 148 bytes whatever the number
-        of classes, and takes the others to be equally probable; "compact-64" keeps 64.
-        With as many classes or fewer it is "float32". See
+        How the posteriors are stored. "float16" halves the memory of 4 bytes per sample
+        and class. Arithmetic remains in float32, but stored values are rounded to 11
+        bits, up or down in turn so that rounding errors do not accumulate;
+        `prior_strength` may be 1,024 at most. "compact" stores the 32 classes with the
+        most evidence per sample in 148 bytes, whatever the number of classes, and
+        treats the remaining classes as equally probable; "compact-64" stores 64. With
+        no more classes than that, it is "float32". See
         :class:`skbsd.posterior.CompactPosterior`.
     posterior_folder : str or path-like, default=None
-        Have new beliefs lie in a file in this folder, rather than in memory. It goes
-        when the estimator does: to keep beliefs, save them with `save`. Pickles hold
-        the beliefs themselves, and are loaded into memory; so is what the processes of
-        `devices` hand back when they are done.
+        Store the posteriors in a temporary file in this folder rather than in memory.
+        The file is deleted together with the estimator; use `save` to keep the
+        posteriors. Pickles contain the posteriors themselves and load them into memory,
+        and so does the result that the processes of `devices` return.
     channels_last : {"auto"} or bool, default="auto"
-        Store images pixel by pixel, which convolutions are faster with. "auto" does so
-        on the CPU and on CUDA where the network convolves and can take it.
+        Use the channels-last memory format for images, in which convolutions are
+        faster. "auto" uses it on the CPU and on CUDA if the network has convolutions
+        and supports it.
     compile : bool, default=False
-        Train the network compiled with :func:`torch.compile`, once per shape of a
-        batch: a last batch of another size makes it twice. ``compile__*`` are passed
-        on. Prediction runs it as it is.
+        Compile the network with :func:`torch.compile` for training. Each batch shape is
+        compiled once, so a smaller last batch causes a second compilation.
+        ``compile__*`` are passed on. Prediction runs the network uncompiled.
     cuda_graph : bool or "auto", default="auto"
-        On a CUDA device, record a training step once as a CUDA graph and replay it,
-        so that the host does not limit how fast small networks are trained. This is
-        for arrays on the device, SGD, Adam and AdamW, and where no callback looks at
-        single batches. "auto" does so for networks, objectives and augmentations of
-        this library. With True it is done for others too, whose code in Python is then
-        run for the first steps only; where it is not possible, a warning says why, and
-        operations are launched one by one. Without a CUDA device it has no effect.
+        On a CUDA device, record a training step as a CUDA graph and replay it, so that
+        launch overhead does not limit the speed of small networks. This requires arrays
+        on the device, SGD, Adam or AdamW, and no callback that looks at single batches.
+        "auto" does so for networks, objectives and augmentations of this library. True
+        does so for others too, whose Python code then runs during the first steps only;
+        if recording is not possible, a warning gives the reason and training proceeds
+        without a graph. Without a CUDA device the parameter has no effect.
     device : str or torch.device, default="auto"
-        "auto" is cuda, then mps, then cpu, what there is first.
+        "auto" is the first available of cuda, mps and cpu.
     devices : int, "all" or None, default=None
-        How many GPUs train one network together, in a process each, or how many
-        processes on the CPU. Each call of `fit` starts them and ends them; "all" is as
-        many as there are GPUs, and one on the CPU. In a script that torchrun has
-        started, the processes that are there train together; with 1, each trains an
-        estimator of its own.
+        The number of GPUs that train one network together, with one process each, or
+        the number of processes on the CPU. Each call of `fit` starts and ends these
+        processes. "all" is the number of GPUs, or one process on the CPU. In a script
+        started by torchrun, the existing processes train together; with 1, each process
+        trains its own estimator.
     sync_batch_norm : bool, default=False
-        Where several GPUs train together, have batch normalisation take its statistics
-        over the whole batch, and not over each process's part of it.
+        When several GPUs train together, compute the statistics of batch normalisation
+        over the whole batch instead of each process's part of it.
     gather_posterior : bool, default=True
-        Where several processes have trained together, put their beliefs together into
-        `posterior_`. With False, each process of a torchrun script keeps its part, with
-        the rows of X that it is about in `posterior_rows_`; with `devices`, the part
-        of the first one is what is left.
+        After several processes have trained together, collect all posteriors in
+        `posterior_`. With False, each process of a torchrun script keeps its part, and
+        `posterior_rows_` holds the corresponding rows of X; with `devices`, the part of
+        the first process remains.
     train_split : callable, default=None
-        Such as :class:`skorch.dataset.ValidSplit`, to hold out validation data, which
-        callbacks that monitor `valid_loss` need. None trains on all of X.
+        For example :class:`skorch.dataset.ValidSplit`, which holds out validation data.
+        Callbacks that monitor `valid_loss` need it. None trains on all of X.
     class_weight : dict or "balanced", default=None
         Weights of the classes, as in scikit-learn; multiplied with `sample_weight`.
     callbacks : list of skorch callbacks, "disable" or None, default=None
-        In addition to skorch's default ones.
+        Added to skorch's default callbacks.
     iterator_train, iterator_valid : callable, default=torch.utils.data.DataLoader
-        How a Dataset is loaded, with ``iterator_train__*`` such as `num_workers`.
-        Arrays are gathered on the device instead, unless one of these (other than the
-        batch size) is set. A sampler must not draw with replacement: each sample is
-        visited once per step at most. `iterator_valid` loads what is predicted too:
-        the predictions for a Dataset come in the order in which it yields the samples,
-        so it must not be shuffled.
+        How a Dataset is loaded, with options ``iterator_train__*`` such as
+        `num_workers`. Arrays are gathered on the device instead, unless one of these
+        options (other than the batch size) is set. A sampler must draw without
+        replacement: a step visits each sample at most once. `iterator_valid` also loads
+        the data of predictions. Predictions come in the order in which it yields the
+        samples, so it must not shuffle.
     checkpoint : str or path-like, default=None
-        A folder, in which each call of `fit` leaves a file after every epoch, and from
-        which the same call goes on: one that was done returns at once. Files are named
-        by a digest of parameters and data, so the fits of a search share the folder,
-        and a search that was killed is simply started again. Without a `random_state`
-        too, the same call is the one that was begun. See the guide on saving.
+        A folder in which each call of `fit` writes a checkpoint after every epoch. An
+        identical call resumes from the checkpoint, and returns at once if that call was
+        finished. A file's name is a digest of parameters and data, so the fits of a
+        search can share the folder, and an interrupted search is resumed by starting it
+        again. This also works without a `random_state`. See the guide on saving.
     warm_start : bool, default=False
-        Let `fit` go on from the network of the last call.
+        Let `fit` continue from the network of the previous call.
     verbose : int, default=0
         1 prints a line per epoch.
     random_state : int, RandomState instance or None, default=None
-        Fixes initialisation, order and augmentation; on the CPU the same seed gives
-        the same model bit for bit. torch's global generators are left as they were.
+        Determines initialisation, order and augmentation. On the CPU, the same seed
+        gives the same model bit for bit. torch's global generators are not changed.
     **kwargs : dict
         Parameters with the prefixes ``module__``, ``optimizer__``, ``callbacks__``,
         ``iterator_train__``, ``iterator_valid__`` and ``compile__``.
@@ -242,87 +254,91 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     classes_ : ndarray of shape (n_classes,)
         The labels, sorted.
     n_features_in_ : int
-        Number of columns of a table, or values of an image. Not for a Dataset.
+        Number of columns of a table, or of values of an image. Not set for a Dataset.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the columns, where X has them.
+        Names of the columns, if X has them.
     module_ : torch.nn.Module
         The trained network.
     prior_strength_, discount_, prior_floor_ : float
-        c, gamma and eps, as used.
+        The values of c, gamma and eps that were used.
     lr_ : float
-        The learning rate, as used.
+        The learning rate that was used.
     choice_ : Choice
-        Learning rate, rule and discount that stand for "auto".
+        The learning rate, rule and discount that replaced "auto".
     calibration_ : Calibration
-        How logits become probabilities, and what is known of it: folds, samples, time,
-        log loss before and after. Not with ``calibration=None``. The logits themselves
-        are what `forward` returns. See :class:`skbsd.calibration.Calibration`.
+        The map from logits to calibrated logits and facts about it: folds, samples,
+        time, log loss before and after. Not set with ``calibration=None``. `forward`
+        returns the logits without this map. See
+        :class:`skbsd.calibration.Calibration`.
     temperature_ : float
-        What logits are divided by; 1 with ``calibration=None``.
+        The temperature that divides the logits; 1 with ``calibration=None``.
     noise_rate_ : float
-        Estimated share of the training labels that are not the true ones; its interval
-        is part of `calibration_`. 0 with ``calibration=None``.
+        Estimated fraction of wrong labels in the training data. `calibration_` has its
+        interval. 0 with ``calibration=None``.
     out_of_fold_proba_ : ndarray of shape (n_samples, n_classes)
-        Prediction of each sample's true class by a network that has not seen it; NaN
-        where there is none. None where samples are held out and beliefs are compact or
-        in a file: it would be as large as dense ones.
+        Prediction of each sample's true class by a network that was not trained on the
+        sample; NaN for samples without one. None if samples were held out and the
+        posteriors are compact or in a file, as it would be as large as dense
+        posteriors.
     posterior_ : DirichletPosterior or CompactPosterior
-        The belief about each training sample; row i belongs to row i of X.
+        The posterior of each training sample; row i belongs to row i of X.
     history_ : skorch.history.History
         Losses and times of every epoch.
     n_iter_ : int
         Number of epochs trained.
     device_ : torch.device
-        Where the network is.
+        The device of the network.
     data_loading_ : {"resident", "loader"}
-        Whether the training data lay on the device, or came through a DataLoader:
-        a Dataset, arrays too large for the device, or ``iterator_train__*`` set.
+        Whether the training data lay on the device or came through a DataLoader, as
+        they do for a Dataset, for arrays too large for the device, and with
+        ``iterator_train__*``.
     cuda_graph_ : bool
-        Whether training steps were replayed from a CUDA graph in the last call.
+        Whether the last call replayed training steps from a CUDA graph.
     compile_time_ : float
-        Seconds that the first training step with each shape took, which compile the
-        network; 0 without `compile`.
+        Duration of the first training step of each shape, in seconds, in which the
+        network is compiled; 0 without `compile`.
     image_mean_, image_std_ : ndarray of shape (channels,)
-        Statistics of the training images that uint8 images are standardised with.
+        Statistics of the training images, with which uint8 images are standardised.
 
     See Also
     --------
-    skbsd.posterior.DirichletPosterior : The beliefs and their mathematics.
-    skbsd.metrics.expected_calibration_error : How wrong the confidence is.
+    skbsd.posterior.DirichletPosterior : The posteriors and their mathematics.
+    skbsd.metrics.expected_calibration_error : Error of the confidence.
     sklearn.neural_network.MLPClassifier : Trained with cross-entropy.
     sklearn.calibration.CalibratedClassifierCV : Calibration after training.
 
     Notes
     -----
-    In the paper's symbols, a visit of sample i with predicted probabilities p does
+    In the paper's symbols, a visit of sample i with predicted probabilities p performs
+    the update
 
     .. math:: \alpha_i \leftarrow \gamma \alpha_i + p, \qquad
               q_i = \alpha_i / \textstyle\sum_k \alpha_i[k],
 
-    and the loss is the cross-entropy of q with p. Its gradient in the logits is
-    p - q. Samples of weight zero are left out; the others' losses are averaged with
-    weights scaled to mean 1.
+    and the loss is the cross-entropy of q with p. Its gradient with respect to the
+    logits is p - q. Samples of weight zero are left out. The losses of the others are
+    averaged with weights that are scaled to mean 1.
 
     Calibration, the rule for wrong labels and weighted evidence go beyond the paper.
-    "noisy" is c = max(15, T / 5) over T epochs, and with ``calibration=None`` "auto" is
-    c = max(60, 2 T / 3), both with weighted evidence. In epoch t
-    a sample's :math:`w_t \, \mathrm{softmax}(z / \tau_t)`, of its logits z, takes the
-    place of p in the first formula, with
+    "noisy" is c = max(15, T / 5) over T epochs with weighted evidence. With
+    ``calibration=None``, "auto" is c = max(60, 2 T / 3) with weighted evidence. In
+    epoch t, weighted evidence replaces p in the first formula by
+    :math:`w_t \, \mathrm{softmax}(z / \tau_t)` for the logits z, with
 
     .. math:: w_t = \min\Bigl(5, \frac{a_{t-1}}{1 - \bar a}\Bigr), \qquad
               \frac{1}{\tau_t} = \min\Bigl(10,
-              s + 0.1 \, \frac{\bar a}{1 - \bar a}\Bigr),
+              s + 0.1 \, \frac{\bar a}{1 - \bar a}\Bigr).
 
-    where :math:`a_{t-1}` is the share of the training samples (by weight) that were
-    predicted as labelled in the epoch before, :math:`\bar a` its mean over the epochs
-    so far, and s is 1, or 1.4 with "noisy". So poor early predictions count for little,
-    and those of a network that finds the labels easy are taken at their word. With
-    "auto", unless evidence is plain, the target is, for K classes and
-    :math:`\lambda = 0.3 (1 - \bar a)^2`, :math:`(1 - \lambda) q + \lambda / K`: labels
-    that are hard to learn are smoothed.
+    Here :math:`a_{t-1}` is the weighted fraction of the training samples whose
+    prediction agreed with the label in the previous epoch, :math:`\bar a` is its mean
+    over the epochs so far, and s is 1, or 1.4 with "noisy". Poor early predictions thus
+    have little weight, and predictions of a network that learns the labels easily are
+    sharpened. With "auto", unless evidence is plain, the target for K classes is
+    :math:`(1 - \lambda) q + \lambda / K` with
+    :math:`\lambda = 0.3 (1 - \bar a)^2`: labels that are hard to learn are smoothed.
 
-    A table is taken as it is: put a `StandardScaler` before. uint8 images are
-    standardised by channel on the device; float images are taken as they are.
+    A table is not scaled: put a `StandardScaler` before the classifier. uint8 images
+    are standardised by channel on the device. Float images are used unchanged.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Contrastive learning beside self-distillation: settings and loss."""
+"""Contrastive learning in addition to self-distillation: settings and loss."""
 
 import math
 from collections.abc import Callable
@@ -19,32 +19,32 @@ __all__ = ["Contrastive", "contrastive_loss"]
 class Contrastive:
     """Settings of the contrastive loss of :class:`skbsd.BSDClassifier`.
 
-    Every training batch is seen in two views: one with the estimator's own
-    `augmentation`, the other with the one given here. The posterior takes in the mean
-    of both predictions, both views train towards its mean, and the contrastive loss
-    draws the two embeddings of a sample together and those of different samples apart.
-    It knows no labels, so wrong ones do not mislead it [1]_ [2]_.
+    Every training batch is augmented twice: one view uses the estimator's own
+    `augmentation`, the other the one given here. The mean of both predictions updates
+    the posterior, whose mean is the target of both views. The contrastive loss pulls
+    the two embeddings of a sample together and pushes those of different samples apart.
+    It does not use labels, so wrong labels do not affect it [1]_ [2]_.
 
     Parameters
     ----------
     weight : float, default=0.2
-        What the contrastive loss is multiplied with before it is added, in [0, inf).
-        With 0 there are the two views, and neither loss nor projection. In trainings
-        of 200 epochs 1 is usual [2]_; in short ones that is too much.
+        Weight of the contrastive loss in the sum, in [0, inf). With 0 there are two
+        views, but no contrastive loss and no projection. In trainings of 200 epochs, 1
+        is usual [2]_; in short trainings that is too much.
     temperature : float, default=0.25
-        What cosines between embeddings are divided by, in (0, inf).
+        Divides the cosines between embeddings, in (0, inf).
     n_components : int, default=128
         Dimension of the projected embeddings.
     layer : str, default=None
-        Name of the module, as in `named_modules`, whose input is the embedding. None
-        is the last :class:`torch.nn.Linear` that runs, of those with an output per
-        class. It must not work in place.
+        Name of the module, as in `named_modules`, whose input is the embedding. None is
+        the :class:`torch.nn.Linear` with one output per class that runs last. The
+        module must not modify its input in place.
     augmentation : {"strong", "flip-crop"} or callable, default="strong"
-        Of the second view. As for the estimator, a callable gets the batch as it was
-        given to `fit` and returns one of the same type and shape.
+        Augmentation of the second view. As for the estimator, a callable receives the
+        batch as it was given to `fit` and returns one of the same type and shape.
     supervised : bool, default=False
-        Draw samples together as far as their posteriors agree, not only the views of
-        the same one [3]_.
+        Also pull different samples together, in proportion to the agreement of their
+        posteriors [3]_.
 
     Raises
     ------
@@ -53,9 +53,9 @@ class Contrastive:
 
     Notes
     -----
-    The projection is a layer of the embedding's width, a ReLU and a linear layer. It
-    serves training only: it is no part of the network, and neither predictions nor
-    saved models know it. The estimator keeps it for the next call of `partial_fit`.
+    The projection is a linear layer of the embedding's width, a ReLU and a second
+    linear layer. It is used for training only: it is neither part of the network nor of
+    saved models. The estimator keeps it for the next call of `partial_fit`.
 
     References
     ----------
@@ -114,11 +114,11 @@ def contrastive_loss(
     Parameters
     ----------
     first, second : Tensor of shape (n, d)
-        Row i of both belongs to the same sample. Their length does not count.
+        Row i of both belongs to the same sample. They are normalised to unit length.
     temperature : float
-        What cosines between embeddings are divided by: T, in (0, inf).
+        Divides the cosines between embeddings: T, in (0, inf).
     agreement : Tensor of shape (n, n), default=None
-        How far two samples are of one kind, not negative. None is the identity.
+        Non-negative similarity of the classes of two samples. None is the identity.
     weight : Tensor of shape (n,), default=None
         Weights of the samples as anchors.
 
@@ -129,9 +129,9 @@ def contrastive_loss(
 
     Notes
     -----
-    With the 2n embeddings of both views scaled to length one,
-    :math:`s_{ij} = z_i \cdot z_j / T` and :math:`a_{ij}` the agreement of the samples
-    that i and j are views of,
+    Let z be the 2n embeddings of both views, normalised to unit length,
+    :math:`s_{ij} = z_i \cdot z_j / T`, and :math:`a_{ij}` the agreement of the samples
+    of the views i and j. The loss is
 
     .. math:: -\frac{1}{2n} \sum_i \frac{\sum_{j \ne i} a_{ij} \log p_{ij}}
               {\sum_{j \ne i} a_{ij}}, \qquad
@@ -161,13 +161,13 @@ def contrastive_loss(
     itself = torch.eye(2 * n, dtype=torch.bool, device=first.device)
     log_proba = similarity.masked_fill(itself, -torch.inf).log_softmax(dim=1)
     if agreement is None:
-        # Of each embedding, the other view's.
+        # The other view of each embedding.
         partner = torch.arange(2 * n, device=first.device).roll(n)
         losses = -log_proba.gather(1, partner.unsqueeze(1)).squeeze(1)
     else:
         positive = agreement.to(wide).repeat(2, 2).masked_fill(itself, 0)
         positive = positive / positive.sum(dim=1, keepdim=True)
-        # -inf on the diagonal, which has no share.
+        # Replace -inf on the diagonal, whose weight is zero.
         losses = -(positive * log_proba.masked_fill(itself, 0)).sum(dim=1)
     if weight is None:
         return losses.mean()

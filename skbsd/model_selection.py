@@ -1,8 +1,8 @@
-"""A search whose networks are trained together.
+"""A grid search whose networks are trained together.
 
-:class:`StackedGridSearchCV` is scikit-learn's `GridSearchCV` for many small networks:
-those of all candidates and folds take their steps at once, stacked along a leading
-dimension.
+:class:`StackedGridSearchCV` is scikit-learn's `GridSearchCV` for many small networks.
+The networks of all candidates and folds are stacked along a leading dimension and
+trained with the same operations.
 """
 
 import copy
@@ -21,12 +21,12 @@ from ._search_fits import SearchFits
 
 __all__ = ["StackedGridSearchCV"]
 
-# Where the caller of `fit` is, as seen from where fits are trained.
+# Stack level of the caller of `fit`, relative to where fits are trained.
 _USER = 8
 
 
 class _Splits:
-    """A splitter that was asked already."""
+    """A splitter with precomputed splits."""
 
     def __init__(self, splits: list[tuple[Any, Any]]):
         self._splits = splits
@@ -37,10 +37,11 @@ class _Splits:
 
 
 class _Call:
-    """What is known while a search is fitted, and its estimator's clones.
+    """The state of one call of a search's `fit`, which also makes its clones.
 
-    scikit-learn clones the estimator of a search for each of its fits. In a call, these
-    clones are those of :class:`SearchFits`, whose `fit` takes a trained network over.
+    scikit-learn clones the estimator of a search for each of its fits. During the call,
+    :class:`SearchFits` supplies these clones. Their `fit` adopts a network that is
+    already trained.
     """
 
     def __init__(self, estimator: Any, X: Any, y: Any):
@@ -62,7 +63,7 @@ class _Call:
         return self.fits.next_clone() if self._evaluates else clone(self.estimator)
 
     def evaluate(self, evaluate_candidates: Any, candidates: Any, **kwargs: Any) -> Any:
-        """Have scikit-learn evaluate candidates, with clones that are trained."""
+        """Let scikit-learn evaluate candidates with clones that are trained."""
         self._evaluates = True
         try:
             return evaluate_candidates(candidates, **kwargs)
@@ -70,71 +71,71 @@ class _Call:
             self._evaluates = False
 
     def end(self) -> None:
-        """Leave no trace on what scikit-learn may have kept."""
+        """Remove the hook from an estimator that scikit-learn may have kept."""
         vars(self.template).pop("__sklearn_clone__", None)
 
 
 class StackedGridSearchCV(GridSearchCV):
-    """Search over a grid of parameters, with the networks of many fits trained at once.
+    """Grid search that trains the networks of many fits at once.
 
-    A small network leaves a GPU idle, and on a CPU the time between two operations is
-    longer than the operations. Here the networks of all candidates and folds take each
-    step together, as one network with a leading dimension [1]_; each has its own
-    weights, samples, beliefs, learning rate, `prior_strength`, `discount`,
-    `weight_decay` and `random_state`. Scores, ranks, errors and the estimator that is
-    fitted again are those of :class:`sklearn.model_selection.GridSearchCV`, within
-    rounding.
+    A small network does not occupy a GPU, and on a CPU the overhead of its operations
+    exceeds their run time. This search therefore trains the networks of all candidates
+    and folds together, as one network with a leading dimension [1]_. Each network has
+    its own weights, samples, beliefs, learning rate, `prior_strength`, `discount`,
+    `weight_decay` and `random_state`. Scores, ranks, errors and the refitted estimator
+    are those of :class:`sklearn.model_selection.GridSearchCV`, up to rounding.
 
     Parameters
     ----------
     estimator : BSDClassifier or Pipeline
-        A :class:`skbsd.BSDClassifier`, or a Pipeline that ends in one: its other steps
-        are fitted by fold, as always. Other estimators are fitted one by one.
+        A :class:`skbsd.BSDClassifier`, or a Pipeline that ends in one. The other steps
+        of a Pipeline are fitted per fold, as usual. Other estimators are fitted one by
+        one.
     param_grid : dict or list of dict
-        Values to try, by the name of a parameter.
+        Maps names of parameters to the values to try.
     scoring : str, callable, list, tuple or dict, default=None
-        As in scikit-learn, of one metric or several.
+        One metric or several, as in scikit-learn.
     n_jobs : int, default=None
-        Processes for scores, and for fits that are not stacked. Stacks are trained in
-        this process.
+        Number of processes for scoring, and for fits that are not stacked. Stacks are
+        trained in the current process.
     refit : bool, str or callable, default=True
-        Fit the best candidate again, on all data; a name chooses among several metrics,
-        and a callable gets `cv_results_` and returns the index of the best candidate.
+        Fit the best candidate on all data. A name chooses among several metrics. A
+        callable receives `cv_results_` and returns the index of the best candidate.
     cv : int, splitter or iterable, default=None
-        As in scikit-learn. Its splits are asked for once.
+        As in scikit-learn. The splits are computed once.
     verbose : int, default=0
-        As in scikit-learn. The times it tells are those of taking over and scoring.
+        As in scikit-learn. Its times cover adopting a trained network and scoring.
     pre_dispatch : int or str, default="2*n_jobs"
         As in scikit-learn.
     error_score : "raise" or float, default=nan
-        Score of a fit that fails. A network whose loss becomes NaN is trained once more
-        by itself, to fail as always.
+        Score of a fit that fails. A network whose loss becomes NaN is trained again
+        individually, so that it fails with the usual error.
     return_train_score : bool, default=False
         Score the training data too.
     stack : "auto" or bool, default="auto"
-        Which fits are stacked: those that are faster so, as far as it was measured
-        ("auto"), all that can be (True), or none (False). See Notes.
+        Which fits are stacked: those that measurements showed to be faster ("auto"),
+        all that can be stacked (True), or none (False). See Notes.
     max_stack : int, default=64
-        Networks in a stack at most; more are trained in several stacks. Memory grows
-        with their number.
+        Maximum number of networks in a stack; further networks form further stacks.
+        Memory grows with this number.
 
     Attributes
     ----------
     n_stacked_ : int
-        How many fits were trained in stacks, of `len(cv_results_["params"])` times
-        `n_splits_`.
+        Number of fits that were trained in stacks, out of
+        `len(cv_results_["params"]) * n_splits_`.
     cv_results_ : dict of str to ndarray
         As in scikit-learn. `mean_fit_time` holds each fit's share of its stack's time.
     best_estimator_ : estimator
-        Fitted on all data, by its own `fit`. Unless `refit` is False.
+        Fitted on all data by its own `fit`. Not set if `refit` is False.
     best_score_, best_params_, best_index_ : float, dict, int
-        Of the best candidate.
+        Score, parameters and index of the best candidate.
     scorer_ : callable or dict
-        What scores.
+        The scorer or scorers.
     n_splits_ : int
         Number of folds.
     refit_time_ : float
-        Seconds of the last fit.
+        Duration of the fit on all data, in seconds.
     multimetric_ : bool
         Whether there are several metrics.
 
@@ -146,27 +147,28 @@ class StackedGridSearchCV(GridSearchCV):
     Warns
     -----
     RuntimeWarning
-        Once in a call of `fit`, where fits were not stacked: how many, and why.
+        Once per call of `fit`, if fits were not stacked, with their number and the
+        reason.
 
     See Also
     --------
-    skbsd.BSDClassifier : What it searches the parameters of.
-    sklearn.model_selection.GridSearchCV : Fits one after the other.
+    skbsd.BSDClassifier : The estimator of the search.
+    sklearn.model_selection.GridSearchCV : Runs one fit after the other.
 
     Notes
     -----
-    Fits are in one stack where network, optimizer, `max_epochs` and `batch_size` are
-    the same; others are in stacks of their own. Folds may differ in size. The optimizer
-    is torch's SGD, Adam or AdamW, the data are arrays, and nothing looks into the
-    training: there are no callbacks, `train_split`, `checkpoint`, `contrastive`,
-    `averaging`, `posterior_folder`, `compile` or `verbose`. The network does the same
-    whatever values it sees, in float32 or float64 and without dropout. Batch
-    normalisation keeps the statistics of each network. Calibration is part of a fit,
-    and its networks are stacked too.
+    Fits share a stack if network, optimizer, `max_epochs` and `batch_size` are equal;
+    other fits form further stacks. Folds may differ in size. Stacking has these
+    requirements: the optimizer is torch's SGD, Adam or AdamW; the data are arrays;
+    there are no callbacks, `train_split`, `checkpoint`, `contrastive`, `averaging`,
+    `posterior_folder`, `compile` or `verbose`; and the network has no control flow that
+    depends on values, no dropout, and float32 or float64 parameters. Batch
+    normalisation has separate statistics for each network. The fold networks of the
+    calibration are stacked too.
 
-    On a CPU, "auto" stacks networks without convolutions of up to 32,768 weights (times
-    the batch size, 2^22), where there are eight fits or more: others are faster one by
-    one there.
+    On a CPU, "auto" stacks at least eight fits of networks without convolutions, if a
+    network has up to 32,768 weights and weights times batch size are at most 2^22.
+    Other networks are faster one by one there.
 
     References
     ----------
@@ -200,7 +202,7 @@ class StackedGridSearchCV(GridSearchCV):
         "max_stack": [Interval(Integral, 2, None, closed="left")],
     }
 
-    # Of the call of `fit` that runs, on the copy that it is made on.
+    # The running call of `fit`; it is set only on the copy that runs it.
     _call: _Call | None = None
 
     def __init__(
@@ -235,7 +237,7 @@ class StackedGridSearchCV(GridSearchCV):
         self.max_stack = max_stack
 
     def fit(self, X, y=None, **params):
-        """Train and score all candidates, and fit the best one again.
+        """Train and score all candidates, and refit the best one.
 
         Parameters
         ----------
@@ -255,11 +257,11 @@ class StackedGridSearchCV(GridSearchCV):
         Raises
         ------
         ValueError
-            For what scikit-learn raises it for.
+            As in scikit-learn.
         """
         self._validate_params()
         call = _Call(self.estimator, X, y)
-        # On a copy, whose estimator has clones of another kind.
+        # Run on a copy, whose estimator is cloned differently.
         search = copy.copy(self)
         search._call = call
         search.estimator = call.template
@@ -305,7 +307,7 @@ class StackedGridSearchCV(GridSearchCV):
         super()._run_search(evaluate, **context)
 
     def _train(self, fits: SearchFits) -> None:
-        """Train what can be stacked, and say why the rest is not."""
+        """Train the fits that can be stacked, and warn about the others."""
         if self.stack is not False:
             fits.train(max_members=self.max_stack, asked_for=self.stack is True)
         self.n_stacked_ = fits.n_trained
@@ -314,13 +316,13 @@ class StackedGridSearchCV(GridSearchCV):
             reasons = "; ".join(f"{why} ({n})" for why, n in obstacles.items())
             warnings.warn(
                 f"{sum(obstacles.values())} of {len(fits)} fits are trained one by "
-                f"one, as by GridSearchCV: {reasons}.",
+                f"one, as in GridSearchCV: {reasons}.",
                 RuntimeWarning,
                 stacklevel=_USER,
             )
 
     def _format_results(self, candidate_params, n_splits, out, more_results=None):
-        # The time of a fit that was taken over is its share of the stack's.
+        # A fit from a stack has a share of the stack's training time.
         if self._call is not None and self._call.fits is not None:
             seconds = self._call.fits.seconds()
             out = [
@@ -330,7 +332,7 @@ class StackedGridSearchCV(GridSearchCV):
         return super()._format_results(candidate_params, n_splits, out, more_results)
 
     def __getstate__(self):
-        # scikit-learn sends the search to the processes that score.
+        # scikit-learn sends the search to the scoring processes.
         state = dict(super().__getstate__())
         call = state.pop("_call", None)
         if call is not None:

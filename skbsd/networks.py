@@ -1,11 +1,11 @@
 """Networks for tables and images.
 
-:class:`skbsd.BSDClassifier` uses :class:`MLP` and :class:`SmallResNet` when it is given
-none. The others are passed as `module`.
+:class:`skbsd.BSDClassifier` uses :class:`MLP` and :class:`SmallResNet` by default. The
+others are passed as `module`.
 
-A network may have weights that follow from the data: where it has a method
-``initialize_from(x)``, a fit that has built it calls that once before the first step,
-with up to 5,000 of the training samples, as :class:`SpeedNet` wants them.
+A network can initialise weights from the data. If it has a method
+``initialize_from(x)``, a fit that has built the network calls the method once before
+the first step, with up to 5,000 training samples. :class:`SpeedNet` is an example.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class MLP(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions with a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -91,8 +91,8 @@ class SmallResNet(nn.Module):
     """Small residual network for images of about 8 to 64 pixels a side.
 
     A 3x3 convolution, one residual block per entry of `widths` (each but the first
-    halves the image), average pooling over what is left, and a linear layer. Any
-    height and width will do.
+    halves the image), global average pooling, and a linear layer. It accepts images of
+    any height and width.
 
     Parameters
     ----------
@@ -157,8 +157,8 @@ class SmallResNet(nn.Module):
 class ResNet(nn.Module):
     """ResNet-18 to ResNet-152 for images of about 32 to 64 pixels a side.
 
-    torchvision's [1]_, with a first convolution of 3 x 3 pixels that does not shrink
-    the image, and without the pooling after it: as usual for CIFAR-10.
+    The networks of torchvision [1]_ with the usual changes for CIFAR-10: the first
+    convolution has 3 x 3 pixels and stride 1, and there is no pooling after it.
 
     Parameters
     ----------
@@ -216,13 +216,13 @@ class ResNet(nn.Module):
 class _Whitening(nn.Module):
     """A frozen 2x2 convolution to uncorrelated channels, and their negatives.
 
-    Its filters are a buffer: no optimizer changes them. Until there are data they are
-    sums and differences of pixels (Haar's), which are uncorrelated where pixels are.
+    The filters are a buffer, so no optimizer changes them. Before they are initialised
+    from data, they are Haar's sums and differences of pixels.
     """
 
-    # Of the mean eigenvalue, what is added to each: noise is not made large.
+    # Fraction of the mean eigenvalue that is added to each, to avoid amplifying noise.
     EPSILON = 5e-4
-    # Images whose patches are in memory at a time.
+    # Number of images whose patches are in memory at a time.
     CHUNK = 256
 
     weight: Tensor
@@ -247,10 +247,10 @@ class _Whitening(nn.Module):
             patches = F.unfold(chunk.contiguous(), 2).transpose(0, 1).flatten(1)
             moments += patches @ patches.T
             n += patches.shape[1]
-        # On the CPU in double precision, where every device has the same vectors.
+        # On the CPU in double precision, so that all devices get the same vectors.
         values, vectors = torch.linalg.eigh(moments.cpu().double() / n)
         scale = values.mean() if values.mean() > 0 else 1.0
-        # A sign of their own, which no library promises.
+        # Fix the sign, which libraries do not guarantee.
         largest = vectors.abs().argmax(dim=0, keepdim=True)
         vectors = vectors * vectors.gather(0, largest).sign()
         filters = vectors / (values.clamp(min=0) + self.EPSILON * scale).sqrt()
@@ -264,7 +264,7 @@ class _Whitening(nn.Module):
 class _ShiftNorm(nn.BatchNorm2d):
     """Batch normalisation that learns a bias and no weight.
 
-    The weight is a buffer of ones: kernels that are faster with one have it.
+    The weight is a buffer of ones, as some kernels are faster with a weight.
     """
 
     def __init__(self, channels: int):
@@ -274,7 +274,7 @@ class _ShiftNorm(nn.BatchNorm2d):
 
 
 class _SpeedBlock(nn.Module):
-    """3x3 convolutions at half the size, the later of three beside a shortcut."""
+    """3x3 convolutions at half the size; with three, the last two have a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, depth: int):
         super().__init__()
@@ -299,12 +299,12 @@ class _SpeedBlock(nn.Module):
 
 
 class SpeedNet(nn.Module):
-    """Network for small images that learns much in few epochs.
+    """Network for small images that reaches a high accuracy in few epochs.
 
-    That of "airbench" [1]_, for images of about 16 to 64 pixels a side: a frozen 2x2
-    convolution that whitens patches, a block of convolutions per entry of `widths`
-    (each halves the image), the maximum over what is left, and a linear layer without
-    bias. Any height and width will do, from 9 pixels on with three blocks.
+    The network of "airbench" [1]_, for images of about 16 to 64 pixels a side: a frozen
+    2x2 convolution that whitens patches, a block of convolutions per entry of `widths`
+    (each halves the image), global maximum pooling, and a linear layer without bias. It
+    accepts images of any height and width, from 9 pixels on with three blocks.
 
     Parameters
     ----------
@@ -315,7 +315,7 @@ class SpeedNet(nn.Module):
     widths : sequence of int, default=(64, 256, 256)
         Channels of each block.
     depth : {2, 3}, default=2
-        Convolutions of each block. With 3, a shortcut leads past the last two.
+        Convolutions of each block. With 3, the last two have a shortcut.
 
     Raises
     ------
@@ -343,7 +343,7 @@ class SpeedNet(nn.Module):
     torch.Size([2, 10])
     """
 
-    # Of the logits: the first steps are small.
+    # Factor of the logits, which keeps the first steps small.
     SCALE = 1 / 9
 
     def __init__(
@@ -364,11 +364,11 @@ class SpeedNet(nn.Module):
         self.head = nn.Linear(sizes[-1], n_classes, bias=False)
 
     def initialize_from(self, x: Tensor) -> None:
-        """Compute the filters that whiten from images, without a random draw.
+        """Compute the whitening filters from images, deterministically.
 
-        They are the eigenvectors of the second moments of 2x2 patches (of standardised
-        images, their covariance), divided by the root of their eigenvalue, and the
-        negatives.
+        They are the eigenvectors of the second moments of 2x2 patches (the covariance,
+        for standardised images), divided by the square roots of the eigenvalues, and
+        the negatives of these vectors.
 
         Parameters
         ----------
@@ -410,18 +410,18 @@ def default_network(shape: Sequence[int], n_classes: int, **kwargs) -> nn.Module
     n_classes : int
         Number of logits.
     **kwargs : dict
-        Further arguments of the network chosen.
+        Further arguments of the chosen network.
 
     Returns
     -------
     MLP or SmallResNet
-        Images whose longer side is less than 16 pixels get a residual network of half
-        the width: they hold less to see.
+        The residual network has half the width if the longer side of the images is less
+        than 16 pixels.
 
     Raises
     ------
     ValueError
-        For samples of other dimensions.
+        If samples have another number of dimensions.
 
     Examples
     --------

@@ -1,9 +1,10 @@
-"""What a training step of :class:`skbsd.BSDClassifier` minimises.
+"""The objective that a training step of :class:`skbsd.BSDClassifier` minimises.
 
-An :class:`Objective` lives for one call of `fit`. It gets the batches one after the
-other, computes gradients, and keeps what it remembers of the samples.
-:class:`SelfDistillation` is the default. For a loss of one's own, derive from
-:class:`Objective`, and return it from :meth:`skbsd.BSDClassifier.make_objective`.
+An :class:`Objective` exists for one call of `fit`. It receives one batch after the
+other, computes gradients, and owns any state that it keeps per sample.
+:class:`SelfDistillation` is the default. For a custom loss, derive from
+:class:`Objective` and return an instance from
+:meth:`skbsd.BSDClassifier.make_objective`.
 """
 
 import math
@@ -24,7 +25,7 @@ __all__ = ["Batch", "Objective", "SelfDistillation", "TrainingRun", "to_float32"
 
 
 class TrainingRun(Protocol):
-    """What an objective sees of the call of `fit` that it serves.
+    """The interface of a call of `fit` that an objective can use.
 
     Attributes
     ----------
@@ -33,31 +34,31 @@ class TrainingRun(Protocol):
     optimizer : torch.optim.Optimizer
         Its optimizer.
     posterior : DirichletPosterior or CompactPosterior
-        The belief about each sample; row i belongs to row i of X.
+        The belief of each sample; row i belongs to row i of X.
     batches : iterable of Batch
-        Those of an epoch, with their number as length. Where `batches.is_resident`,
+        The batches of an epoch; the length is their number. If `batches.is_resident`,
         all data are on the device: `batches.x` is X, `batches.y` are its class
-        indices, and `batches.rows` are the rows that are trained on.
+        indices, and `batches.rows` are the training rows.
     epoch : int
-        How many epochs of this call are finished.
+        Number of finished epochs of this call.
     max_epochs : int
-        How many there will be.
+        Total number of epochs of this call.
     n_classes : int
         Number of classes.
     dtype : torch.dtype
-        Of the network's parameters.
+        Type of the network's parameters.
     augmentation : str, callable or None
-        The estimator's.
+        The estimator's parameter.
     is_compiled : bool
-        Whether the network is trained compiled.
+        Whether the network is compiled for training.
 
     See Also
     --------
-    Objective : What uses it, as `self.run`.
+    Objective : Accesses it as `self.run`.
 
     Examples
     --------
-    Labels that are smoothed less and less:
+    Label smoothing that decreases during training:
 
     >>> from sklearn.datasets import load_iris
     >>> from torch.nn import functional as F
@@ -99,14 +100,14 @@ class TrainingRun(Protocol):
         """
 
     def view(self, x: Any, augmentation: Any) -> Tensor:
-        """Do what `logits` does, under another augmentation.
+        """Compute `logits` with a different augmentation.
 
         Parameters
         ----------
         x : Tensor of shape (n, ...)
             Inputs as they were given to `fit`.
         augmentation : str, callable or None
-            In place of the estimator's.
+            Replaces the estimator's.
 
         Returns
         -------
@@ -115,7 +116,7 @@ class TrainingRun(Protocol):
         """
 
     def prepare(self, x: Any) -> Any:
-        """Augment a batch, and make of it what the network takes.
+        """Augment a batch and convert it to the network's input.
 
         Parameters
         ----------
@@ -134,7 +135,7 @@ class TrainingRun(Protocol):
         Parameters
         ----------
         x : Tensor of shape (n, ...)
-            What `prepare` has returned.
+            The result of `prepare`.
 
         Returns
         -------
@@ -148,13 +149,13 @@ class TrainingRun(Protocol):
         Returns
         -------
         context manager
-            :class:`torch.autocast`, or one that does nothing.
+            :class:`torch.autocast`, or a context that does nothing.
         """
 
     def equalise(self, module: nn.Module) -> None:
-        """Have all processes that train together start with the same parameters.
+        """Copy a module's parameters from the first process to all others.
 
-        For a module of the objective's own. With one process nothing happens.
+        For a module that the objective owns. With one process it does nothing.
 
         Parameters
         ----------
@@ -163,9 +164,10 @@ class TrainingRun(Protocol):
         """
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up gradients that are not the network's over the processes.
+        """Sum the gradients of an objective's own parameters over the processes.
 
-        Those of the network are added up anyway. With one process nothing happens.
+        Gradients of the network are summed automatically. With one process it does
+        nothing.
 
         Parameters
         ----------
@@ -174,43 +176,44 @@ class TrainingRun(Protocol):
         """
 
     def write(self, name: str, value: float) -> None:
-        """Write a number into the history of the epoch.
+        """Write a value into the history of the epoch.
 
         Parameters
         ----------
         name : str
-            Its key.
+            Key in the history.
         value : float
-            The number.
+            The value.
         """
 
 
 class Objective:
-    """Base of what a training step minimises.
+    """Base class of training objectives.
 
-    A subclass has a `loss`, and `begin` where it remembers something. One that does
-    more than a forward pass and a loss overrides `step`.
+    A subclass implements `loss`, and `begin` if it has state. A subclass that does more
+    than a forward pass and a loss overrides `step`.
 
     Attributes
     ----------
     run : TrainingRun
-        The call of `fit` that it serves, from `begin` on.
+        The call of `fit` that it belongs to; set by `begin`.
     accepts_weight : bool
-        Whether it heeds sample weights, as `batch.weight`; otherwise they are refused.
+        Whether it uses sample weights, which are in `batch.weight`. If not, `fit`
+        raises an error for weights.
     counts_correct : bool
-        Whether `end_epoch` wants to know how many predictions were correct.
+        Whether `end_epoch` needs the number of correct predictions.
     augments_once : bool
-        Whether it sees each batch once per step, through `run.logits`, so that images
-        may be augmented before. It counts for a class that states it, and not for its
-        subclasses.
+        Whether it uses each batch once per step, through `run.logits`, so that images
+        can be augmented in advance. It applies to the class that sets it, and is not
+        inherited.
 
     See Also
     --------
-    skbsd.BSDClassifier.make_objective : What returns it.
+    skbsd.BSDClassifier.make_objective : Returns one for each call of `fit`.
 
     Examples
     --------
-    Cross-entropy, less 0.1 times the entropy of the prediction:
+    Cross-entropy minus 0.1 times the entropy of the prediction:
 
     >>> from sklearn.datasets import load_iris
     >>> from torch.nn import functional as F
@@ -232,7 +235,7 @@ class Objective:
     augments_once = False
 
     def begin(self, run: TrainingRun) -> None:
-        """Take note of the call, before its first step.
+        """Start a call of `fit`, before its first step.
 
         Parameters
         ----------
@@ -242,26 +245,26 @@ class Objective:
         self.run = run
 
     def begin_epoch(self) -> None:
-        """Get ready for an epoch."""
+        """Start an epoch."""
 
     def end_epoch(self, correct: Correct) -> None:
-        """Take note of how the training pass of an epoch went.
+        """Finish an epoch, after its training pass.
 
         Parameters
         ----------
         correct : Correct
-            How many predictions were correct, of how many samples; or the sums of
-            their weights. Zeros unless `counts_correct`.
+            The number of correct predictions and of samples, or the sums of their
+            weights. Zeros unless `counts_correct`.
         """
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Surround the epochs, for what must not outlast them.
+        """Enclose all epochs in a context, for resources with that lifetime.
 
         Yields
         ------
         None
-            Once; the epochs run then.
+            Once; the epochs run inside.
         """
         yield
 
@@ -271,14 +274,14 @@ class Objective:
         Parameters
         ----------
         logits : Tensor of shape (n, n_classes)
-            In float32 at least.
+            In float32 or wider.
         batch : Batch
             `x`, `y` (class indices), `rows` (of X) and `weight` of n samples.
 
         Returns
         -------
         Tensor of shape ()
-            What is minimised.
+            The mean loss over the batch.
         """
         raise NotImplementedError(
             f"{type(self).__name__} has no loss; override `loss` or `step`."
@@ -295,9 +298,9 @@ class Objective:
         Returns
         -------
         dict of str to Tensor
-            The "loss" and "y_pred", the logits, on the device. Further tensors of shape
-            () are averaged over the batches of the epoch and written into the history
-            by name.
+            The "loss" and the logits as "y_pred", on the device. Further tensors of
+            shape () are averaged over the batches of the epoch, and written into the
+            history under their keys.
         """
         logits = self.run.logits(batch.x)
         loss = self.loss(to_float32(logits), batch)
@@ -311,14 +314,14 @@ class Objective:
         return {"loss": loss.detach(), "y_pred": logits}
 
     def evaluate_again(self, batch: Batch) -> Tensor:
-        """Compute loss and gradients of the batch of the last step once more.
+        """Compute loss and gradients of the last step's batch again.
 
         For optimizers that evaluate the loss several times per step, such as LBFGS.
 
         Parameters
         ----------
         batch : Batch
-            That of the last `step`.
+            The batch of the last `step`.
 
         Returns
         -------
@@ -328,43 +331,43 @@ class Objective:
         Raises
         ------
         ValueError
-            Unless a subclass can do that without remembering the batch twice.
+            Unless a subclass supports it without updating its state twice.
         """
         raise ValueError(
-            f"{type(self).__name__} would update what it remembers several times in a "
-            "step of this optimizer; use one that evaluates the loss once, such as "
+            f"{type(self).__name__} would update its state several times in one step "
+            "of this optimizer; use an optimizer that evaluates the loss once, such as "
             "torch.optim.AdamW."
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of it, between two epochs.
+        """Return the state for a checkpoint, between two epochs.
 
         Returns
         -------
         dict of str to Tensor, number or dict
-            Nothing, unless a subclass remembers something.
+            Empty, unless a subclass has state.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint, after `begin`.
+        """Restore the state of a checkpoint, after `begin`.
 
         Parameters
         ----------
         state : dict
-            Of `state_dict`.
+            From `state_dict`.
         """
 
 
 class SelfDistillation(Objective):
-    """Bayesian self-distillation: towards the mean of each sample's belief.
+    """Bayesian self-distillation: the target is the mean of each sample's belief.
 
     Parameters
     ----------
     prior_strength : float or {"auto", "noisy"}
-        As given to :class:`skbsd.BSDClassifier`: names have rules of their own.
+        As given to :class:`skbsd.BSDClassifier`; a name selects its update rule.
     evidence : {"auto", "plain", "weighted"}
-        What a prediction counts.
+        How predictions are weighted in the update.
 
     See Also
     --------
@@ -372,7 +375,7 @@ class SelfDistillation(Objective):
 
     Examples
     --------
-    With a penalty on the size of the weights, whose gradients add to the others:
+    With a penalty on the absolute weights, whose gradients are added:
 
     >>> from sklearn.datasets import load_iris
     >>> from skbsd import BSDClassifier
@@ -396,10 +399,10 @@ class SelfDistillation(Objective):
     def __init__(self, prior_strength: float | str, evidence: str):
         self._prior_strength = prior_strength
         self._evidence = evidence
-        self._rule: UpdateRule | None = None  # None is the paper's
+        self._rule: UpdateRule | None = None  # None is the paper's rule
 
     def begin(self, run: TrainingRun) -> None:
-        """Find out whether predictions count by how reliable they are.
+        """Determine whether predictions are weighted by their reliability.
 
         Parameters
         ----------
@@ -407,13 +410,13 @@ class SelfDistillation(Objective):
             The call.
         """
         super().begin(run)
-        # An infinite prior takes in nothing.
+        # An infinite prior is never updated.
         self.counts_correct = math.isfinite(
             run.posterior.prior_strength
         ) and is_weighted(self._evidence, self._prior_strength)
 
     def begin_epoch(self) -> None:
-        """Have the epoch's rule follow from how the last ones went."""
+        """Derive the epoch's rule from the agreement in previous epochs."""
         posterior = self.run.posterior
         if self.counts_correct:
             self._rule = posterior.agreement.rule(
@@ -422,12 +425,12 @@ class SelfDistillation(Objective):
         posterior.load_rule(self._rule)
 
     def end_epoch(self, correct: Correct) -> None:
-        """Add an epoch to the agreement, and write down a compact store's tail mass.
+        """Add the epoch to the agreement, and record a compact store's tail mass.
 
         Parameters
         ----------
         correct : Correct
-            How many predictions agreed with the labels.
+            The number of predictions that agreed with the labels.
         """
         if correct.total > 0:
             share = min(1.0, correct.correct / correct.total)
@@ -447,7 +450,7 @@ class SelfDistillation(Objective):
         Returns
         -------
         dict of str to Tensor
-            The "loss" and "y_pred", the logits, on the device.
+            The "loss" and the logits as "y_pred", on the device.
         """
         logits = self.run.logits(batch.x)
         loss, gradient = self.run.posterior.update(
@@ -457,12 +460,12 @@ class SelfDistillation(Objective):
         return {"loss": loss, "y_pred": logits}
 
     def evaluate_again(self, batch: Batch) -> Tensor:
-        """Compute loss and gradients with the targets that the step has left.
+        """Compute loss and gradients with the targets after the step's update.
 
         Parameters
         ----------
         batch : Batch
-            That of the last `step`.
+            The batch of the last `step`.
 
         Returns
         -------
@@ -476,7 +479,7 @@ class SelfDistillation(Objective):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: nothing, as the posterior is kept anyway.
+        """Return an empty state, as checkpoints contain the posterior anyway.
 
         Returns
         -------
@@ -486,7 +489,7 @@ class SelfDistillation(Objective):
         return {}
 
     def target(self, batch: Batch) -> Tensor:
-        """Return what a batch is trained towards, after its update.
+        """Return the targets of a batch after its update.
 
         Parameters
         ----------
@@ -505,7 +508,7 @@ def to_float32(logits: Tensor) -> Tensor:
     """Convert logits to float32, unless they are in double precision.
 
     Under autocast a network returns bfloat16, which is too coarse for a loss.
-    :meth:`Objective.loss` is given what is converted already.
+    :meth:`Objective.loss` receives converted logits.
 
     Parameters
     ----------
@@ -515,7 +518,7 @@ def to_float32(logits: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        Of the same shape; `logits` themselves where there is nothing to convert.
+        Of the same shape; `logits` unchanged if no conversion is needed.
 
     Examples
     --------

@@ -1,9 +1,10 @@
 """The Dirichlet posterior of every training sample, and its mathematics.
 
 Pure functions state the method (prior, update, mean, loss and its gradient);
-:class:`DirichletPosterior` holds one row per training sample and applies them to
-the rows of a batch, in the form that is fastest where the rows are.
-:class:`CompactPosterior` does so with rows of the classes that matter.
+:class:`DirichletPosterior` holds one row per training sample and applies them to the
+rows of a batch, with the fastest implementation for their device.
+:class:`CompactPosterior` does the same, but stores only the classes with the most
+evidence.
 
 In the paper's symbols, `prior_strength` is c, `prior_floor` is eps and `discount` is
 gamma; alpha is a row of concentrations and q its mean, the training target.
@@ -48,17 +49,17 @@ __all__ = [
 
 
 class DirichletPosterior(Beliefs):
-    r"""Dirichlet beliefs about the classes of N training samples.
+    r"""The Dirichlet posteriors (beliefs) of N training samples over their classes.
 
-    Row i starts as a prior centred on the label of sample i, takes in the network's
-    own prediction at each update, and offers its mean as the target to train towards:
+    Row i starts as a prior centred on the label of sample i. Each update adds the
+    network's prediction to it. Its mean is the training target:
 
     .. math::
 
         \alpha_t = \gamma \, \alpha_{t-1} + p_t, \qquad
         q_t = \alpha_t / \textstyle\sum_k \alpha_t[k].
 
-    An :class:`UpdateRule` weighs and sharpens what is added, the evidence.
+    An :class:`UpdateRule` weights and sharpens the added prediction, the evidence.
 
     Parameters
     ----------
@@ -67,24 +68,24 @@ class DirichletPosterior(Beliefs):
     n_classes : int
         Number of classes K, at least 2.
     prior_strength : float, default=100.0
-        Prior concentration c of the label, in (0, inf]. Infinity keeps the target at
-        the label: cross-entropy.
+        Prior concentration c of the label, in (0, inf]. With infinity the target is
+        always the label, which is training with cross-entropy.
     discount : float, default=1.0
-        What an update leaves of the belief before it: gamma, in (0, 1]. It has no
-        effect when `prior_strength` is infinite.
+        Factor gamma in (0, 1] that an update applies to the previous belief. It has no
+        effect if `prior_strength` is infinite.
     prior_floor : float, default=1e-3
-        Prior concentration eps of each other class, in (0, c). For many classes choose
-        less: the default adds up to 20 over 20,000 classes, beside which a label of
-        c = 60 has only three quarters of the target before any prediction.
+        Prior concentration eps of each other class, in (0, c). Use a smaller value for
+        many classes: the default sums to 20 over 20,000 classes, and a label with
+        c = 60 then has only three quarters of the target before any prediction.
     dtype : torch.dtype, default=torch.float32
-        Floating type of the store. Arithmetic is in float32 at least; what is stored in
-        16 bits is rounded up or down in turn, so that errors do not add up.
+        Floating type of the store. Arithmetic is in float32 or wider. Values stored in
+        16 bits are rounded up or down in turn, so that errors do not accumulate.
     device : torch.device or str, optional
-        Where the rows live; by default where `labels` are.
+        Device of the rows; by default that of `labels`.
     folder : str or path-like, optional
-        Have the rows lie in a file in this folder instead of in memory. It goes when
-        the posterior does. They are the CPU's then, and those of a batch move to the
-        device of its logits and back.
+        Store the rows in a temporary file in this folder instead of in memory. The file
+        is deleted together with the posterior. The rows are then on the CPU, and those
+        of a batch are copied to the device of its logits and back.
 
     Attributes
     ----------
@@ -93,7 +94,7 @@ class DirichletPosterior(Beliefs):
     visits : Tensor of shape (n_samples,)
         How often each row has been updated.
     agreement : Agreement
-        How often predictions agreed with the labels, kept by whoever trains.
+        How often predictions agreed with the labels; the training loop updates it.
 
     Raises
     ------
@@ -102,9 +103,9 @@ class DirichletPosterior(Beliefs):
 
     Notes
     -----
-    With :math:`S_t = \sum_k \alpha_t[k]`, the target is a moving average whose weight
-    on the newest prediction is :math:`1/S_t`, and what is left of the label itself
-    after T updates is :math:`\gamma^T c / S_T` [1]_, see :meth:`label_mass`.
+    With :math:`S_t = \sum_k \alpha_t[k]`, the target is a moving average in which the
+    newest prediction has weight :math:`1/S_t`. After T updates, the label's own share
+    of the target is :math:`\gamma^T c / S_T` [1]_, see :meth:`label_mass`.
 
     References
     ----------
@@ -154,7 +155,7 @@ class DirichletPosterior(Beliefs):
         )
         check_prior(prior_strength, discount, prior_floor, dtype)
         self._alpha = self._allocate((len(self.labels), n_classes), dtype)
-        # In place: the rows may be more than fit in memory twice.
+        # In place: memory may not have room for two copies of the rows.
         self._alpha.fill_(prior_floor)
         strength = min(prior_strength, torch.finfo(dtype).max / 4)
         self._alpha.scatter_(1, self.labels.unsqueeze(1), strength)
@@ -175,7 +176,7 @@ class DirichletPosterior(Beliefs):
         return logits, self._alpha, self.visits, index, weight, rule
 
     def _backend(self, logits: Tensor) -> ModuleType:
-        """Return the fastest form of the step for these logits."""
+        """Return the fastest implementation of the step for these logits."""
         if logits.is_cpu and not _kernels.interpreted and _cpu.usable(self._alpha):
             return _cpu
         return _kernels if _kernels.usable(logits, self._alpha) else _formulas
@@ -191,7 +192,7 @@ class DirichletPosterior(Beliefs):
             self.n_classes,
             prior_strength=self.prior_strength,
             prior_floor=self.prior_floor,
-            dtype=self.dtype,  # rounded as the store is
+            dtype=self.dtype,  # with the rounding of the store
         )
         alpha = self._alpha if index is None else self._alpha[index]
         return (alpha.to(wide) - left * prior.to(wide)).clamp(min=0)
@@ -203,7 +204,7 @@ class DirichletPosterior(Beliefs):
 
     @property
     def _has_lost_evidence(self) -> bool:
-        """Whether predictions were too small beside the prior to be stored."""
+        """Whether predictions were too small relative to the prior to be stored."""
         return self.prior_strength * torch.finfo(self.dtype).eps > 1.1
 
     def _alpha_of(self, index: Tensor | None) -> Tensor:
@@ -217,8 +218,8 @@ class DirichletPosterior(Beliefs):
 
     def _fitting(self, name: str, tensor: Tensor) -> Tensor:
         if tensor.dtype == self.dtype:
-            return tensor  # and no copy, as there may be no room for one
-        # An infinite prior's stand-in may be that of a wider type.
+            return tensor  # without a copy, for which there may be no room
+        # The number that represents infinity may be that of a wider type.
         return tensor.clamp(max=torch.finfo(self.dtype).max / 4)
 
     def __setstate__(self, state):
@@ -228,23 +229,23 @@ class DirichletPosterior(Beliefs):
 
 
 class CompactPosterior(Beliefs):
-    r"""Dirichlet beliefs that keep only the classes with most evidence.
+    r"""Dirichlet posteriors (beliefs) that store only the classes with most evidence.
 
-    Of each sample it holds the evidence of m classes: the label, and those for which
-    the network's predictions speak most. That of all others is one number, which counts
-    as spread evenly over them. With the evidence :math:`a_k` of the classes in
-    :math:`S_i`, the sum R of the others, and :math:`b_k` for the prior (c of the label,
-    and eps of each other class), the belief after T updates is
+    For each sample it stores the evidence of m classes: the label, and the classes with
+    the most evidence from predictions. The evidence of all other classes is one number,
+    which is treated as spread evenly over them. With the evidence :math:`a_k` of the
+    classes in :math:`S_i`, the sum R of the others, and the prior :math:`b_k` (c for
+    the label and eps for each other class), the belief after T updates is
 
     .. math::
 
         \alpha_T[k] = \gamma^T b_k + \begin{cases} a_k & k \in S_i \
             R / (K - m) & \text{otherwise.} \end{cases}
 
-    An update adds the prediction to all classes, and then keeps the m largest. What
-    classes take along that are dropped, and leave behind that come in, changes R alone:
-    the sum of a row is exact. The prior needs no memory, so that it may be as strong as
-    one likes.
+    An update adds the prediction to all classes and then keeps the m largest. Evidence
+    of classes that are dropped moves into R, and that of classes that enter is taken
+    from R, so the sum of a row is exact. The prior is not stored, so it may be
+    arbitrarily strong.
 
     Parameters
     ----------
@@ -253,21 +254,21 @@ class CompactPosterior(Beliefs):
     n_classes : int
         Number of classes K, at least 2.
     n_kept : int, default=32
-        Number of classes m that a row keeps, at least 2; all where there are fewer,
-        and then the beliefs are those of :class:`DirichletPosterior`.
+        Number of classes m that a row keeps, at least 2. If there are no more classes
+        than that, the beliefs equal those of :class:`DirichletPosterior`.
     prior_strength : float, default=100.0
         Prior concentration c of the label, in (0, inf].
     discount : float, default=1.0
-        What an update leaves of the belief before it: gamma, in (0, 1].
+        Factor gamma in (0, 1] that an update applies to the previous belief.
     prior_floor : float, default=1e-3
         Prior concentration eps of each other class, in (0, c).
     dtype : torch.dtype, default=torch.float16
-        Type of the values that are kept. They are rounded up or down in turn, as in
-        :class:`DirichletPosterior`; the sum of a row is in float32 at least.
+        Type of the stored values. They are rounded up or down in turn, as in
+        :class:`DirichletPosterior`; the sum of a row is in float32 or wider.
     device : torch.device or str, optional
-        Where the rows live; by default where `labels` are.
+        Device of the rows; by default that of `labels`.
     folder : str or path-like, optional
-        Have the rows lie in a file in this folder instead of in memory.
+        Store the rows in a temporary file in this folder instead of in memory.
 
     Attributes
     ----------
@@ -276,7 +277,7 @@ class CompactPosterior(Beliefs):
     visits : Tensor of shape (n_samples,)
         How often each row has been updated.
     agreement : Agreement
-        How often predictions agreed with the labels, kept by whoever trains.
+        How often predictions agreed with the labels; the training loop updates it.
 
     Raises
     ------
@@ -285,15 +286,15 @@ class CompactPosterior(Beliefs):
 
     See Also
     --------
-    DirichletPosterior : Holds a number per sample and class.
+    DirichletPosterior : Stores one number per sample and class.
 
     Notes
     -----
     A row takes 4 bytes per kept class in float16 (6 in float32, and 2 more from 65,537
     classes on) and 20 for sums, label and number of visits.
 
-    The loss of an update is taken to the mean before classes are dropped;
-    :meth:`target` is what is left afterwards.
+    The loss of an update uses the mean before classes are dropped; :meth:`target`
+    returns the mean after that.
 
     Examples
     --------
@@ -382,7 +383,7 @@ class CompactPosterior(Beliefs):
 
     @property
     def _has_lost_evidence(self) -> bool:
-        """Whether predictions were too small beside the prior: they never are."""
+        """Whether predictions were too small relative to the prior: never."""
         return False
 
     def kept_classes(self, index: Tensor | None = None) -> Tensor:
@@ -396,14 +397,15 @@ class CompactPosterior(Beliefs):
         Returns
         -------
         Tensor of int64 of shape (n, n_kept)
-            Without order, save for the label.
+            In no particular order, except that the label is first.
         """
         return self._read(index).classes
 
     def tail_mass(self, index: Tensor | None = None) -> Tensor:
         """Return the share of each target that belongs to classes that are not kept.
 
-        It is what the store does not tell apart. Where it is large, keep more classes.
+        Within this share the store cannot distinguish classes. If it is large, keep
+        more classes.
 
         Parameters
         ----------
@@ -413,7 +415,7 @@ class CompactPosterior(Beliefs):
         Returns
         -------
         Tensor of shape (n,)
-            In [0, 1). Zero where all classes are kept.
+            In [0, 1). Zero if all classes are kept.
         """
         n_others = self.n_classes - self.n_kept
         if n_others == 0 or math.isinf(self.prior_strength):
@@ -441,7 +443,7 @@ class CompactPosterior(Beliefs):
         return logits, rows, self.visits, index, weight, rule, self._prior()
 
     def _backend(self, logits: Tensor) -> ModuleType:
-        """Return the fastest form of the step for these logits."""
+        """Return the fastest implementation of the step for these logits."""
         if logits.is_cpu and not _kernels.interpreted:
             return _compact_cpu
         rows = self._compact_rows()
@@ -453,7 +455,7 @@ class CompactPosterior(Beliefs):
 
     def _prior(self) -> CompactPrior:
         if math.isinf(self.prior_strength):
-            # A quarter leaves room for the evidence.
+            # A quarter of the largest number leaves room for the evidence.
             largest = torch.finfo(torch.float32).max / 4
             return CompactPrior(largest, self.prior_floor, 1.0, self.n_classes)
         return CompactPrior(
@@ -487,7 +489,7 @@ class CompactPosterior(Beliefs):
         self._n_classes = state["n_classes"]
 
 
-# What a sample knows about its class, in one form or the other.
+# The type of `posterior_`.
 Posterior = DirichletPosterior | CompactPosterior
 
 
@@ -507,12 +509,12 @@ def make_posterior(
     n_classes : int
     posterior_dtype : {"float32", "float16", "compact", "compact-m"}
     float_dtype : torch.dtype
-        That stands for "float32".
+        The type used for "float32".
     **options : dict
         Prior, device and folder.
     """
     n_kept = _compact.n_kept_of(posterior_dtype)
-    # Of so few classes a dense row is no larger, and exact.
+    # For so few classes a dense row is no larger, and it is exact.
     if n_kept is not None and n_kept < n_classes:
         return CompactPosterior(labels, n_classes, n_kept=n_kept, **options)
     half = posterior_dtype == "float16"
@@ -523,7 +525,7 @@ def make_posterior(
 def posterior_of(
     state_dict: dict[str, Tensor],
 ) -> Posterior:
-    """Return a posterior in memory from the `state_dict` of one.
+    """Build a posterior in memory from a `state_dict`.
 
     Parameters
     ----------
@@ -554,6 +556,6 @@ def posterior_of(
     return posterior
 
 
-# Rows that are filled at once.
+# Number of rows that are filled at once.
 _PART = 2**16
 _COMPACT_TYPES = (torch.float16, torch.float32, torch.float64)

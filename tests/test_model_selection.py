@@ -586,10 +586,10 @@ def test_warnings_of_members_are_given_once_each(iris):
     search = StackedGridSearchCV(
         double(max_epochs=20), grid, cv=2, refit=False, stack=True
     )
-    with pytest.warns(UserWarning, match="leaves the label") as warned:
+    with pytest.warns(UserWarning, match="comes from the label") as warned:
         search.fit(*iris)
     plain = GridSearchCV(double(max_epochs=20), grid, cv=2, refit=False)
-    with pytest.warns(UserWarning, match="leaves the label") as expected:
+    with pytest.warns(UserWarning, match="comes from the label") as expected:
         plain.fit(*iris)
     assert [str(w.message) for w in warned] == [str(w.message) for w in expected]
 
