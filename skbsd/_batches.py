@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 from ._large import COPY, PART
 from ._mapped import MappedRows
 from ._rows import check_rows
+from ._structure import dense_bytes, map_leaves, n_samples, split, take
 
 
 class Batch(NamedTuple):
@@ -21,7 +22,7 @@ class Batch(NamedTuple):
 
     Parameters
     ----------
-    x : Tensor of shape (n, ...)
+    x : Tensor of shape (n, ...), or a dict or list of such
         Inputs.
     y : Tensor of shape (n,)
         Class indices.
@@ -49,7 +50,7 @@ class Batch(NamedTuple):
     tensor([7, 3])
     """
 
-    x: Tensor
+    x: Any
     y: Tensor
     rows: Tensor
     weight: Tensor | None
@@ -123,7 +124,7 @@ class ResidentBatches:
 
     Parameters
     ----------
-    x : Tensor of shape (n_samples, ...)
+    x : Tensor of shape (n_samples, ...) or SparseRows, or a dict or list of such
     y : Tensor of shape (n_samples,)
         Class indices.
     weight : Tensor of shape (n_samples,) or None
@@ -191,7 +192,7 @@ class ResidentBatches:
     @property
     def is_copied(self) -> bool:
         """Whether there is room for all inputs once more."""
-        return self.x.nbytes <= self.COPY
+        return dense_bytes(self.x) <= self.COPY
 
     @property
     def whole(self) -> int:
@@ -208,10 +209,8 @@ class ResidentBatches:
     def batches(self, order: Tensor, sizes: list[int]) -> Iterator[Batch]:
         """Yield batches of these sizes, of the rows in an order."""
         rows = order.split(sizes)
-        if self.is_copied:
-            x = iter(self.inputs(order).split(sizes))
-        else:
-            x = self._gathered(rows)
+        copied = self.is_copied
+        x = split(self.inputs(order), sizes) if copied else self._gathered(rows)
         y = self.y.index_select(0, order).split(sizes)
         weight = repeat(None)
         if self.weight is not None:
@@ -229,9 +228,9 @@ class ResidentBatches:
                 mapped.read_ahead(rows[i + self.AHEAD])
             yield self.inputs(index)
 
-    def inputs(self, rows: Tensor) -> Tensor:
+    def inputs(self, rows: Tensor) -> Any:
         """Gather inputs, and transform them."""
-        x = self.x.index_select(0, rows)
+        x = take(self.x, rows)
         if self.transform is None:
             return x
         size = max(self.batch_size, self.PART // max(1, x[0].numel()))
@@ -258,7 +257,7 @@ class EpochInPlace:
         self._batches = batches
         self._order = torch.empty_like(batches.rows)
         self._inputs: Tensor | None = None  # where they are transformed
-        self.device = batches.x.device
+        self.device = batches.rows.device
         self.is_weighted = batches.weight is not None
         self.size = batches.batch_size
         self.n = batches.whole
@@ -285,7 +284,7 @@ class EpochInPlace:
         batches = self._batches
         rows = self._order.index_select(0, places)
         if self._inputs is None:
-            x = batches.x.index_select(0, rows)
+            x = take(batches.x, rows)
         else:
             x = self._inputs.index_select(0, places)
         y = batches.y.index_select(0, rows)
@@ -341,11 +340,11 @@ class IndexedDataset(Dataset):
 
 
 class IndexedTensor(Dataset):
-    """A tensor too large for the device, as :class:`IndexedDataset`, batch by batch.
+    """Inputs too large for the device, as :class:`IndexedDataset`, batch by batch.
 
     Parameters
     ----------
-    x : Tensor of shape (n_samples, ...)
+    x : Tensor of shape (n_samples, ...) or SparseRows, or a dict or list of such
     codes : ndarray of shape (n_samples,)
     rows : ndarray of int
         Which rows take part.
@@ -355,7 +354,7 @@ class IndexedTensor(Dataset):
 
     def __init__(
         self,
-        x: Tensor,
+        x: Any,
         codes: np.ndarray,
         rows: np.ndarray,
         mapped: MappedRows | None = None,
@@ -380,18 +379,43 @@ class IndexedTensor(Dataset):
         # A process that is not forked has a copy in memory instead of a mapping.
         return {**vars(self), "mapped": None}
 
-    def _inputs(self, rows: Tensor) -> Tensor:
+    def _inputs(self, rows: Tensor) -> Any:
         """Gather inputs; in a loader's process in shared memory, as torch collates.
 
         They are moved there otherwise, and what they leave behind stays in pieces.
         """
         if get_worker_info() is None:
-            return self.x.index_select(0, rows)
-        shape = len(rows), *self.x.shape[1:]
-        size = math.prod(shape) * self.x.element_size()
-        storage = torch.UntypedStorage._new_shared(size, device="cpu")
-        out = torch.empty(0, dtype=self.x.dtype).set_(storage).view(shape)
-        return torch.index_select(self.x, 0, rows, out=out)
+            return take(self.x, rows)
+        return map_leaves(lambda leaf: _take_shared(leaf, rows), self.x)
+
+
+def _take_shared(x: Any, rows: Tensor) -> Tensor:
+    """Gather rows of a Tensor, or of SparseRows, in shared memory."""
+    if not isinstance(x, Tensor):
+        return x.index_select(0, rows).share_memory_()
+    shape = len(rows), *x.shape[1:]
+    size = math.prod(shape) * x.element_size()
+    storage = torch.UntypedStorage._new_shared(size, device="cpu")
+    out = torch.empty(0, dtype=x.dtype).set_(storage).view(shape)
+    return torch.index_select(x, 0, rows, out=out)
+
+
+class RowsOf(Dataset):
+    """Inputs as a Dataset of items (x,), for a loader with ways of its own.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_samples, ...) or SparseRows, or a dict or list of such
+    """
+
+    def __init__(self, x: Any):
+        self.x = x
+
+    def __len__(self) -> int:
+        return n_samples(self.x)
+
+    def __getitem__(self, i: int):
+        return (map_leaves(lambda leaf: leaf[0], take(self.x, torch.tensor([i]))),)
 
 
 class IndexedCollate:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from numbers import Integral, Real
 from typing import Any
 
@@ -170,6 +170,21 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
             "image_shape must be (channels, height, width), three positive integers, "
             f"got {shape!r}."
         )
+
+
+def length_of(X: Any) -> int | None:
+    """Return the number of samples, as far as it is known before X is checked.
+
+    Parameters
+    ----------
+    X : object
+    """
+    if isinstance(X, Mapping) and len(X):
+        return length_of(next(iter(X.values())))
+    try:
+        return _num_samples(X)
+    except TypeError:  # of what is refused later, with its name
+        return None
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -426,12 +441,12 @@ def check_training_X(X: Any, classifier: Any, name: str) -> None:
 
     Parameters
     ----------
-    X : array-like, DataFrame, Tensor or Dataset
+    X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, or Dataset
     classifier : BSDClassifier
     name : str
         Of X, for the message.
     """
-    n_given, n_samples = _num_samples(X), len(classifier.posterior_)
+    n_given, n_samples = length_of(X), len(classifier.posterior_)
     if n_given != n_samples:
         raise ValueError(
             f"{name} has {n_given} samples, but {type(classifier).__name__} was fitted "

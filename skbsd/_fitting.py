@@ -43,6 +43,7 @@ from ._run_checkpoint import (
 from ._run_state import check_components, check_loading
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
+from ._structure import is_nested
 from ._together import AGREED, callbacks_here, check_same, replicated, train_together
 from ._workers import threads, threads_given
 from .calibration import Calibration
@@ -309,10 +310,7 @@ class Fitting:
         """Return the data of all processes: on the device, if they are this one's."""
         if self.ranks.size == 1:
             return data
-        X = self.data.X
-        own = None if is_dataset(X) else str(X.dtype).removeprefix("torch.")
-        dtype = getattr(torch, own or self._dtype)
-        return on_device(self.data, _CPU, dtype, by_loader=True)
+        return on_device(self.data, _CPU, None, by_loader=True)
 
     def _new_generators(self) -> Generators:
         """Start from the seed, or go on so that no order of samples is repeated."""
@@ -338,7 +336,7 @@ class Fitting:
         ):
             vars(net).pop(attribute, None)
         net.classes_inferred_ = data.classes
-        if not is_dataset(data.X):
+        if not is_dataset(data.X) and not is_nested(data.X):
             net._note_features(data.given, data.X, reset=True)
         net._preparation = Preparation.of(
             data, self.split.rows, net.image_shape, self._dtype, self.device
@@ -375,7 +373,7 @@ class Fitting:
     def _same_on_device(self, data: TrainingData) -> Any:
         """Return X as it was given, or a copy of the same numbers on a GPU."""
         X, given = data.X, self.data.X
-        copied = isinstance(X, torch.Tensor) and X.is_cuda and not is_dataset(given)
+        copied = isinstance(X, torch.Tensor) and X.is_cuda and not is_nested(given)
         same_type = copied and str(X.dtype).removeprefix("torch.") == str(given.dtype)
         return X if same_type else given
 

@@ -28,6 +28,7 @@ from ._parts import agreed_split
 from ._preparation import sample_shape
 from ._ranks import current
 from ._sklearn_tasks import CallbackSupportMixin, with_callbacks
+from ._structure import is_nested
 from ._two_views import TwoViews
 from ._views import check_shows_images
 from ._workers import one_thread_after_fork
@@ -822,6 +823,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         # Gives this process its GPU, before anything is put on another.
         current(self.devices)
         _checks.check_device(self.device)
+        # A network that is kept takes what it took before.
+        knows = keep and self._has_classes()
         data = checked_data(
             X,
             y,
@@ -830,14 +833,21 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             classes=classes,
             image_shape=self.image_shape,
             caller=caller,
+            **self._ways_of_inputs(knows=knows),
         )
         if self.prediction_views is not None:
             shape = sample_shape(data.X, self.image_shape)
             check_shows_images(shape, self.prediction_views)
         if is_dataset(X):
             return data
-        if keep and self._has_classes():
+        if knows:
             self._check_like_training(X, data.X)
+        if isinstance(self.augmentation, str) and is_nested(data.X):
+            raise ValueError(
+                f"augmentation={self.augmentation!r} is for one array of images, and X "
+                f"is a {type(X).__name__} of several inputs; pass a function that "
+                "takes a batch of them and returns one."
+            )
         if isinstance(self.augmentation, str) and data.X.ndim != 4:
             raise ValueError(
                 f"augmentation={self.augmentation!r} needs images, X has shape "
