@@ -11,10 +11,19 @@ from skorch.utils import to_device
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
+from ._items import has_label, inputs_of, label_of, relabelled
 from ._large import COPY, PART
 from ._mapped import MappedRows
 from ._rows import check_rows
-from ._structure import dense_bytes, map_leaves, n_samples, split, take
+from ._structure import (
+    dense_bytes,
+    leaves,
+    map_leaves,
+    n_samples,
+    named_leaves,
+    split,
+    take,
+)
 
 
 class Batch(NamedTuple):
@@ -302,12 +311,12 @@ class EpochInPlace:
 
 
 class IndexedDataset(Dataset):
-    """A Dataset whose items also carry their class index and row.
+    """A Dataset whose items come with their class index and row.
 
     Parameters
     ----------
     dataset : Dataset
-        Returns pairs (x, y).
+        Returns pairs (x, y), or what else :mod:`skbsd._items` knows.
     codes : ndarray of shape (n_samples,)
         Class index of each item, in place of its y.
     rows : ndarray of int, optional
@@ -324,7 +333,8 @@ class IndexedDataset(Dataset):
 
     def __getitem__(self, i):
         row = int(self.rows[i])
-        return self.dataset[row][0], int(self.codes[row]), row
+        item = self.dataset[row]
+        return item, int(self.codes[row]), row
 
     def __getitems__(self, batch: list[int]):
         rows = self.rows[batch].tolist()
@@ -334,7 +344,7 @@ class IndexedDataset(Dataset):
         if type(items) is not list or len(items) != len(rows):
             return [self[i] for i in batch]
         return [
-            (item[0], int(self.codes[row]), row)
+            (item, int(self.codes[row]), row)
             for item, row in zip(items, rows, strict=True)
         ]
 
@@ -419,12 +429,13 @@ class RowsOf(Dataset):
 
 
 class IndexedCollate:
-    """Collate (x, y, row) with a user's function for pairs (x, y).
+    """Collate (item, class index, row) with a user's function for items.
 
     Parameters
     ----------
     collate : callable
-        From a list of pairs to a pair of batches.
+        From a list of items, with class indices in the place of their labels, to the
+        batches of the same parts.
     """
 
     def __init__(self, collate: Callable):
@@ -435,17 +446,70 @@ class IndexedCollate:
 
         Parameters
         ----------
-        items : list of (x, y, row)
+        items : list of (item, class index, row)
         """
-        x, y = self.collate([item[:2] for item in items])
-        codes = default_collate([item[1] for item in items])
+        codes = default_collate([code for _, code, _ in items])
+        rows = default_collate([row for *_, row in items])
+        if self.collate is default_collate:
+            return _collated([inputs_of(item) for item, *_ in items]), codes, rows
+        out = self.collate([relabelled(item, code) for item, code, _ in items])
+        x, y = inputs_of(out), label_of(out) if has_label(out) else None
         if not (isinstance(y, Tensor) and torch.equal(y, codes)):
             raise ValueError(
                 f"collate_fn turned the class indices {codes.tolist()} into {y!r}; "
                 "expected them unchanged, as a Tensor. Targets come from the samples' "
                 "posteriors, so inputs of several samples cannot be mixed here."
             )
-        return x, codes, default_collate([item[2] for item in items])
+        return x, codes, rows
+
+
+class PredictionCollate:
+    """Collate the inputs of items, whose labels do not matter in predictions.
+
+    Parameters
+    ----------
+    collate : callable
+        The user's, for items as they are but for dicts, which come without their label;
+        or torch's own.
+    n_inputs : int or None
+        How many entries of a tuple are inputs.
+    """
+
+    def __init__(self, collate: Callable, n_inputs: int | None):
+        self.collate = collate
+        self.n_inputs = n_inputs
+
+    def __call__(self, items):
+        """Return a batch of inputs.
+
+        Parameters
+        ----------
+        items : list
+        """
+        if self.collate is default_collate:
+            return _collated([inputs_of(item, self.n_inputs) for item in items])
+        if isinstance(items[0], Mapping):
+            items = [inputs_of(item) for item in items]
+        return inputs_of(self.collate(items), self.n_inputs)
+
+
+def _collated(samples: list) -> Any:
+    """Collate as torch does, and say so where samples differ in their shapes."""
+    try:
+        return default_collate(samples)
+    except RuntimeError as error:
+        for (which, *_), *parts in zip(
+            named_leaves(samples[0], "x"), *map(leaves, samples), strict=True
+        ):
+            found = sorted({tuple(getattr(part, "shape", ())) for part in parts})
+            if len(found) > 1:
+                raise ValueError(
+                    f"the Dataset's items differ in shape, so that they make no batch: "
+                    f"{which} has the shapes {found[0]} and {found[1]}. Resize or pad "
+                    "them in the Dataset, or pass iterator_train__collate_fn and "
+                    "iterator_valid__collate_fn that pad the items of a batch."
+                ) from error
+        raise
 
 
 class WholeBatches(Sampler):

@@ -72,6 +72,7 @@ def check_X(
             "or a Dataset. Pass a DataLoader's `dataset`, and parameters of loading as "
             "iterator_train__*."
         )
+    X = _no_dict_of_keys(X)
     if is_several is None:
         is_several = are_several(X, n_samples)
     if isinstance(X, Mapping) or (is_several and _may_be_several(X)):
@@ -88,6 +89,11 @@ def check_X(
         )
     keep = needs_integers is not None and holds_integers(X) and needs_integers(X)
     return as_numbers(X, keep_integers=keep)
+
+
+def _no_dict_of_keys(X: Any) -> Any:
+    """Return a sparse matrix of SciPy's that is a dict in a format that is none."""
+    return X.tocsr() if sparse.issparse(X) and X.format == "dok" else X
 
 
 def are_several(X: Any, n_samples: int | None = None) -> bool:
@@ -168,6 +174,7 @@ def _check_several(X: Any, name: str, caller: str | None) -> Any:
 
 def _check_part(X: Any, name: str, caller: str | None) -> Any:
     """Check one of several inputs."""
+    X = _no_dict_of_keys(X)
     if isinstance(X, Mapping) or (isinstance(X, list | tuple) and _may_be_several(X)):
         return _check_several(X, name, caller)
     if isinstance(X, list | tuple):

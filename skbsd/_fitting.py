@@ -20,6 +20,7 @@ from ._loading import (
     Loader,
     Split,
     TrainingData,
+    first_not_finite,
     make_batches,
     on_device,
 )
@@ -524,13 +525,31 @@ class Fitting:
             if run.epoch == 0 or in_parallel():
                 raise
             interrupted = min(run.epoch + 1, run.max_epochs)
-        except DivergenceError:
+        except DivergenceError as error:
             net.notify("on_train_end", X=data.X, y=data.y)
+            self._explain(error)
             raise
         finally:
             net.n_iter_ = count_epochs(net.history)
         net.notify("on_train_end", X=data.X, y=data.y)
         return interrupted
+
+    def _explain(self, error: DivergenceError) -> None:
+        """Raise an error about items of a Dataset that are not finite, if there are."""
+        part, net = self.part, self.net
+        if not is_dataset(part.data.X):
+            return  # arrays were checked
+        loader = net._loader("iterator_valid")
+        dtype = net._preparation.float_dtype
+        with net._generators.copy().borrowed(self.device):
+            rows = first_not_finite(part.data.X, part.split.rows, loader, dtype)
+        if len(rows):
+            rows = rows if part.rows is None else part.rows[rows]
+            raise DivergenceError(
+                f"items {rows.tolist()} of the Dataset hold NaN or infinity, and there "
+                "may be more; the training loss became NaN or infinite by that. Remove "
+                "such samples, or mend them where they are loaded."
+            ) from error
 
     def _leave(self, run: Run) -> None:
         """Leave on the estimator what outlives a run."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from ._batches import (
     IndexedDataset,
     IndexedTensor,
     LoaderBatches,
+    PredictionCollate,
     ResidentBatches,
     RowsOf,
     Share,
@@ -31,6 +33,7 @@ from ._batches import (
     move,
 )
 from ._check_inputs import holds_integers
+from ._items import inputs_of, n_inputs_of
 from ._large import COPY, parts, shared
 from ._mapped import MappedRows
 from ._memory import free_memory
@@ -59,7 +62,8 @@ class TrainingData(NamedTuple):
     codes: np.ndarray
     weight: np.ndarray | None
     sample_weight: Any  # as it came
-    keeps_integers: bool = False  # whether the network is given integers as such
+    keeps_integers: bool | None = False  # whether the network is given integers
+    n_inputs: int | None = None  # how many entries of a Dataset's tuples are inputs
 
     @property
     def n_used(self) -> int:
@@ -119,6 +123,7 @@ def checked_data(
     own_module: bool = False,
     needs_integers: Callable[[Any], bool] | None = None,
     is_several: bool | None = None,
+    collates: bool = False,
 ) -> TrainingData:
     """Check what `fit` was given, and encode the labels.
 
@@ -134,10 +139,12 @@ def checked_data(
         Name of the estimator, for messages.
     own_module, needs_integers, is_several : object
         As in `check_X`.
+    collates : bool, default=False
+        Whether the user has set what makes batches of a Dataset's items.
     """
     given = X
     if is_dataset(X):
-        _checks.check_dataset(X)
+        first = _checks.check_dataset(X, has_y=y is not None, collates=collates)
         y = _checks.check_y(_checks.dataset_labels(X) if y is None else y, caller)
     else:
         X = _checks.check_X(
@@ -159,8 +166,25 @@ def checked_data(
     weight = _checks.check_weight(
         sample_weight, class_weight, of_samples, y, classes, several_classes=several
     )
-    keeps = not is_dataset(X) and not is_nested(X) and holds_integers(X)
-    return TrainingData(given, X, y, classes, codes, weight, sample_weight, keeps)
+    keeps: bool | None = None
+    if is_dataset(X):
+        keeps = _are_kept(inputs_of(first), needs_integers)
+    elif not is_nested(X):
+        keeps = holds_integers(X)
+    n_inputs = n_inputs_of(first) if is_dataset(X) else None
+    encoded = TrainingData(given, X, y, classes, codes, weight, sample_weight)
+    return encoded._replace(keeps_integers=keeps, n_inputs=n_inputs)
+
+
+def _are_kept(x: Any, needs_integers: Callable[[Any], bool] | None) -> bool | None:
+    """Return whether a network is given a Dataset's integers as such.
+
+    None is for what is not one array, which is left as it is.
+    """
+    if not isinstance(x, Tensor | np.ndarray | Number):
+        return None
+    batch = torch.as_tensor(x)[None]
+    return bool(holds_integers(batch) and needs_integers and needs_integers(batch))
 
 
 def part_of(X: Any, rows: np.ndarray) -> Any:
@@ -214,12 +238,15 @@ class Loader(NamedTuple):
         Its arguments.
     batch_size : int
         -1 is all samples.
+    n_inputs : int, optional
+        How many entries of a tuple are inputs, in predictions.
     """
 
     side: str
     iterator: Callable[..., Any]
     options: dict[str, Any]
     batch_size: int
+    n_inputs: int | None = None
 
     @property
     def is_set(self) -> bool:
@@ -454,8 +481,13 @@ def prediction_batches(
         if rows is not None:
             X = Subset(X, rows.tolist())
         size = len(X) if batch_size == -1 else batch_size
+        # Other loaders may make batches in ways of their own.
+        collates = loader.iterator is DataLoader or "collate_fn" in options
+        if collates:
+            collate = options.get("collate_fn", default_collate)
+            options["collate_fn"] = PredictionCollate(collate, loader.n_inputs)
         for item in loader.iterator(X, batch_size=size, **options):
-            x = item[0] if isinstance(item, tuple | list) else item
+            x = item if collates else inputs_of(item, loader.n_inputs)
             yield move(x, device)
         return
     size = max(batch_size, _rows_at_once(X, device))
@@ -468,6 +500,37 @@ def prediction_batches(
             mapped.read_ahead(rows[part])
         which = part if rows is None else rows[part]
         yield map_leaves(lambda leaf, w=which: _copied(leaf, w, device, dtype), X)
+
+
+def first_not_finite(
+    X: Dataset, rows: np.ndarray, loader: Loader, dtype: torch.dtype
+) -> np.ndarray:
+    """Return which items hold NaN or infinity, in the first batch that has any.
+
+    Parameters
+    ----------
+    X : Dataset
+    rows : ndarray of int
+        Which items to look at, until some are found.
+    loader : Loader
+        Of validation.
+    dtype : torch.dtype
+        Of floats.
+    """
+    start = 0
+    for x in prediction_batches(X, loader, torch.device("cpu"), dtype, rows):
+        bad = [
+            ~leaf.isfinite().view(len(leaf), -1).all(dim=1)
+            for leaf in leaves(x)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        ]
+        if not bad:
+            break
+        found = torch.stack(bad).any(dim=0)
+        if found.any():
+            return rows[start : start + len(found)][found.numpy()]
+        start += len(found)
+    return rows[:0]
 
 
 def _rows_at_once(X: Any, device: torch.device) -> int:

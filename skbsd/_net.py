@@ -29,6 +29,7 @@ from ._checks import check_device, check_order, check_X, length_of
 from ._forward import Forward, check_output, infer_prepared
 from ._gathering import gather
 from ._generators import Generators
+from ._items import as_dataset
 from ._loading import Loader, prediction_batches
 from ._memory import in_parts
 from ._optimizer import can_fuse
@@ -645,6 +646,7 @@ class Net(NeuralNetClassifier):
 
     def _prediction_batches(self, X):
         """Check X, and return its batches."""
+        X = as_dataset(X)
         given, caller = X, type(self).__name__
         if not is_dataset(X):
             ways = self._ways_of_inputs(knows=True)
@@ -716,7 +718,11 @@ class Net(NeuralNetClassifier):
         options = self.get_params_for(side)
         if side == "iterator_valid":
             check_order(options)
-        return Loader(side, getattr(self, side), options, self.batch_size)
+        known = self._preparation
+        n_inputs = known.n_inputs
+        if isinstance(known.several, list):
+            n_inputs = len(known.several)
+        return Loader(side, getattr(self, side), options, self.batch_size, n_inputs)
 
     def _all_logits(self, X) -> Tensor:
         # forward_iter is looked up on the instance: skorch's scoring callbacks put

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._batches import channel_statistics
 from ._check_inputs import holds_integers, is_bytes_of_images
+from ._items import inputs_of
 from ._loading import TrainingData
 from ._structure import is_nested, map_leaves
 from .augmentation import AUGMENTATIONS
@@ -43,6 +44,8 @@ class Preparation:
         Whether the network is given integers as such; None where that is not known.
     integers : str, optional
         Of which type they are: "int32", "int64" or, of one of several inputs, "bool".
+    n_inputs : int, optional
+        How many entries of a Dataset's items are inputs, where these are tuples.
     several : dict or list of Preparation, optional
         The facts of each input, where there are several. A network is called with a
         dict by name, and with a list as one argument.
@@ -58,6 +61,7 @@ class Preparation:
     device: str = "cpu"
     keeps_integers: bool | None = None
     integers: str | None = None
+    n_inputs: int | None = None
     several: "dict[str, Preparation] | list[Preparation] | None" = None
     _scaling: tuple[Tensor, Tensor] | None = dataclasses.field(
         init=False, repr=False, compare=False, default=None
@@ -99,8 +103,13 @@ class Preparation:
         where = str(device)
         if is_dataset(data.X):
             shape = sample_shape(data.X, image_shape)
-            keeps = data.keeps_integers
-            return cls(shape, dtype, device=where, keeps_integers=keeps)
+            return cls(
+                shape,
+                dtype,
+                device=where,
+                keeps_integers=data.keeps_integers,
+                n_inputs=data.n_inputs,
+            )
 
         def of_part(X: Any) -> Preparation:
             seen = cls((), dtype, is_dataset=False, device=where)
@@ -245,22 +254,28 @@ class Preparation:
         if x.is_floating_point():
             if x.dtype != self.float_dtype:
                 x = x.to(self.float_dtype)
-        elif x.dtype == torch.uint8 and self.integers is None:
+        elif x.dtype == torch.uint8 and (x.ndim == 4 or not self.keeps_integers):
             x = self._standardised(x)
+        elif self.keeps_integers:
+            x = self._as_integers(x)
         elif self.keeps_integers is False:
             x = x.to(self.float_dtype)
-        elif self.integers is not None:
-            x = x.to(getattr(torch, self.integers))
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         return x
 
+    def _as_integers(self, x: Tensor) -> Tensor:
+        """Return integers of the type that was fitted, or of one that indices have."""
+        if self.integers is not None:
+            return x.to(getattr(torch, self.integers))
+        return x if x.dtype in (torch.int32, torch.int64) else x.long()
+
     def _prepared_parts(self, x: Any, caller: str) -> Any:
         """Prepare each of several inputs."""
         if isinstance(x, Tensor):
-            if self.is_dataset and x.dtype == torch.uint8 and x.ndim != 4:
-                return x  # no image, such as a mask
-            return self._prepared(x, caller)
+            # Of a Dataset's several inputs, integers stay what they are.
+            is_left = self.is_dataset and not x.is_floating_point() and x.ndim != 4
+            return x if is_left else self._prepared(x, caller)
         if not is_nested(x):
             return x
         parts = self.parts()
@@ -309,7 +324,7 @@ def sample_shape(X: Any, image_shape: Any) -> tuple[int, ...]:
     if image_shape is not None:
         return tuple(image_shape)
     if is_dataset(X):
-        return tuple(getattr(X[0][0], "shape", ()))
+        return tuple(getattr(inputs_of(X[0]), "shape", ()))
     return () if is_nested(X) else tuple(X.shape[1:])
 
 

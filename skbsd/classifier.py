@@ -20,6 +20,7 @@ from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
 from ._fitting import Fitting, Trainings, one_by_one
 from ._held_out import HoldOut, Outcome, with_base_rates, with_own_scale
 from ._html import HTMLRepresentation
+from ._items import as_dataset
 from ._launch import fit_in_processes, n_processes
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData, checked_data, split_rows
@@ -689,6 +690,36 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             )
         return self.classes_[codes]
 
+    def score(self, X, y=None, sample_weight=None):
+        """Compute the accuracy of predictions.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`.
+        y : array-like of shape (n_samples,), default=None
+            True labels. None with a Dataset, which has its own. Those of an ImageFolder
+            may be its `targets` too, which stand for the names of its classes.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights.
+
+        Returns
+        -------
+        float
+            The share of the labels that were predicted, by weight.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no network yet.
+        ValueError
+            If X is empty, or not of the kind that was fitted; without labels.
+        """
+        X = as_dataset(X)
+        if is_dataset(X) and self._has_classes():
+            y = _checks.true_labels(X, y, self.classes_)
+        return super().score(X, y, sample_weight)
+
     def save(self, path, posterior=False):
         """Write the fitted estimator into one file, from which no code runs.
 
@@ -823,6 +854,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         # Gives this process its GPU, before anything is put on another.
         current(self.devices)
         _checks.check_device(self.device)
+        X = as_dataset(X)
         # A network that is kept takes what it took before.
         knows = keep and self._has_classes()
         data = checked_data(
@@ -834,6 +866,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             image_shape=self.image_shape,
             caller=caller,
             **self._ways_of_inputs(knows=knows),
+            collates="collate_fn" in self.get_params_for("iterator_train"),
         )
         if self.prediction_views is not None:
             shape = sample_shape(data.X, self.image_shape)

@@ -17,7 +17,14 @@ from skbsd._batches import ResidentBatches
 from skbsd._fingerprint import fingerprint
 from skbsd._sparse import SparseRows
 
-FORMATS = ["csr_array", "csr_matrix", "csc_array", "coo_array", "lil_matrix"]
+FORMATS = [
+    "csr_array",
+    "csr_matrix",
+    "csc_array",
+    "coo_array",
+    "lil_matrix",
+    "dok_array",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,7 @@ def Tensor32(values):
 
 
 class TestFit:
-    @pytest.mark.parametrize("kind", FORMATS)
+    @pytest.mark.parametrize("kind", KINDS.split())
     def test_same_as_dense(self, matrix, kind):
         X, y = matrix
         dense = quick(max_epochs=10).fit(X.toarray(), y)
@@ -74,7 +81,7 @@ class TestFit:
             model = quick().fit(given, y)
             assert same_weights(model, expected)
             assert model.predict(given).shape == (200,)
-        with pytest.raises(ValueError, match="sparse Tensor of torch.complex128"):
+        with pytest.raises(ValueError, match=r"sparse Tensor of torch.complex128"):
             quick().fit((dense * 1j).to_sparse(), y)
 
     @pytest.mark.parametrize("dtype", [bool, np.int8, np.int64, np.float32])
@@ -166,7 +173,7 @@ class TestFit:
 
     def test_too_large_for_float32(self, matrix):
         X, y = matrix
-        with pytest.raises(ValueError, match="too large for torch.float32"):
+        with pytest.raises(ValueError, match=r"too large for torch.float32"):
             quick().fit(X * 1e60, y)
 
     def test_other_number_of_features(self, matrix):
