@@ -11,9 +11,19 @@ from skorch.utils import to_device
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
+from ._items import has_label, inputs_of, label_of, relabelled
 from ._large import COPY, PART
 from ._mapped import MappedRows
 from ._rows import check_rows
+from ._structure import (
+    dense_bytes,
+    leaves,
+    map_leaves,
+    n_samples,
+    named_leaves,
+    split,
+    take,
+)
 
 
 class Batch(NamedTuple):
@@ -21,7 +31,7 @@ class Batch(NamedTuple):
 
     Parameters
     ----------
-    x : Tensor of shape (n, ...)
+    x : Tensor of shape (n, ...), or a dict or list of such
         Inputs.
     y : Tensor of shape (n,)
         Class indices.
@@ -49,7 +59,7 @@ class Batch(NamedTuple):
     tensor([7, 3])
     """
 
-    x: Tensor
+    x: Any
     y: Tensor
     rows: Tensor
     weight: Tensor | None
@@ -123,7 +133,7 @@ class ResidentBatches:
 
     Parameters
     ----------
-    x : Tensor of shape (n_samples, ...)
+    x : Tensor of shape (n_samples, ...) or SparseRows, or a dict or list of such
     y : Tensor of shape (n_samples,)
         Class indices.
     weight : Tensor of shape (n_samples,) or None
@@ -191,7 +201,7 @@ class ResidentBatches:
     @property
     def is_copied(self) -> bool:
         """Whether there is room for all inputs once more."""
-        return self.x.nbytes <= self.COPY
+        return dense_bytes(self.x) <= self.COPY
 
     @property
     def whole(self) -> int:
@@ -208,10 +218,8 @@ class ResidentBatches:
     def batches(self, order: Tensor, sizes: list[int]) -> Iterator[Batch]:
         """Yield batches of these sizes, of the rows in an order."""
         rows = order.split(sizes)
-        if self.is_copied:
-            x = iter(self.inputs(order).split(sizes))
-        else:
-            x = self._gathered(rows)
+        copied = self.is_copied
+        x = split(self.inputs(order), sizes) if copied else self._gathered(rows)
         y = self.y.index_select(0, order).split(sizes)
         weight = repeat(None)
         if self.weight is not None:
@@ -229,9 +237,9 @@ class ResidentBatches:
                 mapped.read_ahead(rows[i + self.AHEAD])
             yield self.inputs(index)
 
-    def inputs(self, rows: Tensor) -> Tensor:
+    def inputs(self, rows: Tensor) -> Any:
         """Gather inputs, and transform them."""
-        x = self.x.index_select(0, rows)
+        x = take(self.x, rows)
         if self.transform is None:
             return x
         size = max(self.batch_size, self.PART // max(1, x[0].numel()))
@@ -258,7 +266,7 @@ class EpochInPlace:
         self._batches = batches
         self._order = torch.empty_like(batches.rows)
         self._inputs: Tensor | None = None  # where they are transformed
-        self.device = batches.x.device
+        self.device = batches.rows.device
         self.is_weighted = batches.weight is not None
         self.size = batches.batch_size
         self.n = batches.whole
@@ -285,7 +293,7 @@ class EpochInPlace:
         batches = self._batches
         rows = self._order.index_select(0, places)
         if self._inputs is None:
-            x = batches.x.index_select(0, rows)
+            x = take(batches.x, rows)
         else:
             x = self._inputs.index_select(0, places)
         y = batches.y.index_select(0, rows)
@@ -303,12 +311,12 @@ class EpochInPlace:
 
 
 class IndexedDataset(Dataset):
-    """A Dataset whose items also carry their class index and row.
+    """A Dataset whose items come with their class index and row.
 
     Parameters
     ----------
     dataset : Dataset
-        Returns pairs (x, y).
+        Returns pairs (x, y), or what else :mod:`skbsd._items` knows.
     codes : ndarray of shape (n_samples,)
         Class index of each item, in place of its y.
     rows : ndarray of int, optional
@@ -325,7 +333,8 @@ class IndexedDataset(Dataset):
 
     def __getitem__(self, i):
         row = int(self.rows[i])
-        return self.dataset[row][0], int(self.codes[row]), row
+        item = self.dataset[row]
+        return item, int(self.codes[row]), row
 
     def __getitems__(self, batch: list[int]):
         rows = self.rows[batch].tolist()
@@ -335,17 +344,17 @@ class IndexedDataset(Dataset):
         if type(items) is not list or len(items) != len(rows):
             return [self[i] for i in batch]
         return [
-            (item[0], int(self.codes[row]), row)
+            (item, int(self.codes[row]), row)
             for item, row in zip(items, rows, strict=True)
         ]
 
 
 class IndexedTensor(Dataset):
-    """A tensor too large for the device, as :class:`IndexedDataset`, batch by batch.
+    """Inputs too large for the device, as :class:`IndexedDataset`, batch by batch.
 
     Parameters
     ----------
-    x : Tensor of shape (n_samples, ...)
+    x : Tensor of shape (n_samples, ...) or SparseRows, or a dict or list of such
     codes : ndarray of shape (n_samples,)
     rows : ndarray of int
         Which rows take part.
@@ -355,7 +364,7 @@ class IndexedTensor(Dataset):
 
     def __init__(
         self,
-        x: Tensor,
+        x: Any,
         codes: np.ndarray,
         rows: np.ndarray,
         mapped: MappedRows | None = None,
@@ -380,27 +389,53 @@ class IndexedTensor(Dataset):
         # A process that is not forked has a copy in memory instead of a mapping.
         return {**vars(self), "mapped": None}
 
-    def _inputs(self, rows: Tensor) -> Tensor:
+    def _inputs(self, rows: Tensor) -> Any:
         """Gather inputs; in a loader's process in shared memory, as torch collates.
 
         They are moved there otherwise, and what they leave behind stays in pieces.
         """
         if get_worker_info() is None:
-            return self.x.index_select(0, rows)
-        shape = len(rows), *self.x.shape[1:]
-        size = math.prod(shape) * self.x.element_size()
-        storage = torch.UntypedStorage._new_shared(size, device="cpu")
-        out = torch.empty(0, dtype=self.x.dtype).set_(storage).view(shape)
-        return torch.index_select(self.x, 0, rows, out=out)
+            return take(self.x, rows)
+        return map_leaves(lambda leaf: _take_shared(leaf, rows), self.x)
+
+
+def _take_shared(x: Any, rows: Tensor) -> Tensor:
+    """Gather rows of a Tensor, or of SparseRows, in shared memory."""
+    if not isinstance(x, Tensor):
+        return x.index_select(0, rows).share_memory_()
+    shape = len(rows), *x.shape[1:]
+    size = math.prod(shape) * x.element_size()
+    storage = torch.UntypedStorage._new_shared(size, device="cpu")
+    out = torch.empty(0, dtype=x.dtype).set_(storage).view(shape)
+    return torch.index_select(x, 0, rows, out=out)
+
+
+class RowsOf(Dataset):
+    """Inputs as a Dataset of items (x,), for a loader with ways of its own.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_samples, ...) or SparseRows, or a dict or list of such
+    """
+
+    def __init__(self, x: Any):
+        self.x = x
+
+    def __len__(self) -> int:
+        return n_samples(self.x)
+
+    def __getitem__(self, i: int):
+        return (map_leaves(lambda leaf: leaf[0], take(self.x, torch.tensor([i]))),)
 
 
 class IndexedCollate:
-    """Collate (x, y, row) with a user's function for pairs (x, y).
+    """Collate (item, class index, row) with a user's function for items.
 
     Parameters
     ----------
     collate : callable
-        From a list of pairs to a pair of batches.
+        From a list of items, with class indices in the place of their labels, to the
+        batches of the same parts.
     """
 
     def __init__(self, collate: Callable):
@@ -411,17 +446,70 @@ class IndexedCollate:
 
         Parameters
         ----------
-        items : list of (x, y, row)
+        items : list of (item, class index, row)
         """
-        x, y = self.collate([item[:2] for item in items])
-        codes = default_collate([item[1] for item in items])
+        codes = default_collate([code for _, code, _ in items])
+        rows = default_collate([row for *_, row in items])
+        if self.collate is default_collate:
+            return _collated([inputs_of(item) for item, *_ in items]), codes, rows
+        out = self.collate([relabelled(item, code) for item, code, _ in items])
+        x, y = inputs_of(out), label_of(out) if has_label(out) else None
         if not (isinstance(y, Tensor) and torch.equal(y, codes)):
             raise ValueError(
                 f"collate_fn turned the class indices {codes.tolist()} into {y!r}; "
                 "expected them unchanged, as a Tensor. Targets come from the samples' "
                 "posteriors, so inputs of several samples cannot be mixed here."
             )
-        return x, codes, default_collate([item[2] for item in items])
+        return x, codes, rows
+
+
+class PredictionCollate:
+    """Collate the inputs of items, whose labels do not matter in predictions.
+
+    Parameters
+    ----------
+    collate : callable
+        The user's, for items as they are but for dicts, which come without their label;
+        or torch's own.
+    n_inputs : int or None
+        How many entries of a tuple are inputs.
+    """
+
+    def __init__(self, collate: Callable, n_inputs: int | None):
+        self.collate = collate
+        self.n_inputs = n_inputs
+
+    def __call__(self, items):
+        """Return a batch of inputs.
+
+        Parameters
+        ----------
+        items : list
+        """
+        if self.collate is default_collate:
+            return _collated([inputs_of(item, self.n_inputs) for item in items])
+        if isinstance(items[0], Mapping):
+            items = [inputs_of(item) for item in items]
+        return inputs_of(self.collate(items), self.n_inputs)
+
+
+def _collated(samples: list) -> Any:
+    """Collate as torch does, and say so where samples differ in their shapes."""
+    try:
+        return default_collate(samples)
+    except RuntimeError as error:
+        for (which, *_), *parts in zip(
+            named_leaves(samples[0], "x"), *map(leaves, samples), strict=True
+        ):
+            found = sorted({tuple(getattr(part, "shape", ())) for part in parts})
+            if len(found) > 1:
+                raise ValueError(
+                    f"the Dataset's items differ in shape, so that they make no batch: "
+                    f"{which} has the shapes {found[0]} and {found[1]}. Resize or pad "
+                    "them in the Dataset, or pass iterator_train__collate_fn and "
+                    "iterator_valid__collate_fn that pad the items of a batch."
+                ) from error
+        raise
 
 
 class WholeBatches(Sampler):

@@ -11,6 +11,8 @@ from ._forward import Forward
 from ._listeners import Listeners
 from ._optimizer import is_fused, is_hooked
 from ._ranks import OneRank
+from ._sparse import SparseRows
+from ._structure import leaves
 from .objectives import Objective
 
 # To record a step takes about as long as so many steps.
@@ -49,6 +51,8 @@ def obstacle(
         return "several processes train together"
     if not isinstance(batches, ResidentBatches):
         return "the data come through a loader"
+    if any(isinstance(x, SparseRows) for x in leaves(batches.x)):
+        return "X is sparse"
     if batches.transform is not None and not batches.is_copied:
         return "the images are too large to be augmented ahead"
     if batches.whole * run.max_epochs < FEWEST_STEPS:

@@ -2,11 +2,17 @@
 
 import datetime
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.utils import assert_all_finite, check_array
 from torch.utils.data import DataLoader
+
+from ._sparse import as_csr
+from ._structure import named_leaves
 
 # Grey, colour, and colour with an alpha channel.
 CHANNELS = (1, 3, 4)
@@ -20,64 +26,247 @@ _TIMES = (
 )
 
 
-def check_X(X, *, caller: str | None = None, image_shape=None, name: str = "X"):
-    """Return X as a finite 2-D table or 4-D batch of images.
+def check_X(
+    X,
+    *,
+    caller: str | None = None,
+    image_shape=None,
+    own_module: bool = False,
+    needs_integers: Callable[[Any], bool] | None = None,
+    is_several: bool | None = None,
+    n_samples: int | None = None,
+    name: str = "X",
+):
+    """Return X as finite numbers: one array, or several in a dict or a list.
 
     Parameters
     ----------
-    X : array-like, DataFrame or Tensor
+    X : array-like, DataFrame, Tensor, sparse matrix, or a dict or list of these
     caller : str, optional
         Name of the estimator, for advice about missing values.
     image_shape : tuple of (channels, height, width), optional
         Where given, 2-D rows are reshaped to it.
+    own_module : bool
+        Whether the network is the user's own, which may take arrays of any number of
+        dimensions, and several inputs.
+    needs_integers : callable, optional
+        Called with an array of integers; returns whether the network has to be given
+        integers. By default they become floats.
+    is_several : bool, optional
+        Whether a list of arrays is one of several inputs. By default it is, unless it
+        has as many entries as there are samples.
+    n_samples : int, optional
+        Number of samples, where it is known.
     name : str
         For messages.
 
     Returns
     -------
-    ndarray or Tensor
-        uint8 (images only), float32 or float64.
+    ndarray, Tensor or csr_array, or a dict or list of these
+        Of float32 or float64; of uint8 for 4-D images; of int32 or int64 where the
+        network needs them and in a dict or list, where bool stays as well.
     """
-    if isinstance(X, DataLoader) or type(X) is dict:
+    if isinstance(X, DataLoader):
         raise TypeError(
             f"{name} is a {type(X).__name__}; expected an array, a DataFrame, a Tensor "
             "or a Dataset. Pass a DataLoader's `dataset`, and parameters of loading as "
             "iterator_train__*."
         )
-    if isinstance(X, torch.Tensor):
-        X = _check_tensor(X, name)
-    else:
-        convert = _check_columns(X, name, caller)
-        options = {"allow_nd": True, "input_name": name, "estimator": caller}
-        if isinstance(X, np.ndarray):
-            _refuse_times(X, name)  # before objects are converted
-        # A list of tensors, or of anything with __array__, becomes one array here.
-        X = check_array(X, dtype=np.float64 if convert else "numeric", **options)
-        _refuse_times(X, name)
-        if X.dtype.kind == "O":
-            # A list of lists of objects: unconverted, and not checked for infinity.
-            X = check_array(X, dtype=np.float64, **options)
+    X = _no_dict_of_keys(X)
+    if is_several is None:
+        is_several = are_several(X, n_samples)
+    if isinstance(X, Mapping) or (is_several and _may_be_several(X)):
+        _check_can_be_several(X, own_module, image_shape, name)
+        return _check_several(X, name, caller)
+    X = _check_array(X, name, caller)
     if X.ndim == 3 or X.ndim > 4:
-        raise ValueError(
-            f"{name} has {X.ndim} dimensions, shape {tuple(X.shape)}; expected a table "
-            "(n_samples, n_features) or images (n_samples, channels, height, width). "
-            "Give grey images a channel axis with X[:, None], or flatten other data "
-            "to 2-D."
+        _check_dimensions(X, own_module, image_shape, name)
+    elif image_shape is not None:
+        X = _as_images(X, tuple(image_shape), name)
+    elif X.ndim == 4:
+        _check_channels_first(
+            X, name, f"pass image_shape={tuple(X.shape[1:])} if this is meant"
+        )
+    keep = needs_integers is not None and holds_integers(X) and needs_integers(X)
+    return as_numbers(X, keep_integers=keep)
+
+
+def _no_dict_of_keys(X: Any) -> Any:
+    """Return a sparse matrix of SciPy's that is a dict in a format that is none."""
+    return X.tocsr() if sparse.issparse(X) and X.format == "dok" else X
+
+
+def are_several(X: Any, n_samples: int | None = None) -> bool:
+    """Whether X is several inputs of a network.
+
+    A dict is, and so is a list or tuple of arrays of which one at least has two
+    dimensions. A list of rows is a table, and a list of as many images as there are
+    samples is a batch of images, as in scikit-learn.
+
+    Parameters
+    ----------
+    X : object
+    n_samples : int, optional
+        Number of samples, where it is known.
+    """
+    if isinstance(X, Mapping):
+        return True
+    return _may_be_several(X) and (n_samples is None or len(X) != n_samples)
+
+
+def _may_be_several(X: Any) -> bool:
+    """Whether X is a dict, or a list of arrays that are more than rows of a table."""
+    if isinstance(X, Mapping):
+        return True
+    if not isinstance(X, list | tuple) or not X:
+        return False
+    if not all(hasattr(part, "shape") or isinstance(part, Mapping) for part in X):
+        return False
+    return any(isinstance(part, Mapping) or len(part.shape) > 1 for part in X)
+
+
+def _check_can_be_several(X: Any, own_module: bool, image_shape: Any, name: str):
+    """Raise where several inputs cannot be what a network takes."""
+    kind = type(X).__name__
+    if not own_module:
+        raise TypeError(
+            f"{name} is a {kind} of several inputs, and module=None makes networks of "
+            "one; pass a module of your own, whose forward takes the entries of a dict "
+            "by name, or a list of arrays as one argument. A dict of columns becomes a "
+            "table with pandas.DataFrame."
         )
     if image_shape is not None:
-        X = _as_images(X, tuple(image_shape), name)
-    elif X.ndim == 4 and _looks_channels_last(*X.shape[1:]):
+        raise ValueError(
+            f"image_shape={tuple(image_shape)} is the shape of the rows of one array, "
+            f"and {name} is a {kind} of several; leave it out, and pass images as "
+            "arrays of 4 dimensions."
+        )
+    if not len(X):
+        raise ValueError(f"{name} is an empty {kind}; expected one input at least.")
+
+
+def _check_several(X: Any, name: str, caller: str | None) -> Any:
+    """Check each input, and that all have the same number of samples."""
+    if isinstance(X, Mapping):
+        for key in X:
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"{name} has the key {key!r}; expected strings, the names of "
+                    "arguments of the network."
+                )
+        checked: Any = {
+            key: _check_part(part, f"{name}[{key!r}]", caller)
+            for key, part in X.items()
+        }
+    else:
+        checked = [
+            _check_part(part, f"{name}[{i}]", caller) for i, part in enumerate(X)
+        ]
+    lengths = {which: leaf.shape[0] for which, leaf in named_leaves(checked, name)}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{which} has {n}" for which, n in lengths.items())
+        raise ValueError(
+            f"the inputs differ in their number of samples: {shown}. The first "
+            "dimension of each is that of the samples."
+        )
+    return checked
+
+
+def _check_part(X: Any, name: str, caller: str | None) -> Any:
+    """Check one of several inputs."""
+    X = _no_dict_of_keys(X)
+    if isinstance(X, Mapping) or (isinstance(X, list | tuple) and _may_be_several(X)):
+        return _check_several(X, name, caller)
+    if isinstance(X, list | tuple):
+        X = _stacked(X, name)
+    if not hasattr(X, "shape") or not len(X.shape):
+        raise ValueError(f"{name} is {X!r}; expected an array, with a row per sample.")
+    try:
+        X = _check_array(X, name, caller, ensure_2d=False)
+    except ValueError as error:
+        if name in str(error):
+            raise
+        raise ValueError(f"{name}: {error}") from error
+    if is_bytes_of_images(X):
+        _check_channels_first(X, name, "pass floats if this is meant")
+    return as_numbers(X, keep_integers=True, keep_bool=True)
+
+
+def _stacked(X: Any, name: str) -> np.ndarray:
+    """Return rows in lists as an array."""
+    try:
+        return np.asarray(X)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} holds rows of different lengths or shapes; expected the same for "
+            "all. Pad them, such as with a tokenizer's padding=True, or pass a Dataset "
+            "with a collate_fn that does."
+        ) from error
+
+
+def _check_array(X, name: str, caller: str | None, *, ensure_2d: bool = True):
+    """Return one array of finite numbers, a Tensor or a sparse matrix."""
+    if isinstance(X, torch.Tensor) and X.layout != torch.strided:
+        X = _as_csr(X, name)
+    if isinstance(X, torch.Tensor):
+        return _check_tensor(X, name, least=2 if ensure_2d else 1)
+    options: dict[str, Any] = {"input_name": name, "estimator": caller}
+    if sparse.issparse(X):
+        return _check_sparse(X, name, options)
+    convert = _check_columns(X, name, caller)
+    options |= {"allow_nd": True, "ensure_2d": ensure_2d}
+    if isinstance(X, np.ndarray):
+        _refuse_times(X, name)  # before objects are converted
+    # A list of tensors, or of anything with __array__, becomes one array here.
+    X = check_array(X, dtype=np.float64 if convert else "numeric", **options)
+    _refuse_times(X, name)
+    if X.dtype.kind == "O":
+        # A list of lists of objects: unconverted, and not checked for infinity.
+        X = check_array(X, dtype=np.float64, **options)
+    return X
+
+
+def _check_sparse(X: Any, name: str, options: dict) -> sparse.csr_array:
+    """Return a sparse matrix as CSR of floats, without duplicates."""
+    X = check_array(X, accept_sparse="csr", dtype="numeric", **options)
+    if X.dtype not in (np.float32, np.float64):
+        X = X.astype(np.float32 if X.dtype.itemsize <= 2 else np.float64)
+    if not X.has_canonical_format:
+        X = X.copy()  # the user's stays as it is
+        X.sum_duplicates()
+    return X
+
+
+def _as_csr(X: torch.Tensor, name: str) -> sparse.csr_array:
+    if X.ndim != 2 or X.is_complex():
+        raise ValueError(
+            f"{name} is a sparse Tensor of {X.dtype} and shape {tuple(X.shape)}; "
+            "expected real numbers of shape (n_samples, n_features). Use X.to_dense()."
+        )
+    return as_csr(X)
+
+
+def _check_dimensions(X, own_module: bool, image_shape: Any, name: str) -> None:
+    """Raise for arrays that are neither tables nor images, without an own network."""
+    if own_module and image_shape is None:
+        return
+    raise ValueError(
+        f"{name} has {X.ndim} dimensions, shape {tuple(X.shape)}; expected a table "
+        "(n_samples, n_features) or images (n_samples, channels, height, width). "
+        "Give grey images a channel axis with X[:, None], or flatten other data "
+        "to 2-D. A module of your own takes any number of dimensions, such as "
+        "sequences of shape (n_samples, length, n_features); image_shape has to be "
+        "None then."
+    )
+
+
+def _check_channels_first(X, name: str, way_out: str) -> None:
+    if _looks_channels_last(*X.shape[1:]):
         raise ValueError(
             f"{name} has shape {tuple(X.shape)}, which looks like images with the "
             "channels last; expected (n_samples, channels, height, width). Convert "
-            "with np.moveaxis(X, -1, 1), or pass "
-            f"image_shape={tuple(X.shape[1:])} if this is meant."
+            f"with np.moveaxis({name}, -1, 1), or {way_out}."
         )
-    X = _as_uint8_or_float(X)
-    if isinstance(X, torch.Tensor):
-        return X
-    # torch knows neither negative strides nor foreign byte orders.
-    return np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))
 
 
 def _looks_channels_last(first: int, second: int, last: int) -> bool:
@@ -99,18 +288,13 @@ def _looks_channels_last(first: int, second: int, last: int) -> bool:
     return larger <= 2 * smaller and 4 * last <= smaller
 
 
-def _check_tensor(X: torch.Tensor, name: str) -> torch.Tensor:
-    if X.layout != torch.strided:
-        raise TypeError(
-            f"Sparse data was passed for {name} ({X.layout}), but dense data is "
-            "required. Use X.to_dense()."
-        )
+def _check_tensor(X: torch.Tensor, name: str, least: int) -> torch.Tensor:
     if X.is_complex():
         raise ValueError(f"Complex data not supported: {name} is {X.dtype}.")
-    if X.ndim < 2:
+    if X.ndim < least:
         raise ValueError(
-            f"Expected 2D array, got {X.ndim}D tensor instead for {name}. Reshape your "
-            "data with X.reshape(-1, 1) or X.reshape(1, -1)."
+            f"Expected {least}D array, got {X.ndim}D tensor instead for {name}. "
+            "Reshape your data with X.reshape(-1, 1) or X.reshape(1, -1)."
         )
     if not len(X):
         raise ValueError(f"{name} holds 0 samples; at least 1 is required.")
@@ -206,17 +390,79 @@ def _as_images(X, image_shape: tuple[int, int, int], name: str):
             f"multiplies out to {math.prod(image_shape)}; expected (channels, height, "
             "width) of one flattened image."
         )
-    return X.reshape(len(X), *image_shape)
+    # Batches of a sparse matrix are reshaped when they are dense.
+    return X if sparse.issparse(X) else X.reshape(len(X), *image_shape)
 
 
-def _as_uint8_or_float(X):
-    """Keep uint8 images, float32 and float64; widen or narrow the rest to these."""
+def as_numbers(X, *, keep_integers: bool, keep_bool: bool = False):
+    """Return numbers of a type that networks take.
+
+    Parameters
+    ----------
+    X : ndarray, Tensor or sparse matrix
+    keep_integers : bool
+        Make int32 or int64 of integers, and no floats.
+    keep_bool : bool, default=False
+        Leave booleans as they are.
+
+    Returns
+    -------
+    ndarray, Tensor or sparse matrix
+        uint8 images, float32 and float64 stay what they are.
+    """
+    X = X if sparse.issparse(X) else _of_known_type(X, keep_integers, keep_bool)
+    if isinstance(X, torch.Tensor) or sparse.issparse(X):
+        return X
+    # torch knows neither negative strides nor foreign byte orders.
+    return np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))
+
+
+def _of_known_type(X, keep_integers: bool, keep_bool: bool):
     is_tensor = isinstance(X, torch.Tensor)
-    if X.dtype in (np.uint8, torch.uint8) and X.ndim == 4:
+    if is_bytes_of_images(X):
         return X
     if X.dtype in (np.float32, np.float64, torch.float32, torch.float64):
         return X
+    if keep_bool and X.dtype in (np.bool_, torch.bool):
+        return X
+    if keep_integers and holds_integers(X):
+        return _as_signed(X)
     # Every 16-bit type fits in float32 without loss.
     if is_tensor:
         return X.to(torch.float32 if X.dtype.itemsize <= 2 else torch.float64)
     return X.astype(np.float32 if X.dtype.itemsize <= 2 else np.float64)
+
+
+def is_bytes_of_images(X: Any) -> bool:
+    """Whether an array holds images of uint8, which are standardised on the device.
+
+    Parameters
+    ----------
+    X : ndarray, Tensor or sparse matrix
+    """
+    return X.ndim == 4 and X.dtype in (np.uint8, torch.uint8)
+
+
+def holds_integers(X: Any) -> bool:
+    """Whether an array holds integers or booleans, other than images of uint8.
+
+    Parameters
+    ----------
+    X : ndarray, Tensor or sparse matrix
+    """
+    if is_bytes_of_images(X):
+        return False
+    if isinstance(X.dtype, torch.dtype):
+        return not (X.dtype.is_floating_point or X.dtype.is_complex)
+    return X.dtype.kind in "biu"
+
+
+def _as_signed(X):
+    """Return integers as int32 or int64, which torch can use as indices."""
+    if X.dtype in (np.uint64, torch.uint64) and X.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"X holds integers as large as {X.max()}; expected int64.")
+    unsigned = X.dtype in (np.uint32, torch.uint32)
+    size = "int64" if unsigned or X.dtype.itemsize > 4 else "int32"
+    if isinstance(X, torch.Tensor):
+        return X.to(getattr(torch, size))
+    return X.astype(X.dtype if X.dtype.name == size else size, copy=False)

@@ -2,12 +2,13 @@
 
 import math
 import os
-from collections.abc import Sized
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.base import is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
@@ -25,10 +26,13 @@ from sklearn.utils.validation import (
     _num_samples,
     check_is_fitted,
 )
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from ._averaging import AVERAGES
 from ._check_callbacks import check_monitors as check_monitors
+from ._check_datasets import as_numpy
+from ._check_datasets import check_dataset as check_dataset
+from ._check_datasets import dataset_labels as dataset_labels
+from ._check_datasets import true_labels as true_labels
 from ._check_inputs import check_X as check_X
 from ._compact import n_kept_of
 from ._rules import resolve_prior_strength
@@ -172,6 +176,21 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         )
 
 
+def length_of(X: Any) -> int | None:
+    """Return the number of samples, as far as it is known before X is checked.
+
+    Parameters
+    ----------
+    X : object
+    """
+    if isinstance(X, Mapping) and len(X) and not sparse.issparse(X):
+        return length_of(next(iter(X.values())))
+    try:
+        return _num_samples(X)
+    except TypeError:  # of what is refused later, with its name
+        return None
+
+
 def check_device(device: str | torch.device) -> torch.device:
     """Return the device meant; "auto" is cuda, then mps, then cpu.
 
@@ -203,7 +222,7 @@ def check_y(y, estimator_name: str) -> np.ndarray:
             f"{estimator_name} requires y to be passed, but the target y is None."
         )
     if isinstance(y, torch.Tensor):
-        y = _as_numpy(y)
+        y = as_numpy(y)
     shape = np.asarray(y).shape
     if len(shape) == 2 and shape[1] > 1:
         raise ValueError(
@@ -264,7 +283,7 @@ def check_weight(
     weight = np.ones(len(y))
     if sample_weight is not None:
         if isinstance(sample_weight, torch.Tensor):
-            sample_weight = _as_numpy(sample_weight)
+            sample_weight = as_numpy(sample_weight)
         # Says itself what is wrong: shape, NaN or a negative value.
         weight = _check_sample_weight(
             sample_weight, X, dtype=np.float64, ensure_non_negative=True, copy=True
@@ -312,55 +331,6 @@ def check_order(options: dict) -> None:
             "or set it to False. Training data are shuffled by default, which "
             "iterator_train__shuffle decides."
         )
-
-
-def check_dataset(dataset: Dataset) -> None:
-    """Raise for a Dataset that BSD cannot use: without a length, or empty."""
-    if not isinstance(dataset, Sized):
-        raise ValueError(
-            f"the Dataset {type(dataset).__name__} has no length. BSD keeps a belief "
-            "for each training sample, so it needs a map-style Dataset with __len__ "
-            "and __getitem__ that returns (x, y)."
-        )
-    if len(dataset) == 0:
-        raise ValueError("the Dataset is empty; at least two samples are required.")
-    item = dataset[0]
-    if not (isinstance(item, tuple | list) and len(item) == 2):
-        raise ValueError(
-            f"the Dataset {type(dataset).__name__} must return pairs (x, y), got "
-            f"{_describe(item)}."
-        )
-
-
-def _describe(item) -> str:
-    kind = type(item).__name__
-    return f"{kind} of {len(item)}" if isinstance(item, tuple | list) else kind
-
-
-def dataset_labels(dataset: Dataset) -> np.ndarray:
-    """Return the label of every sample, without loading inputs where possible."""
-    # These types exactly: a subclass may return other labels than it stores.
-    if type(dataset) is TensorDataset:
-        return _as_numpy(dataset.tensors[-1])
-    if type(dataset) is Subset:
-        return dataset_labels(dataset.dataset)[np.asarray(dataset.indices)]
-    if type(dataset) is ConcatDataset:
-        return np.concatenate([dataset_labels(part) for part in dataset.datasets])
-    of_torchvision = type(dataset).__module__.startswith("torchvision.datasets.")
-    targets = getattr(dataset, "targets", None) if of_torchvision else None
-    if targets is not None and getattr(dataset, "target_transform", None) is None:
-        targets = _as_numpy(targets)
-        if targets.shape == (len(dataset),):  # type: ignore[arg-type]
-            return targets
-    labels = [dataset[i][1] for i in range(len(dataset))]  # type: ignore[arg-type]
-    is_tensor = [isinstance(label, torch.Tensor) for label in labels]
-    return np.asarray(list(map(_as_numpy, labels)) if all(is_tensor) else labels)
-
-
-def _as_numpy(values) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        return values.detach().cpu().numpy()
-    return np.asarray(values)
 
 
 def fitted_classifier(estimator: Any, attribute: str) -> Any:
@@ -426,12 +396,12 @@ def check_training_X(X: Any, classifier: Any, name: str) -> None:
 
     Parameters
     ----------
-    X : array-like, DataFrame, Tensor or Dataset
+    X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
     classifier : BSDClassifier
     name : str
         Of X, for the message.
     """
-    n_given, n_samples = _num_samples(X), len(classifier.posterior_)
+    n_given, n_samples = length_of(X), len(classifier.posterior_)
     if n_given != n_samples:
         raise ValueError(
             f"{name} has {n_given} samples, but {type(classifier).__name__} was fitted "

@@ -1,11 +1,13 @@
 """What tells whether two calls of `fit` were given the same samples."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
@@ -18,7 +20,7 @@ def fingerprint(X: Any, y: np.ndarray) -> tuple:
 
     Parameters
     ----------
-    X : ndarray, Tensor or Dataset
+    X : ndarray, Tensor, sparse matrix or Dataset, or a dict or list of arrays
         A tensor on a GPU is read there. It has the fingerprint of the same array.
     y : ndarray of shape (n_samples,)
         Class indices.
@@ -31,7 +33,18 @@ def _checksum(values: Any) -> tuple:
         # Its contents may be random or costly; its labels stand for it.
         tensors = values.tensors if type(values) is TensorDataset else ()
         return (type(values).__name__, *map(_checksum, tensors))
-    if isinstance(values, Tensor) and not values.is_cuda:
+    if isinstance(values, Mapping):
+        parts = (part for item in values.items() for part in item)
+        return ("dict", *(p if isinstance(p, str) else _checksum(p) for p in parts))
+    if isinstance(values, list | tuple):
+        return ("list", *map(_checksum, values))
+    if sparse.issparse(values):
+        # The type of indices may change with what is done to the matrix.
+        indices = values.indptr.astype(np.int64), values.indices.astype(np.int64)
+        return (values.shape, *map(_checksum, (*indices, values.data)))
+    # NumPy has no bfloat16, whose octets torch sums up.
+    stays = getattr(values, "is_cuda", False) or values.dtype == torch.bfloat16
+    if isinstance(values, Tensor) and not stays:
         values = values.cpu().numpy()
     if isinstance(values, Tensor):
         octets: Any = values.contiguous().view(-1).view(torch.uint8)

@@ -20,6 +20,7 @@ from ._loading import (
     Loader,
     Split,
     TrainingData,
+    first_not_finite,
     make_batches,
     on_device,
 )
@@ -43,6 +44,7 @@ from ._run_checkpoint import (
 from ._run_state import check_components, check_loading
 from ._sklearn_tasks import FitTasks, count_epochs, in_parallel
 from ._snapshot import Snapshot
+from ._structure import is_nested
 from ._together import AGREED, callbacks_here, check_same, replicated, train_together
 from ._workers import threads, threads_given
 from .calibration import Calibration
@@ -309,10 +311,7 @@ class Fitting:
         """Return the data of all processes: on the device, if they are this one's."""
         if self.ranks.size == 1:
             return data
-        X = self.data.X
-        own = None if is_dataset(X) else str(X.dtype).removeprefix("torch.")
-        dtype = getattr(torch, own or self._dtype)
-        return on_device(self.data, _CPU, dtype, by_loader=True)
+        return on_device(self.data, _CPU, None, by_loader=True)
 
     def _new_generators(self) -> Generators:
         """Start from the seed, or go on so that no order of samples is repeated."""
@@ -338,7 +337,7 @@ class Fitting:
         ):
             vars(net).pop(attribute, None)
         net.classes_inferred_ = data.classes
-        if not is_dataset(data.X):
+        if not is_dataset(data.X) and not is_nested(data.X):
             net._note_features(data.given, data.X, reset=True)
         net._preparation = Preparation.of(
             data, self.split.rows, net.image_shape, self._dtype, self.device
@@ -375,7 +374,7 @@ class Fitting:
     def _same_on_device(self, data: TrainingData) -> Any:
         """Return X as it was given, or a copy of the same numbers on a GPU."""
         X, given = data.X, self.data.X
-        copied = isinstance(X, torch.Tensor) and X.is_cuda and not is_dataset(given)
+        copied = isinstance(X, torch.Tensor) and X.is_cuda and not is_nested(given)
         same_type = copied and str(X.dtype).removeprefix("torch.") == str(given.dtype)
         return X if same_type else given
 
@@ -526,13 +525,31 @@ class Fitting:
             if run.epoch == 0 or in_parallel():
                 raise
             interrupted = min(run.epoch + 1, run.max_epochs)
-        except DivergenceError:
+        except DivergenceError as error:
             net.notify("on_train_end", X=data.X, y=data.y)
+            self._explain(error)
             raise
         finally:
             net.n_iter_ = count_epochs(net.history)
         net.notify("on_train_end", X=data.X, y=data.y)
         return interrupted
+
+    def _explain(self, error: DivergenceError) -> None:
+        """Raise an error about items of a Dataset that are not finite, if there are."""
+        part, net = self.part, self.net
+        if not is_dataset(part.data.X):
+            return  # arrays were checked
+        loader = net._loader("iterator_valid")
+        dtype = net._preparation.float_dtype
+        with net._generators.copy().borrowed(self.device):
+            rows = first_not_finite(part.data.X, part.split.rows, loader, dtype)
+        if len(rows):
+            rows = rows if part.rows is None else part.rows[rows]
+            raise DivergenceError(
+                f"items {rows.tolist()} of the Dataset hold NaN or infinity, and there "
+                "may be more; the training loss became NaN or infinite by that. Remove "
+                "such samples, or mend them where they are loaded."
+            ) from error
 
     def _leave(self, run: Run) -> None:
         """Leave on the estimator what outlives a run."""

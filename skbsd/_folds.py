@@ -5,14 +5,16 @@ rows in another order: what is fitted on the parts does not depend on such thing
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from skorch.utils import is_dataset
 
 from ._loading import TrainingData
+from ._structure import leaves
 
 
 def row_keys(
@@ -37,9 +39,22 @@ def row_keys(
         return np.unique(groups[rows], return_inverse=True)[1].astype(np.uint64)
     if is_dataset(data.X):
         return _digests((int(row).to_bytes(8, "little") for row in rows), len(rows))
-    X = data.X
+    parts = [_contents(leaf, rows) for leaf in leaves(data.X)]
+    if len(parts) == 1:
+        return _digests(parts[0], len(rows))
+    return _digests((b"".join(row) for row in zip(*parts, strict=True)), len(rows))
+
+
+def _contents(X: Any, rows: np.ndarray) -> Iterator[Any]:
+    """Yield the bytes of each row."""
+    if sparse.issparse(X):
+        for row in rows:
+            part = slice(X.indptr[row], X.indptr[row + 1])
+            yield X.indices[part].astype(np.int64).tobytes() + X.data[part].tobytes()
+        return
     array = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X
-    return _digests((np.ascontiguousarray(array[row]) for row in rows), len(rows))
+    for row in rows:
+        yield np.ascontiguousarray(array[row])
 
 
 def _digests(contents: Iterable[Any], n: int) -> np.ndarray:

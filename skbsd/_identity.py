@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -80,6 +81,9 @@ class _Content:
             self.hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, np.ndarray | np.generic):
             self._feed_array(np.asarray(value))
+        elif sparse.issparse(value):
+            rows = value.tocsr()  # what else it knows depends on what was done to it
+            self.feed(rows.shape, rows.indptr, rows.indices, rows.data)
         elif isinstance(value, Mapping):
             self.feed(len(value), *(part for item in value.items() for part in item))
         elif isinstance(value, set | frozenset):

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator
+from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.utils import check_consistent_length
 from skorch.utils import is_dataset
 from torch import Tensor
@@ -13,7 +15,6 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     Subset,
-    TensorDataset,
     default_collate,
 )
 
@@ -24,14 +25,27 @@ from ._batches import (
     IndexedDataset,
     IndexedTensor,
     LoaderBatches,
+    PredictionCollate,
     ResidentBatches,
+    RowsOf,
     Share,
     WholeBatches,
     move,
 )
+from ._check_inputs import holds_integers
+from ._items import inputs_of, n_inputs_of
 from ._large import COPY, parts, shared
 from ._mapped import MappedRows
 from ._memory import free_memory
+from ._sparse import SparseRows
+from ._structure import (
+    is_nested,
+    leaves,
+    map_leaves,
+    n_samples,
+    part_of_leaves,
+    row_bytes,
+)
 
 _MOST_REPEATS = 10.0
 # Bytes of a table that are predicted at once.
@@ -42,12 +56,14 @@ class TrainingData(NamedTuple):
     """What `fit` was given, checked."""
 
     given: Any  # X as it came, for its feature names
-    X: Any  # ndarray, Tensor or Dataset
+    X: Any  # a Dataset, an array or sparse matrix, or a dict or list of these
     y: np.ndarray
     classes: np.ndarray
     codes: np.ndarray
     weight: np.ndarray | None
     sample_weight: Any  # as it came
+    keeps_integers: bool | None = False  # whether the network is given integers
+    n_inputs: int | None = None  # how many entries of a Dataset's tuples are inputs
 
     @property
     def n_used(self) -> int:
@@ -58,7 +74,7 @@ class TrainingData(NamedTuple):
     def mapped(self) -> MappedRows | None:
         """The rows of X in a file that is larger than memory."""
         rows = MappedRows.of(self.given)
-        if rows is None or is_dataset(self.X):
+        if rows is None or is_dataset(self.X) or is_nested(self.X):
             return None
         X = self.X
         place = X.data_ptr() if isinstance(X, Tensor) else X.ctypes.data
@@ -104,6 +120,10 @@ def checked_data(
     classes: np.ndarray | None,
     image_shape: Any,
     caller: str,
+    own_module: bool = False,
+    needs_integers: Callable[[Any], bool] | None = None,
+    is_several: bool | None = None,
+    collates: bool = False,
 ) -> TrainingData:
     """Check what `fit` was given, and encode the labels.
 
@@ -117,23 +137,54 @@ def checked_data(
     image_shape : tuple of int or None
     caller : str
         Name of the estimator, for messages.
+    own_module, needs_integers, is_several : object
+        As in `check_X`.
+    collates : bool, default=False
+        Whether the user has set what makes batches of a Dataset's items.
     """
     given = X
     if is_dataset(X):
-        _checks.check_dataset(X)
+        first = _checks.check_dataset(X, has_y=y is not None, collates=collates)
         y = _checks.check_y(_checks.dataset_labels(X) if y is None else y, caller)
     else:
-        X = _checks.check_X(X, caller=caller, image_shape=image_shape)
+        X = _checks.check_X(
+            X,
+            caller=caller,
+            image_shape=image_shape,
+            own_module=own_module,
+            needs_integers=needs_integers,
+            is_several=is_several,
+            n_samples=_checks.length_of(y),
+        )
         y = _checks.check_y(y, caller)
-    check_consistent_length(X, y)
+    of_samples = leaves(X)[0]  # all have as many
+    check_consistent_length(of_samples, y)
     several = classes is None
     if classes is None:
         classes = _checks.find_classes(y)
     codes = _checks.encode(y, classes)
     weight = _checks.check_weight(
-        sample_weight, class_weight, X, y, classes, several_classes=several
+        sample_weight, class_weight, of_samples, y, classes, several_classes=several
     )
-    return TrainingData(given, X, y, classes, codes, weight, sample_weight)
+    keeps: bool | None = None
+    if is_dataset(X):
+        keeps = _are_kept(inputs_of(first), needs_integers)
+    elif not is_nested(X):
+        keeps = holds_integers(X)
+    n_inputs = n_inputs_of(first) if is_dataset(X) else None
+    encoded = TrainingData(given, X, y, classes, codes, weight, sample_weight)
+    return encoded._replace(keeps_integers=keeps, n_inputs=n_inputs)
+
+
+def _are_kept(x: Any, needs_integers: Callable[[Any], bool] | None) -> bool | None:
+    """Return whether a network is given a Dataset's integers as such.
+
+    None is for what is not one array, which is left as it is.
+    """
+    if not isinstance(x, Tensor | np.ndarray | Number):
+        return None
+    batch = torch.as_tensor(x)[None]
+    return bool(holds_integers(batch) and needs_integers and needs_integers(batch))
 
 
 def part_of(X: Any, rows: np.ndarray) -> Any:
@@ -141,12 +192,12 @@ def part_of(X: Any, rows: np.ndarray) -> Any:
 
     Parameters
     ----------
-    X : ndarray, Tensor or Dataset
+    X : Dataset, array or sparse matrix, or dict or list of these
     rows : ndarray of int
     """
     if is_dataset(X):
         return Subset(X, rows.tolist())
-    return X[torch.from_numpy(rows).to(X.device)] if isinstance(X, Tensor) else X[rows]
+    return part_of_leaves(X, rows)
 
 
 class Split(NamedTuple):
@@ -187,12 +238,15 @@ class Loader(NamedTuple):
         Its arguments.
     batch_size : int
         -1 is all samples.
+    n_inputs : int, optional
+        How many entries of a tuple are inputs, in predictions.
     """
 
     side: str
     iterator: Callable[..., Any]
     options: dict[str, Any]
     batch_size: int
+    n_inputs: int | None = None
 
     @property
     def is_set(self) -> bool:
@@ -247,26 +301,42 @@ def split_rows(
 
 
 def on_device(
-    data: TrainingData, device: torch.device, dtype: torch.dtype, *, by_loader: bool
+    data: TrainingData,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    *,
+    by_loader: bool,
 ) -> TrainingData:
     """Put arrays on the device, or leave them on the CPU where they do not fit.
 
-    Those that go through a loader's processes stay on the CPU too.
+    Those that go through a loader's processes stay on the CPU too. Floats become
+    `dtype`, or stay what they are with None.
     """
     if is_dataset(data.X):
         return data
-    X = data.X
-    if not isinstance(X, Tensor):
-        X = shared(X)
-    if X.dtype != torch.uint8:
-        X = _narrowed(X, dtype)
+    X = map_leaves(lambda leaf: _narrowed(_as_tensor(leaf), dtype), data.X)
     if by_loader:
-        return data._replace(X=X.cpu())
-    kept = X.dtype if X.dtype == torch.uint8 else dtype
-    moves = device.type == "cuda" and not X.is_cuda
-    if moves and X.numel() * kept.itemsize > free_memory(device) / 2:
-        return data._replace(X=X)
-    return data._replace(X=_moved(X, device, kept))
+        return data._replace(X=map_leaves(lambda leaf: leaf.cpu(), X))
+    moves = [leaf for leaf in leaves(X) if leaf.device.type != device.type]
+    if device.type == "cuda" and moves:
+        size = sum(_bytes_as(leaf, dtype) for leaf in moves)
+        if size > free_memory(device) / 2:
+            return data._replace(X=X)
+    return data._replace(X=map_leaves(lambda leaf: _moved(leaf, device, dtype), X))
+
+
+def _as_tensor(X: Any) -> Any:
+    """Return an array as a Tensor, or a sparse matrix as SparseRows, of its memory."""
+    if isinstance(X, Tensor | SparseRows):
+        return X
+    return SparseRows.of(X) if sparse.issparse(X) else shared(X)
+
+
+def _bytes_as(X: Any, dtype: torch.dtype | None) -> int:
+    """Return the memory that inputs take where floats are of another type."""
+    if isinstance(X, SparseRows) or dtype is None or not X.is_floating_point():
+        return X.nbytes
+    return X.numel() * dtype.itemsize
 
 
 def make_batches(
@@ -307,8 +377,9 @@ def make_batches(
     if data.weight is not None and training:
         mean = share.mean_weight or data.weight[rows].mean()
         weight = torch.as_tensor(data.weight / mean, dtype=dtype, device=device)
-    is_array = isinstance(data.X, Tensor) and not loader.is_set
-    if is_array and data.X.device.type == device.type:
+    in_memory = not is_dataset(data.X)
+    is_array = in_memory and not loader.is_set
+    if is_array and all(x.device.type == device.type for x in leaves(data.X)):
         return ResidentBatches(
             data.X,
             torch.as_tensor(data.codes, device=device),
@@ -322,11 +393,11 @@ def make_batches(
     dataset: Dataset
     # A loader's processes fetch a batch of an array at once, too.
     is_plain = loader.iterator is DataLoader and "collate_fn" not in options
-    if is_array or (is_plain and isinstance(data.X, Tensor)):
+    if is_array or (is_plain and in_memory):
         dataset = IndexedTensor(data.X, data.codes, rows, data.mapped)
         options["collate_fn"] = _as_fetched
     else:
-        items = data.X if is_dataset(data.X) else TensorDataset(data.X)
+        items = RowsOf(data.X) if in_memory else data.X
         dataset = IndexedDataset(items, data.codes, rows)
         options["collate_fn"] = IndexedCollate(
             options.get("collate_fn", default_collate)
@@ -395,7 +466,7 @@ def prediction_batches(
 
     Parameters
     ----------
-    X : ndarray, Tensor or Dataset
+    X : Dataset, array or sparse matrix, or dict or list of these
         Checked.
     loader : Loader
         Of validation. Arrays come in larger batches, where they fit.
@@ -410,46 +481,105 @@ def prediction_batches(
         if rows is not None:
             X = Subset(X, rows.tolist())
         size = len(X) if batch_size == -1 else batch_size
+        # Other loaders may make batches in ways of their own.
+        collates = loader.iterator is DataLoader or "collate_fn" in options
+        if collates:
+            collate = options.get("collate_fn", default_collate)
+            options["collate_fn"] = PredictionCollate(collate, loader.n_inputs)
         for item in loader.iterator(X, batch_size=size, **options):
-            x = item[0] if isinstance(item, tuple | list) else item
+            x = item if collates else inputs_of(item, loader.n_inputs)
             yield move(x, device)
         return
-    on_gpu = device.type == "cuda"
-    if X.ndim == 4:
-        fit = (2**20 if on_gpu else 2**18) // math.prod(X.shape[2:])
-    else:
-        fit = 2**16 if on_gpu else 2**13
-        fit = min(fit, _LARGEST_BATCH // max(1, X[:1].nbytes))
-    size = max(batch_size, fit)
-    mapped = None if rows is None else MappedRows.of(X)
-    for start in range(0, len(X) if rows is None else len(rows), size):
+    size = max(batch_size, _rows_at_once(X, device))
+    mapped = None if rows is None or is_nested(X) else MappedRows.of(X)
+    n = n_samples(X) if rows is None else len(rows)
+    for start in range(0, n, size):
         # A copy: a network may work in place, and X is the user's.
         part = slice(start, start + size)
         if rows is not None and mapped is not None:
             mapped.read_ahead(rows[part])
-        x = _copied(X, part, rows)
-        if x.dtype != torch.uint8:
-            x = _narrow(x, dtype)
-        yield move(x.pin_memory() if on_gpu and x.is_cpu else x, device)
+        which = part if rows is None else rows[part]
+        yield map_leaves(lambda leaf, w=which: _copied(leaf, w, device, dtype), X)
 
 
-def _copied(X: Any, part: slice, rows: np.ndarray | None) -> Tensor:
-    """Return a copy of some of the rows."""
-    if rows is not None:
-        chosen = torch.from_numpy(rows[part])
-        if isinstance(X, Tensor):
-            return X[chosen.to(X.device)]
-        return torch.from_numpy(X[rows[part]])
-    x = X[part]
-    return x.clone() if isinstance(x, Tensor) else torch.tensor(x)
+def first_not_finite(
+    X: Dataset, rows: np.ndarray, loader: Loader, dtype: torch.dtype
+) -> np.ndarray:
+    """Return which items hold NaN or infinity, in the first batch that has any.
+
+    Parameters
+    ----------
+    X : Dataset
+    rows : ndarray of int
+        Which items to look at, until some are found.
+    loader : Loader
+        Of validation.
+    dtype : torch.dtype
+        Of floats.
+    """
+    start = 0
+    for x in prediction_batches(X, loader, torch.device("cpu"), dtype, rows):
+        bad = [
+            ~leaf.isfinite().view(len(leaf), -1).all(dim=1)
+            for leaf in leaves(x)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        ]
+        if not bad:
+            break
+        found = torch.stack(bad).any(dim=0)
+        if found.any():
+            return rows[start : start + len(found)][found.numpy()]
+        start += len(found)
+    return rows[:0]
+
+
+def _rows_at_once(X: Any, device: torch.device) -> int:
+    """Return how many samples may be predicted at once."""
+    on_gpu = device.type == "cuda"
+    most = 2**16 if on_gpu else 2**13
+    images = [leaf for leaf in leaves(X) if leaf.ndim == 4]
+    if images:
+        pixels = max(math.prod(leaf.shape[2:]) for leaf in images)
+        most = min(most, (2**20 if on_gpu else 2**18) // pixels)
+        if not is_nested(X):
+            return (2**20 if on_gpu else 2**18) // pixels
+    return min(most, _LARGEST_BATCH // max(1, row_bytes(X)))
+
+
+def _copied(
+    X: Any, which: slice | np.ndarray, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return a copy of some of the rows, as the network takes them, on the device."""
+    if isinstance(X, SparseRows) and isinstance(which, slice):
+        which = np.arange(len(X))[which]
+    if isinstance(which, np.ndarray):
+        if isinstance(X, Tensor | SparseRows):
+            x = X.index_select(0, torch.from_numpy(which).to(X.device))
+        else:
+            x = torch.from_numpy(_dense(X[which]))
+    else:
+        part = X[which]
+        x = part.clone() if isinstance(part, Tensor) else torch.tensor(_dense(part))
+    if x.is_floating_point():
+        x = _narrow(x, dtype)
+    pinned = device.type == "cuda" and x.is_cpu
+    return move(x.pin_memory() if pinned else x, device)
+
+
+def _dense(X: Any) -> np.ndarray:
+    return X.toarray() if sparse.issparse(X) else X
 
 
 def _as_fetched(batch):
     return batch
 
 
-def _narrowed(X: Tensor, dtype: torch.dtype) -> Tensor:
+def _narrowed(X: Any, dtype: torch.dtype | None) -> Any:
     """Convert to `dtype`, or see that batches of what is too large to copy can be."""
+    if isinstance(X, SparseRows):
+        return X if dtype is None else X.with_values(lambda v: _narrow(v, dtype))
+    if dtype is None or not X.is_floating_point():
+        return X
     if X.nbytes <= COPY or not X.is_cpu or X.dtype == dtype:
         return _narrow(X, dtype)
     for part in parts(X):
@@ -457,8 +587,10 @@ def _narrowed(X: Tensor, dtype: torch.dtype) -> Tensor:
     return X
 
 
-def _moved(X: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _moved(X: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """Put inputs on a device; what was too large to be converted here is so there."""
+    if isinstance(X, SparseRows) or dtype is None or not X.is_floating_point():
+        return X.to(device)
     if X.device.type == device.type or X.dtype == dtype:
         return X.to(device)
     return _converted(X, device, dtype)

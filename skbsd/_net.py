@@ -24,10 +24,12 @@ from torch import Tensor, nn
 
 from . import _state, _versions
 from ._batches import Batch
-from ._checks import check_device, check_order, check_X
+from ._check_inputs import as_numbers
+from ._checks import check_device, check_order, check_X, length_of
 from ._forward import Forward, check_output, infer_prepared
 from ._gathering import gather
 from ._generators import Generators
+from ._items import as_dataset
 from ._loading import Loader, prediction_batches
 from ._memory import in_parts
 from ._optimizer import can_fuse
@@ -35,6 +37,7 @@ from ._preparation import Preparation
 from ._rules import DEFAULT_LR
 from ._run import Run
 from ._sklearn_tasks import CONTEXTS
+from ._trial import has_embedding, needs_integers
 from ._views import mean_logits
 from ._workers import one_thread_after_fork
 from .networks import default_network
@@ -109,6 +112,11 @@ class Net(NeuralNetClassifier):
     # The contrastive projection, for the next call of partial_fit.
     _projection: Any = None
     compile_time_ = 0.0  # also of one that was never fitted
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     @classmethod
     @cache
@@ -638,9 +646,11 @@ class Net(NeuralNetClassifier):
 
     def _prediction_batches(self, X):
         """Check X, and return its batches."""
+        X = as_dataset(X)
         given, caller = X, type(self).__name__
         if not is_dataset(X):
-            X = check_X(X, caller=caller, image_shape=self.image_shape)
+            ways = self._ways_of_inputs(knows=True)
+            X = check_X(X, caller=caller, image_shape=self.image_shape, **ways)
             self._check_like_training(given, X)
         return prediction_batches(
             X,
@@ -648,6 +658,44 @@ class Net(NeuralNetClassifier):
             self.device_,
             self._preparation.float_dtype,
         )
+
+    def _ways_of_inputs(self, *, knows: bool) -> dict[str, Any]:
+        """Return what `check_X` has to know of the network.
+
+        `knows` is whether it has seen data, or loaded weights, and is to be kept.
+        """
+        fitted = self._preparation
+        told = knows and not fitted.is_dataset
+        return {
+            "own_module": self.module is not None,
+            "needs_integers": (
+                (lambda X: self._takes_integers()) if knows else self._needs_integers
+            ),
+            "is_several": fitted.several is not None if told else None,
+        }
+
+    def _takes_integers(self) -> bool:
+        """Whether the network is given integers as such, and not as floats."""
+        if self.module is None:
+            return False
+        known = self._preparation.keeps_integers
+        # Of one whose weights were loaded, without data.
+        return has_embedding(self.module_) if known is None else known
+
+    def _needs_integers(self, X) -> bool:
+        """Find out whether a network that is to be trained takes integers alone."""
+
+        def build():
+            if self._copies_module():
+                return copy.deepcopy(self.module).to("cpu")
+            kwargs = copy.deepcopy(self.get_params_for("module"))
+            return self.initialized_instance(self.module, kwargs)
+
+        if self.module is None:
+            return False
+        few = as_numbers(X[:2], keep_integers=True)
+        few = few.cpu() if isinstance(few, Tensor) else torch.tensor(few)
+        return needs_integers(build, few)
 
     def _check_like_training(self, given, X) -> None:
         """Raise where X is not of the kind that the network was fitted on."""
@@ -660,7 +708,9 @@ class Net(NeuralNetClassifier):
     def _note_features(self, given, X, *, reset: bool) -> None:
         """Take note of number and names of the features, or compare with them."""
         # What has no names is looked at as checked: it may be flat rows, or images.
-        named = given if hasattr(given, "columns") else X.reshape(len(X), -1)
+        named = given
+        if not hasattr(given, "columns"):
+            named = X if X.ndim == 2 else X.reshape(len(X), -1)
         validate_data(self, named, skip_check_array=True, reset=reset)
 
     def _loader(self, side: str) -> Loader:
@@ -668,7 +718,11 @@ class Net(NeuralNetClassifier):
         options = self.get_params_for(side)
         if side == "iterator_valid":
             check_order(options)
-        return Loader(side, getattr(self, side), options, self.batch_size)
+        known = self._preparation
+        n_inputs = known.n_inputs
+        if isinstance(known.several, list):
+            n_inputs = len(known.several)
+        return Loader(side, getattr(self, side), options, self.batch_size, n_inputs)
 
     def _all_logits(self, X) -> Tensor:
         # forward_iter is looked up on the instance: skorch's scoring callbacks put
@@ -676,7 +730,7 @@ class Net(NeuralNetClassifier):
         device = getattr(self, "device_", "cpu")
         with one_thread_after_fork():
             batches = self.forward_iter(X, training=False, device=device)
-            return gather(batches, len(X) if hasattr(X, "__len__") else None)
+            return gather(batches, length_of(X))
 
     # Copies
 

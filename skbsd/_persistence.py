@@ -396,17 +396,28 @@ def _fitted(net: Any) -> dict[str, Any]:
 
 def _preparation_fields(preparation: Preparation) -> dict[str, Any]:
     fields = [f.name for f in dataclasses.fields(Preparation) if f.init]
-    return {
+    found = {
         name: getattr(preparation, name)
         for name in fields
-        if name != "device"  # that of the reader counts
+        if name not in ("device", "several")  # the device is the reader's
     }
+    several = preparation.several
+    if isinstance(several, dict):
+        found["several"] = {k: _preparation_fields(p) for k, p in several.items()}
+    elif several is not None:
+        found["several"] = [_preparation_fields(part) for part in several]
+    return found
 
 
 def _preparation(fields: dict[str, Any]) -> Preparation:
     if fields["dtype"] not in ("float32", "float64"):
         raise ValueError(f"{fields['dtype']!r} is no type of inputs")
-    return Preparation(**fields)
+    several = fields.get("several")
+    if isinstance(several, dict):
+        several = {key: _preparation(part) for key, part in several.items()}
+    elif several is not None:
+        several = [_preparation(part) for part in several]
+    return Preparation(**(fields | {"several": several}))
 
 
 def _training(net: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a fit has found out about its inputs, and what it does to a batch of them."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,10 @@ from skorch.utils import is_dataset
 from torch import Tensor
 
 from ._batches import channel_statistics
+from ._check_inputs import holds_integers, is_bytes_of_images
+from ._items import inputs_of
 from ._loading import TrainingData
+from ._structure import is_nested, map_leaves
 from .augmentation import AUGMENTATIONS
 
 
@@ -23,7 +27,7 @@ class Preparation:
     Parameters
     ----------
     shape : tuple of int, optional
-        Of a sample, as the network sees it.
+        Of a sample, as the network sees it; () of several inputs.
     dtype : {"float32", "float64"}
         What inputs are converted to.
     is_uint8 : bool
@@ -36,6 +40,15 @@ class Preparation:
         Whether images are stored pixel by pixel.
     device : str
         Where batches are.
+    keeps_integers : bool, optional
+        Whether the network is given integers as such; None where that is not known.
+    integers : str, optional
+        Of which type they are: "int32", "int64" or, of one of several inputs, "bool".
+    n_inputs : int, optional
+        How many entries of a Dataset's items are inputs, where these are tuples.
+    several : dict or list of Preparation, optional
+        The facts of each input, where there are several. A network is called with a
+        dict by name, and with a list as one argument.
     """
 
     shape: tuple[int, ...] | None = None
@@ -46,6 +59,10 @@ class Preparation:
     std: np.ndarray | None = None
     channels_last: bool = False
     device: str = "cpu"
+    keeps_integers: bool | None = None
+    integers: str | None = None
+    n_inputs: int | None = None
+    several: "dict[str, Preparation] | list[Preparation] | None" = None
     _scaling: tuple[Tensor, Tensor] | None = dataclasses.field(
         init=False, repr=False, compare=False, default=None
     )
@@ -83,14 +100,33 @@ class Preparation:
         dtype : {"float32", "float64"}
         device : torch.device
         """
-        shape = sample_shape(data.X, image_shape)
+        where = str(device)
         if is_dataset(data.X):
-            return cls(shape, dtype, device=str(device))
-        of_arrays = cls(shape, dtype, is_dataset=False, device=str(device))
-        if data.X.dtype != torch.uint8:
-            return of_arrays
-        mean, std = channel_statistics(data.X, rows, data.weight)
-        return of_arrays.changed(is_uint8=True, mean=mean, std=std)
+            shape = sample_shape(data.X, image_shape)
+            return cls(
+                shape,
+                dtype,
+                device=where,
+                keeps_integers=data.keeps_integers,
+                n_inputs=data.n_inputs,
+            )
+
+        def of_part(X: Any) -> Preparation:
+            seen = cls((), dtype, is_dataset=False, device=where)
+            if isinstance(X, Mapping):
+                return seen.changed(several={k: of_part(part) for k, part in X.items()})
+            if isinstance(X, list):
+                return seen.changed(several=[of_part(part) for part in X])
+            seen = seen.changed(shape=sample_shape(X, image_shape))
+            if is_bytes_of_images(X):
+                mean, std = channel_statistics(X, rows, data.weight)
+                seen = seen.changed(is_uint8=True, mean=mean, std=std)
+            elif holds_integers(X):
+                name = str(X.dtype).removeprefix("torch.")
+                return seen.changed(keeps_integers=True, integers=name)
+            return seen.changed(keeps_integers=False)
+
+        return of_part(data.X)
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -99,35 +135,88 @@ class Preparation:
 
     def changed(self, **fields: Any) -> "Preparation":
         """Return one with other facts."""
+        several = fields.get("several", self.several)
+        if several is not None and "device" in fields:
+            device = fields["device"]
+            if isinstance(several, dict):
+                moved: Any = {k: p.changed(device=device) for k, p in several.items()}
+            else:
+                moved = [part.changed(device=device) for part in several]
+            fields["several"] = moved
         return dataclasses.replace(self, **fields)
 
-    def check_like(self, X: Any, caller: str) -> None:
+    def parts(self) -> "dict[Any, Preparation]":
+        """Return the facts of each of several inputs, by name or number."""
+        several = self.several or {}
+        return dict(
+            several.items() if isinstance(several, dict) else enumerate(several)
+        )
+
+    def check_like(self, X: Any, caller: str, name: str = "X") -> None:
         """Raise where X is not of the kind that the network was fitted on.
 
         Parameters
         ----------
-        X : ndarray or Tensor
-            A table or images, checked.
+        X : array or sparse matrix, or dict or list of these
+            Checked.
         caller : str
             Name of the estimator, for messages.
+        name : str
+            Of X, for messages.
         """
         if self.is_dataset or self.shape is None:
             return  # little is known
+        if self.several is not None:
+            self._check_like_several(X, caller, name)
+            return
+        if is_nested(X):
+            raise ValueError(
+                f"{name} is a {type(X).__name__} of several inputs, but {caller} was "
+                f"fitted on one array of samples of shape {self.shape}."
+            )
+        self._check_numbers(X, caller, name)
         shape = tuple(X.shape[1:])
         if len(shape) != len(self.shape):
             raise ValueError(
-                f"X has samples of shape {shape}, but {caller} was fitted on samples "
-                f"of shape {self.shape}. Reshape your data."
+                f"{name} has samples of shape {shape}, but {caller} was fitted on "
+                f"samples of shape {self.shape}. Reshape your data."
             )
-        if len(shape) == 1:
+        if len(shape) != 3:
             return
         if shape[0] != self.shape[0]:
             raise ValueError(
-                f"X has images of {shape[0]} channels, but {caller} was fitted on "
+                f"{name} has images of {shape[0]} channels, but {caller} was fitted on "
                 f"{self.shape[0]}; expected shape (n_samples, "
                 f"{', '.join(map(str, self.shape))})."
             )
         self._check_image_type(X.dtype in (np.uint8, torch.uint8), caller)
+
+    def _check_like_several(self, X: Any, caller: str, name: str) -> None:
+        parts = self.parts()
+        is_dict = isinstance(self.several, dict)
+        expected = f"a {'dict' if is_dict else 'list'} with the inputs {list(parts)}"
+        if not is_nested(X) or isinstance(X, Mapping) != is_dict:
+            raise ValueError(
+                f"{name} is a {type(X).__name__}, but {caller} was fitted on "
+                f"{expected}."
+            )
+        given = dict(X.items() if is_dict else enumerate(X))
+        if given.keys() != parts.keys():
+            raise ValueError(
+                f"{name} has the inputs {list(given)}, but {caller} was fitted on "
+                f"{expected}."
+            )
+        for key, part in parts.items():
+            part.check_like(given[key], caller, f"{name}[{key!r}]")
+
+    def _check_numbers(self, X: Any, caller: str, name: str) -> None:
+        """Raise for floats where the network was given integers."""
+        if self.integers is not None and not holds_integers(X):
+            raise ValueError(
+                f"{name} holds {X.dtype}, but {caller} was fitted on {self.integers}, "
+                "which the network takes as such; pass integers, for example with "
+                f"{name}.astype('{self.integers}')."
+            )
 
     def __call__(
         self,
@@ -141,8 +230,8 @@ class Preparation:
 
         Parameters
         ----------
-        x : Tensor, or whatever a loader has given
-            What is no Tensor is left as it is.
+        x : Tensor, a dict or list of such, or whatever a loader has given
+            What holds no Tensor is left as it is.
         caller : str
             Name of the estimator, for messages.
         augmentation : str or callable, optional
@@ -150,20 +239,52 @@ class Preparation:
             Of the images that rows are.
         """
         if not isinstance(x, Tensor):
-            return x
+            if augmentation is not None:
+                x = augment(x, augmentation)
+            return self._prepared_parts(x, caller)
         if image_shape is not None and x.ndim == 2:
             x = x.reshape(len(x), *image_shape)
         if augmentation is not None:
             x = augment(x, augmentation)
+        return self._prepared(x, caller)
+
+    def _prepared(self, x: Tensor, caller: str) -> Tensor:
         if x.ndim == 4 and not self.is_dataset:  # those of a Dataset too
             self._check_image_type(x.dtype == torch.uint8, caller)
-        if x.dtype == torch.uint8:
+        if x.is_floating_point():
+            if x.dtype != self.float_dtype:
+                x = x.to(self.float_dtype)
+        elif x.dtype == torch.uint8 and (x.ndim == 4 or not self.keeps_integers):
             x = self._standardised(x)
-        elif x.is_floating_point() and x.dtype != self.float_dtype:
+        elif self.keeps_integers:
+            x = self._as_integers(x)
+        elif self.keeps_integers is False:
             x = x.to(self.float_dtype)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         return x
+
+    def _as_integers(self, x: Tensor) -> Tensor:
+        """Return integers of the type that was fitted, or of one that indices have."""
+        if self.integers is not None:
+            return x.to(getattr(torch, self.integers))
+        return x if x.dtype in (torch.int32, torch.int64) else x.long()
+
+    def _prepared_parts(self, x: Any, caller: str) -> Any:
+        """Prepare each of several inputs."""
+        if isinstance(x, Tensor):
+            # Of a Dataset's several inputs, integers stay what they are.
+            is_left = self.is_dataset and not x.is_floating_point() and x.ndim != 4
+            return x if is_left else self._prepared(x, caller)
+        if not is_nested(x):
+            return x
+        parts = self.parts()
+        if isinstance(x, Mapping):
+            kind: Any = type(x) if self.is_dataset else dict  # such as a tokenizer's
+            return kind(
+                {k: parts.get(k, self)._prepared_parts(v, caller) for k, v in x.items()}
+            )
+        return [parts.get(i, self)._prepared_parts(v, caller) for i, v in enumerate(x)]
 
     def _standardised(self, x: Tensor) -> Tensor:
         if self.shape is None:
@@ -203,8 +324,8 @@ def sample_shape(X: Any, image_shape: Any) -> tuple[int, ...]:
     if image_shape is not None:
         return tuple(image_shape)
     if is_dataset(X):
-        return tuple(getattr(X[0][0], "shape", ()))
-    return tuple(X.shape[1:])
+        return tuple(getattr(inputs_of(X[0]), "shape", ()))
+    return () if is_nested(X) else tuple(X.shape[1:])
 
 
 def is_image(X: Any, image_shape: Any) -> bool:
@@ -230,17 +351,45 @@ def choose_dtype(
     return "float64" if is_exact else "float32"
 
 
-def augment(x: Tensor, augmentation: Any, arguments: tuple = ()) -> Tensor:
-    """Apply an augmentation, by name or callable, and check what it returns."""
+def augment(x: Any, augmentation: Any, arguments: tuple = ()) -> Any:
+    """Apply an augmentation, by name or callable, and check what it returns.
+
+    Parameters
+    ----------
+    x : Tensor, or dict or list of such
+    augmentation : str or callable
+        A callable gets several inputs as they are, in a dict or list.
+    arguments : tuple
+        Further ones.
+    """
     function = augmentation
     if isinstance(function, str):  # others need not be hashable
+        if not isinstance(x, Tensor):
+            raise ValueError(
+                f"augmentation={augmentation!r} is for one array of images, and X is a "
+                f"{type(x).__name__}; pass a function that takes and returns one."
+            )
         function = AUGMENTATIONS[function]
     out = function(x, *arguments)
-    kind, shape = getattr(out, "dtype", type(out)), getattr(out, "shape", None)
-    if kind != x.dtype or shape != x.shape:
-        raise ValueError(
-            f"augmentation={augmentation!r} turned a batch of {x.dtype} and shape "
-            f"{tuple(x.shape)} into {kind} and shape {shape}; expected the same type "
-            "and shape."
-        )
-    return out
+    if isinstance(x, Tensor):
+        expected: Any = _form(x)
+        if (getattr(out, "dtype", None), getattr(out, "shape", None)) == (
+            x.dtype,
+            x.shape,
+        ):
+            return out
+    else:
+        expected = map_leaves(_form, x)
+        if map_leaves(_form, out) == expected:
+            return out
+    raise ValueError(
+        f"augmentation={augmentation!r} turned a batch of {expected} into "
+        f"{map_leaves(_form, out)}; expected the same type and shape."
+    )
+
+
+def _form(x: Any) -> str:
+    """Describe type and shape of a batch."""
+    kind = getattr(x, "dtype", type(x))
+    shape = getattr(x, "shape", None)
+    return f"{kind} and shape {None if shape is None else tuple(shape)}"

@@ -556,6 +556,7 @@ class Run:
         if (
             augmentation is None
             or not isinstance(batches, ResidentBatches)
+            or not isinstance(batches.x, Tensor)
             or not vars(type(self.objective)).get("augments_once", False)
         ):
             return False

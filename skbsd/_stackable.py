@@ -78,6 +78,8 @@ def obstacle_in(run: Run) -> str | None:
     """
     if not isinstance(run.batches, ResidentBatches):
         return "the data come through a loader"
+    if not isinstance(run.batches.x, Tensor):
+        return "X is sparse, or several inputs"
     if run.batches.transform is not None:
         return "the augmentation goes by row"
     if type(run.posterior) is not DirichletPosterior:

@@ -20,6 +20,7 @@ from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
 from ._fitting import Fitting, Trainings, one_by_one
 from ._held_out import HoldOut, Outcome, with_base_rates, with_own_scale
 from ._html import HTMLRepresentation
+from ._items import as_dataset
 from ._launch import fit_in_processes, n_processes
 from ._learning_rate import SCHEDULES
 from ._loading import Split, TrainingData, checked_data, split_rows
@@ -28,6 +29,7 @@ from ._parts import agreed_split
 from ._preparation import sample_shape
 from ._ranks import current
 from ._sklearn_tasks import CallbackSupportMixin, with_callbacks
+from ._structure import is_nested
 from ._two_views import TwoViews
 from ._views import check_shows_images
 from ._workers import one_thread_after_fork
@@ -704,6 +706,36 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             )
         return self.classes_[codes]
 
+    def score(self, X, y=None, sample_weight=None):
+        """Compute the accuracy of predictions.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`.
+        y : array-like of shape (n_samples,), default=None
+            True labels. None with a Dataset, which has its own. Those of an ImageFolder
+            may be its `targets` too, which stand for the names of its classes.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights.
+
+        Returns
+        -------
+        float
+            The share of the labels that were predicted, by weight.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no network yet.
+        ValueError
+            If X is empty, or not of the kind that was fitted; without labels.
+        """
+        X = as_dataset(X)
+        if is_dataset(X) and self._has_classes():
+            y = _checks.true_labels(X, y, self.classes_)
+        return super().score(X, y, sample_weight)
+
     def save(self, path, posterior=False):
         """Write the fitted estimator into one file, from which no code runs.
 
@@ -838,6 +870,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         # Gives this process its GPU, before anything is put on another.
         current(self.devices)
         _checks.check_device(self.device)
+        X = as_dataset(X)
+        # A network that is kept takes what it took before.
+        knows = keep and self._has_classes()
         data = checked_data(
             X,
             y,
@@ -846,14 +881,22 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             classes=classes,
             image_shape=self.image_shape,
             caller=caller,
+            **self._ways_of_inputs(knows=knows),
+            collates="collate_fn" in self.get_params_for("iterator_train"),
         )
         if self.prediction_views is not None:
             shape = sample_shape(data.X, self.image_shape)
             check_shows_images(shape, self.prediction_views)
         if is_dataset(X):
             return data
-        if keep and self._has_classes():
+        if knows:
             self._check_like_training(X, data.X)
+        if isinstance(self.augmentation, str) and is_nested(data.X):
+            raise ValueError(
+                f"augmentation={self.augmentation!r} is for one array of images, and X "
+                f"is a {type(X).__name__} of several inputs; pass a function that "
+                "takes a batch of them and returns one."
+            )
         if isinstance(self.augmentation, str) and data.X.ndim != 4:
             raise ValueError(
                 f"augmentation={self.augmentation!r} needs images, X has shape "

@@ -115,3 +115,58 @@ class Relabelled(torch.utils.data.TensorDataset):
     def __getitem__(self, i):
         x, y = super().__getitem__(i)
         return x, (y + 1) % 3
+
+
+class TableAndKind(nn.Module):
+    """Takes a table of numbers and a category, by name."""
+
+    def __init__(self, in_features=4, n_kinds=5, n_classes=3):
+        super().__init__()
+        self.kinds = nn.Embedding(n_kinds, 4)
+        self.layer = nn.Linear(in_features + 4, n_classes)
+
+    def forward(self, table, kind):
+        return self.layer(torch.cat([table, self.kinds(kind)], dim=1))
+
+
+class ListOfTableAndKind(TableAndKind):
+    def forward(self, parts):
+        table, kind = parts
+        return super().forward(table, kind)
+
+
+class ImageAndTable(nn.Module):
+    def __init__(self, in_features=4, n_classes=10):
+        super().__init__()
+        self.image = nn.Linear(64, 8)
+        self.table = nn.Linear(in_features, 8)
+        self.out = nn.Linear(16, n_classes)
+
+    def forward(self, image, table):
+        self.seen = image.detach()
+        hidden = [self.image(image.flatten(1)), self.table(table)]
+        return self.out(torch.cat(hidden, dim=1))
+
+
+class Words(nn.Module):
+    """Embeds integers, and takes no floats."""
+
+    def __init__(self, n_words=20, n_classes=3):
+        super().__init__()
+        self.words = nn.EmbeddingBag(n_words, 8)
+        self.out = nn.Linear(8, n_classes)
+
+    def forward(self, x):
+        return self.out(self.words(x))
+
+
+class Sequence(nn.Module):
+    """Takes sequences of shape (n, length, n_features)."""
+
+    def __init__(self, n_features=2, n_classes=3):
+        super().__init__()
+        self.lstm = nn.LSTM(n_features, 8, batch_first=True)
+        self.out = nn.Linear(8, n_classes)
+
+    def forward(self, x):
+        return self.out(self.lstm(x)[0][:, -1])

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 from helpers import quick
-from scipy import sparse
 
 NAN, INF = float("nan"), float("inf")
 DAYS = np.datetime64("2020-01-01") + np.arange(300).reshape(150, 2)
@@ -64,13 +63,6 @@ class TestX:
             quick().fit(torch.zeros(0, 4), y[:0])
         with pytest.raises(ValueError, match=r"0 sample\(s\)"):
             quick().fit(X, y).predict(X[:0])
-
-    def test_sparse(self, iris):
-        X, y = iris
-        with pytest.raises(TypeError, match="Sparse data was passed"):
-            quick().fit(sparse.csr_matrix(X), y)
-        with pytest.raises(TypeError, match=r"Sparse.*to_dense"):
-            quick().fit(torch.tensor(X).to_sparse(), y)
 
     def test_object_columns(self, iris):
         X, y = iris

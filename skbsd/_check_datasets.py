@@ -1,0 +1,153 @@
+"""What a Dataset has to be like, and its labels."""
+
+from collections.abc import Mapping, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from ._items import HuggingFaceItems, has_label, inputs_of, label_key, label_of
+from ._structure import named_leaves
+
+_TO_TENSOR = (
+    "torchvision.transforms.ToTensor(), or v2.Compose([v2.ToImage(), "
+    "v2.ToDtype(torch.float32, scale=True)]) of torchvision.transforms"
+)
+
+
+def check_dataset(dataset: Dataset, *, has_y: bool, collates: bool) -> Any:
+    """Return the first item; raise where there is no length, label or tensor.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    has_y : bool
+        Whether labels were given beside it.
+    collates : bool
+        Whether the user has set what makes batches of items.
+    """
+    name = type(dataset).__name__
+    if not isinstance(dataset, Sized):
+        raise ValueError(
+            f"the Dataset {name} has no length. BSD keeps a belief "
+            "for each training sample, so it needs a map-style Dataset with __len__ "
+            "and __getitem__ that returns (x, y)."
+        )
+    if len(dataset) == 0:
+        raise ValueError("the Dataset is empty; at least two samples are required.")
+    item = dataset[0]
+    if not has_y and not has_label(item):
+        raise ValueError(
+            f"the Dataset {name} must return pairs (x, y), longer tuples that end with "
+            f"the label, or dicts with 'labels' or 'label', got {_describe(item)}; or "
+            "pass the labels as y."
+        )
+    if not collates:
+        _check_inputs(inputs_of(item), name)
+    return item
+
+
+def _check_inputs(x: Any, name: str) -> None:
+    """Raise for inputs that torch cannot put into a batch."""
+    for which, leaf in named_leaves(x, "x"):
+        if type(leaf).__module__.partition(".")[0] == "PIL":
+            raise TypeError(
+                f"the Dataset {name} returns images of PIL ({which} is a "
+                f"{type(leaf).__name__}), and a network takes tensors. Give it a "
+                f"transform that makes them: {_TO_TENSOR}."
+            )
+        if leaf is None or isinstance(leaf, str | bytes):
+            raise TypeError(
+                f"the Dataset {name} returns {which} = {leaf!r}, and a network takes "
+                "numbers. Leave such entries out (remove_columns of a Hugging Face "
+                "Dataset), encode them, or pass a collate_fn that does."
+            )
+
+
+def _describe(item: Any) -> str:
+    kind = type(item).__name__
+    if isinstance(item, Mapping):
+        return f"{kind} of {list(item)}"
+    return f"{kind} of {len(item)}" if isinstance(item, tuple | list) else kind
+
+
+def dataset_labels(dataset: Dataset) -> np.ndarray:
+    """Return the label of every sample, without loading inputs where possible.
+
+    Those of torchvision's ImageFolder and DatasetFolder are the names of the folders.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    """
+    # These types exactly: a subclass may return other labels than it stores.
+    if type(dataset) is TensorDataset:
+        return as_numpy(dataset.tensors[-1])
+    if type(dataset) is Subset:
+        return dataset_labels(dataset.dataset)[np.asarray(dataset.indices)]
+    if type(dataset) is ConcatDataset:
+        return np.concatenate([dataset_labels(part) for part in dataset.datasets])
+    if isinstance(dataset, HuggingFaceItems):
+        key = label_key(dataset[0])
+        assert key is not None
+        return np.asarray(dataset.column(key))
+    of_torchvision = type(dataset).__module__.startswith("torchvision.datasets.")
+    targets = getattr(dataset, "targets", None) if of_torchvision else None
+    if targets is not None and getattr(dataset, "target_transform", None) is None:
+        targets = as_numpy(targets)
+        if targets.shape == (len(dataset),):  # type: ignore[arg-type]
+            names = folder_names(dataset)
+            return targets if names is None else names[targets]
+    labels = [label_of(dataset[i]) for i in range(len(dataset))]  # type: ignore[arg-type]
+    is_tensor = [isinstance(label, torch.Tensor) for label in labels]
+    return np.asarray(list(map(as_numpy, labels)) if all(is_tensor) else labels)
+
+
+def folder_names(dataset: Any) -> np.ndarray | None:
+    """Return the names of the classes that stand behind the indices of a Dataset.
+
+    Only folders of files have them: labels of other Datasets are what they return.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    """
+    if type(dataset) is Subset:
+        return folder_names(dataset.dataset)
+    is_folder = type(dataset).__module__ == "torchvision.datasets.folder"
+    if not is_folder or getattr(dataset, "target_transform", None) is not None:
+        return None
+    return np.asarray(dataset.classes)
+
+
+def true_labels(dataset: Any, y: Any, classes: np.ndarray) -> np.ndarray:
+    """Return labels to compare with predictions.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    y : array-like or None
+        What was given beside it: indices of the classes of a folder stand for names.
+    classes : ndarray
+        What predictions are of.
+    """
+    if y is None:
+        check_dataset(dataset, has_y=False, collates=True)
+        y = dataset_labels(dataset)
+    y, names = as_numpy(y), folder_names(dataset)
+    if names is None or y.dtype.kind not in "iu" or classes.dtype.kind in "iu":
+        return y
+    return names[y]
+
+
+def as_numpy(values: Any) -> np.ndarray:
+    """Return labels or weights as an array.
+
+    Parameters
+    ----------
+    values : Tensor or array-like
+    """
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().numpy()
+    return np.asarray(values)
