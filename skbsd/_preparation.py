@@ -152,7 +152,8 @@ class Preparation:
         if not isinstance(x, Tensor):
             return x
         if image_shape is not None and x.ndim == 2:
-            x = x.reshape(len(x), *image_shape)
+            # Not len(x), which is a constant where the network is exported.
+            x = x.reshape(-1, *image_shape)
         if augmentation is not None:
             x = augment(x, augmentation)
         if x.ndim == 4 and not self.is_dataset:  # those of a Dataset too
