@@ -242,8 +242,7 @@ def _facts(net: Any, batch: Any, names: list[str]) -> dict[str, str]:
     facts = {
         "estimator": type(net).__name__,
         "classes": _as_json([_plain(label) for label in classes.tolist()]),
-        # NumPy's own strings of any length come back as those of a fixed one.
-        "classes_dtype": "str" if classes.dtype.kind == "T" else str(classes.dtype),
+        "classes_dtype": str(classes.dtype),
         "inputs": _as_json(inputs),
         "outputs": _as_json([output]),
         "versions": _as_json(_versions.current()),
