@@ -97,7 +97,7 @@ def write_atomically(
         }
     head = json.dumps(layout).encode()
     head += b" " * (-len(head) % 8)
-    with _replacing(Path(path)) as file:
+    with replacing(Path(path)) as file:
         file.write(struct.pack("<Q", len(head)) + head)
         for name in names:  # one after the other: beliefs may be large
             array = tensors[name].detach().cpu().contiguous().reshape(-1)
@@ -105,7 +105,7 @@ def write_atomically(
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes the place of another once it is safely on the disk.
 
     The library's own function, `safetensors.torch.save_file`, does not wait for the

@@ -243,7 +243,8 @@ class Preparation:
                 x = augment(x, augmentation)
             return self._prepared_parts(x, caller)
         if image_shape is not None and x.ndim == 2:
-            x = x.reshape(len(x), *image_shape)
+            # Not len(x), which is a constant where the network is exported.
+            x = x.reshape(-1, *image_shape)
         if augmentation is not None:
             x = augment(x, augmentation)
         return self._prepared(x, caller)

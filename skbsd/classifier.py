@@ -14,7 +14,7 @@ from skorch.callbacks import EpochTimer
 from skorch.utils import is_dataset
 from torch.utils.data import DataLoader
 
-from . import _advice, _checks, _persistence
+from . import _advice, _checks, _export, _persistence
 from ._cross_fit import checked_groups, cross_fit, method_for
 from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
 from ._fitting import Fitting, Trainings, one_by_one
@@ -767,6 +767,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         See Also
         --------
         BSDClassifier.load : Reads it.
+        BSDClassifier.export : Writes what runs without this library.
 
         Notes
         -----
@@ -851,6 +852,72 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Wide(...)
         """
         return _persistence.load(cls, path, module)
+
+    def export(self, path, X=None):
+        """Write what predicts probabilities into a file that runs without skbsd.
+
+        The file takes X as :meth:`predict_proba` takes it and returns the same
+        probabilities: standardisation of uint8 images, the network, `prediction_views`,
+        the calibration and the softmax are in it. It is written whole or not at all.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Of the file, in a folder that exists. It is ONNX where it ends in ``.onnx``,
+            and a program of :func:`torch.export.export` where it ends in ``.pt2``.
+        X : array-like, DataFrame, Tensor or Dataset, default=None
+            A few samples as for :meth:`predict_proba`, of which names, shapes and types
+            of the inputs are taken, and no values. Only a model that was fitted on a
+            Dataset needs them.
+
+        Raises
+        ------
+        NotFittedError
+            If it has not been fitted, or has loaded weights alone.
+        ImportError
+            If the packages for ONNX are missing; they are in the extra
+            ``skbsd[export]``.
+        ValueError
+            For another ending; if samples are needed; if torch cannot make a graph of
+            the network, or translate it to ONNX.
+        TypeError
+            If the network's inputs are not tensors, or a dict or tuple of them.
+        OSError
+            If the file cannot be written.
+
+        See Also
+        --------
+        BSDClassifier.save : Keeps the estimator itself.
+
+        Notes
+        -----
+        Batches may be of any size; the other dimensions are those of training, or of X.
+        The type of a table is that of the network: float64 for the default network on
+        a small table (see `precision`), and float32 otherwise. With `image_shape`, the
+        file takes flattened rows, unless X holds images. It computes on the CPU in the
+        same type, also where `precision` is "bfloat16".
+
+        The file holds the classes as well, and more; the guide on serving says how to
+        read them.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> import onnxruntime
+        >>> from sklearn.datasets import load_iris
+        >>> from skbsd import BSDClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = BSDClassifier(random_state=0).fit(X, y)
+        >>> path = Path(tempfile.mkdtemp()) / "iris.onnx"
+        >>> model.export(path)
+        >>> served = onnxruntime.InferenceSession(path)
+        >>> (proba,) = served.run(None, {"X": X.astype(np.float32)})
+        >>> bool(abs(proba - model.predict_proba(X)).max() < 1e-6)
+        True
+        """
+        _export.export(self, path, X)
 
     def _check_training_data(self, X, y, sample_weight, classes, *, keep):
         """Check parameters and data, before anything is changed.

@@ -1,0 +1,359 @@
+"""A fitted classifier as a file that is run without this library.
+
+What is exported is composed of the estimator's own parts: what it does to a batch, the
+network, the calibration. The graph comes from :func:`torch.export.export`, and ONNX
+from that graph.
+"""
+
+import copy
+import errno
+import inspect
+import json
+import math
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
+from skorch.utils import is_dataset
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from . import _versions
+from ._files import replacing
+
+_CPU = torch.device("cpu")
+
+_OUTPUT = "probabilities"
+
+# An ONNX file is one protobuf message.
+_LARGEST_ONNX = 2**31 - 1
+
+
+def export(net: Any, path: str | os.PathLike[str], X: Any = None) -> None:
+    """Write a classifier into a file; see :meth:`BSDClassifier.export`.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+        Fitted.
+    path : path-like
+        Its ending says in which format.
+    X : array-like, DataFrame, Tensor or Dataset, optional
+        Samples, which tell names, shapes and types of the inputs.
+    """
+    path = Path(path)
+    write = _writer(path)
+    check_is_fitted(net, "module_")
+    if not net._has_classes():
+        raise NotFittedError(
+            f"this {type(net).__name__} has weights, but was never fitted and so knows "
+            "neither classes nor inputs. Export an estimator that was fitted, or read "
+            "by `load` or joblib."
+        )
+    net = _on_cpu(net)
+    # Whatever draws random numbers on the way takes them from copies.
+    with net._generators.copy().borrowed(_CPU), torch.no_grad():
+        batch = _example(net, X)
+        served = _Served(net)
+        served(batch)  # an error that has nothing to do with exporting comes from here
+        program = _traced(served, batch)
+        names = _names(batch, own=_parameters(net.module_))
+        with replacing(path) as file:
+            write(file, program, names, _facts(net, batch, names))
+
+
+class _Served(nn.Module):
+    """From X, as `predict_proba` takes it, to probabilities.
+
+    Parameters
+    ----------
+    net : BSDClassifier
+        On the CPU.
+    """
+
+    def __init__(self, net: Any):
+        super().__init__()
+        self.network = net.module_
+        self._net = net
+        self.eval()
+
+    def forward(self, X: Any) -> Tensor:
+        net = self._net
+        # A network may work in place, and X is the caller's.
+        logits = net._logits(_each(X, torch.clone), net.prediction_views)
+        return net._calibration()(logits).softmax(dim=1)
+
+
+def _on_cpu(net: Any) -> Any:
+    """Return an estimator that predicts the same on any CPU, with its own network."""
+    copied = object.__new__(type(net))
+    module = copy.deepcopy(net.module_).to(_CPU).eval().requires_grad_(False)
+    if net._preparation.channels_last:
+        module.to(memory_format=torch.contiguous_format)
+    facts = net._preparation.changed(device="cpu", channels_last=False)
+    vars(copied).update(vars(net))
+    vars(copied).update(
+        module_=module,
+        device_=_CPU,
+        precision="float32",
+        _preparation=facts,
+        _run=None,  # a callback may export while training goes on
+    )
+    return copied
+
+
+def _example(net: Any, X: Any) -> Any:
+    """Return a batch of two samples, of X or of random numbers.
+
+    It is two, as torch takes a dimension of size one for one that never changes.
+    """
+    facts = net._preparation
+    if X is not None:
+        batch = next(net._prediction_batches(X))
+        if net.image_shape is not None and not is_dataset(X) and np.ndim(X) == 2:
+            batch = batch.flatten(1)
+        return _each(batch, operator.itemgetter([0, -1]))
+    if facts.is_dataset or not facts.shape:
+        raise ValueError(
+            f"this {type(net).__name__} was fitted on a Dataset, and does not know "
+            "what its network takes; pass samples, as to predict_proba: "
+            "export(path, X)."
+        )
+    shape = facts.shape
+    if net.image_shape is not None:
+        shape = (math.prod(shape),)
+    if facts.is_uint8:
+        return torch.randint(256, (2, *shape), dtype=torch.uint8)
+    return torch.randn(2, *shape, dtype=facts.float_dtype)
+
+
+def _each(batch: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply a function to the tensors of a batch: one, or those in dicts and tuples."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {name: _each(part, function) for name, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        parts = [_each(part, function) for part in batch]
+        return tuple(parts) if isinstance(batch, tuple) else parts
+    raise TypeError(
+        f"there is a {type(batch).__name__} among the inputs of the network; expected "
+        "a Tensor, or a dict or tuple of Tensors."
+    )
+
+
+def _names(batch: Any, name: str = "X", own: Sequence[str] = ()) -> list[str]:
+    """Return the names of the inputs, in order.
+
+    Those in a dict have its keys. Those in a tuple have the names of the parameters
+    that take them, where the network has so many (`own`), and numbers otherwise.
+    """
+    if isinstance(batch, Tensor):
+        return [name]
+    if isinstance(batch, Mapping):
+        parts = list(batch.items())
+    elif 1 < len(batch) <= len(own):
+        parts = list(zip(own, batch, strict=False))
+    else:
+        parts = [(f"{name}_{i}", part) for i, part in enumerate(batch)]
+    return [name for key, part in parts for name in _names(part, key)]
+
+
+def _parameters(module: nn.Module) -> list[str]:
+    """Return the names that a network's forward has for its inputs."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    tensors: list[Tensor] = []
+    _each(batch, tensors.append)
+    return tensors
+
+
+def _traced(served: _Served, batch: Any) -> ExportedProgram:
+    """Return the graph, after a look whether it does what the estimator does."""
+    network = type(served.network).__name__
+    size = Dim("batch")
+    shapes = {"X": _each(batch, lambda _: {0: size})}
+    # A .pt2 file keeps what the graph was made with: no samples of the user's.
+    blank = _each(batch, torch.zeros_like)
+    try:
+        program = torch.export.export(
+            served, (blank,), dynamic_shapes=shapes, strict=False
+        )
+    except Exception as error:  # there is no common base of what it raises
+        raise ValueError(
+            f"torch.export cannot make a graph of the module {network}, with batches "
+            f"of any size: {_first_line(error)} The error above has the details. What "
+            "forward does must not depend on the values in a batch, nor on how many "
+            "samples there are; for their number, use x.shape[0] in place of len(x)."
+        ) from error
+    _forget_places(program)
+    run = program.module()
+    for rows in ([0], [1, 0, 1]):
+        part = _each(batch, operator.itemgetter(rows))
+        expected, found = served(part), run(part)
+        if not torch.allclose(found, expected, rtol=0, atol=1e-5, equal_nan=True):
+            raise ValueError(
+                f"the graph that torch.export makes of the module {network} predicts "
+                f"{found[0].tolist()} where the module predicts "
+                f"{expected[0].tolist()}. Does its forward draw random numbers, or "
+                "change itself? What is exported must not."
+            )
+    return program
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _forget_places(program: ExportedProgram) -> None:
+    """Take out which lines of code operations come from: paths of this machine."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+
+
+def _facts(net: Any, batch: Any, names: list[str]) -> dict[str, str]:
+    """Return what else is in the file: texts, and JSON where they are more than one."""
+    classes = net.classes_
+    inputs = [
+        {
+            "name": name,
+            "dtype": str(values.dtype).removeprefix("torch."),
+            "shape": ["batch", *values.shape[1:]],
+        }
+        for name, values in zip(names, _tensors(batch), strict=True)
+    ]
+    output = {
+        "name": _OUTPUT,
+        "dtype": net._preparation.dtype,
+        "shape": ["batch", len(classes)],
+    }
+    facts = {
+        "estimator": type(net).__name__,
+        "classes": _as_json([_plain(label) for label in classes.tolist()]),
+        "classes_dtype": str(classes.dtype),
+        "inputs": _as_json(inputs),
+        "outputs": _as_json([output]),
+        "versions": _as_json(_versions.current()),
+    }
+    if hasattr(net, "feature_names_in_"):
+        facts["feature_names"] = _as_json(net.feature_names_in_.tolist())
+    return facts
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _plain(label: Any) -> Any:
+    """Return a label as JSON has it: dates and the like as text."""
+    return label if isinstance(label, bool | int | float | str) else str(label)
+
+
+def _writer(path: Path) -> Callable[..., None]:
+    """Return what writes the format of a path, where it can be written here."""
+    writers = {".onnx": _write_onnx, ".pt2": _write_pt2}
+    write = writers.get(path.suffix.lower())
+    if write is None:
+        raise ValueError(
+            f"{str(path)!r} ends in {path.suffix!r}, which is no format that export "
+            "knows; use .onnx for ONNX, or .pt2 for a program of torch.export."
+        )
+    if not path.parent.is_dir():  # said now, as tracing takes a while
+        raise FileNotFoundError(
+            errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent)
+        )
+    if write is _write_onnx:
+        try:
+            import onnx  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                "export to ONNX requires onnx and onnxscript. Install them: "
+                '`pip install "skbsd[export]"`. A .pt2 file needs neither.'
+            ) from error
+    return write
+
+
+def _write_pt2(
+    file: BinaryIO, program: ExportedProgram, names: list[str], facts: dict[str, str]
+) -> None:
+    torch.export.save(program, file, extra_files=facts)
+
+
+def _write_onnx(
+    file: BinaryIO, program: ExportedProgram, names: list[str], facts: dict[str, str]
+) -> None:
+    import onnx
+    import onnxscript
+
+    size = sum(values.nbytes for values in program.state_dict.values())
+    if size > _LARGEST_ONNX:
+        raise ValueError(
+            f"the network has {size / 2**30:.1f} GiB of weights, and an ONNX file "
+            "holds less than 2; export it as .pt2."
+        )
+    try:
+        made = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            output_names=[_OUTPUT],
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
+        _rename_inputs(made.model.graph, names)  # type: ignore[union-attr]
+        model = made.model_proto  # type: ignore[union-attr]
+        onnx.checker.check_model(model)
+    except Exception as error:  # there is no common base of what these raise
+        raise ValueError(
+            "the graph of the network cannot be translated to ONNX: "
+            f"{_first_line(error)} The error above has the details. A .pt2 file holds "
+            "any graph."
+        ) from error
+    _tidy(model.graph)
+    versions = json.loads(facts["versions"])
+    versions |= {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__}
+    onnx.helper.set_model_props(model, facts | {"versions": _as_json(versions)})
+    model.producer_name = "skbsd"
+    model.producer_version = versions["skbsd"]
+    file.write(model.SerializeToString())
+
+
+def _rename_inputs(graph: Any, names: list[str]) -> None:
+    """Give inputs their names, which may be those that torch has for other values.
+
+    A column may be called "cat" or "linear", as results of such operations are.
+    """
+    for node in graph:
+        for value in node.outputs:
+            if value.name in names:
+                value.name = f"value.{value.name}"
+    for value, name in zip(graph.inputs, names, strict=True):
+        value.name = name
+
+
+def _tidy(graph: Any) -> None:
+    """Name the size of a batch, and take out what torch notes of each operation.
+
+    The notes may be as large as the weights.
+    """
+    graph.ClearField("value_info")
+    for part in (graph.node, graph.input, graph.output):
+        for item in part:
+            item.ClearField("metadata_props")
+            item.ClearField("doc_string")
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
