@@ -14,8 +14,15 @@ import torch
 from sklearn.utils import Bunch, check_random_state, column_or_1d
 
 from ._checks import fitted_classifier
+from ._noise_rates import NoiseRates, estimate_noise_rates
 
-__all__ = ["find_label_issues", "flip_labels", "label_quality"]
+__all__ = [
+    "NoiseRates",
+    "estimate_noise_rates",
+    "find_label_issues",
+    "flip_labels",
+    "label_quality",
+]
 
 
 def flip_labels(y, rate=None, kind="symmetric", *, random_state=None):

@@ -13,14 +13,14 @@ import skorch
 import torch
 
 from .._history import NAMES, outcome
-from ._page import element, facts, scrolling, section
+from ._page import element, facts, percent, scrolling, section
 
-# Longer values, such as whole networks, are cut.
+# Longer values, such as whole networks, are shortened.
 _LONGEST = 300
 
 
 def settings(steps: Sequence[tuple[str, Any]]) -> Element:
-    """Show the parameters: those that were set, and the defaults folded away."""
+    """Show the parameters that were set; those at their defaults are folded away."""
     chosen: list[tuple[str, str]] = []
     left: list[tuple[str, str]] = []
     for prefix, step in steps:
@@ -42,9 +42,9 @@ def settings(steps: Sequence[tuple[str, Any]]) -> Element:
 
 
 def _defaults(estimator_class: type) -> dict[str, Any]:
-    """Return the parameters' defaults in the constructors, those of bases included.
+    """Return the defaults of the constructor's parameters, those of bases included.
 
-    Others than scikit-learn's classes leave some of their parameters to a base.
+    Classes outside scikit-learn may pass some of their parameters on to a base class.
     """
     constructors = [vars(c).get("__init__") for c in reversed(estimator_class.__mro__)]
     return {
@@ -64,7 +64,7 @@ def _show(value) -> str:
 
 
 def training(model: Any) -> Element | None:
-    """Show what came of the training, for networks that keep a history."""
+    """Show the results of training, for networks that keep a history."""
     found = outcome(getattr(model, "history_", None))
     if found is None:
         return None
@@ -74,6 +74,11 @@ def training(model: Any) -> Element | None:
         pairs.append(("Training samples", f"{len(model.posterior_):,}"))
         pairs.append(("Prior strength c, as used", f"{model.prior_strength_:g}"))
         pairs.append(("Discount γ, as used", f"{model.discount_:g}"))
+    if getattr(model, "calibration_", None) is not None:
+        pairs.append(("Temperature", f"{model.temperature_:.3g}"))
+        pairs.append(
+            ("Estimated fraction of wrong labels", percent(model.noise_rate_))
+        )
     pairs.append(("Epochs", f"{found.n_epochs:,}"))
     pairs.append(("Device", str(getattr(model, "device_", model.device))))
     if found.seconds is not None:
@@ -82,11 +87,11 @@ def training(model: Any) -> Element | None:
         (f"{NAMES[key].capitalize()}, last epoch", f"{value:.4g}")
         for key, value in found.last.items()
     ]
-    return section("Training", facts(pairs))
+    return section("Training", scrolling("Training", facts(pairs)))
 
 
 def versions() -> Element:
-    """Say when and with what the report was written."""
+    """Say when, and with which versions, the report was written."""
     from .. import __version__
 
     now = datetime.now().astimezone()

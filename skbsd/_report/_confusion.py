@@ -1,13 +1,13 @@
-"""The confusion matrix: as a table, as a map, and what is most frequent in it."""
+"""The confusion matrix: as a table, as a map, and its most frequent confusions."""
 
 from xml.etree.ElementTree import Element
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._page import element, percent, table
+from ._page import element, name_kind, percent, table
 
-# Of the most frequent confusions, so many are listed.
+# Number of the most frequent confusions that are listed.
 _N_LISTED = 12
 # Side of a cell of the map, width of a letter, least margin; in units of the drawing.
 _CELL, _LETTER, _MARGIN = 12, 4.8, 60
@@ -49,8 +49,14 @@ def confusion_table(counts: NDArray, names: list[str]) -> Element:
     columns = range(len(names))
     corner = element("td", "predicted →\ntrue ↓", class_="axis")
     head = [element("th", name, scope="col") for name in names]
+    kind = name_kind(names)
+    style = {"class_": kind} if kind else {}
     body = [
-        element("tr", element("th", name, scope="row"), *(cell(i, j) for j in columns))
+        element(
+            "tr",
+            element("th", name, scope="row", **style),
+            *(cell(i, j) for j in columns),
+        )
         for i, name in enumerate(names)
     ]
     return element(
@@ -62,7 +68,7 @@ def confusion_table(counts: NDArray, names: list[str]) -> Element:
 
 
 def confusion_map(counts: NDArray, names: list[str]) -> Element:
-    """Draw the matrix as a map, whose cells say what they are when pointed at.
+    """Draw the matrix as a map, whose cells show their numbers in a tooltip.
 
     Parameters
     ----------
@@ -143,4 +149,5 @@ def frequent_confusions(counts: NDArray, names: list[str]) -> Element:
         if off[i, j]
     ]
     header = ("True", "Predicted", "Samples", "Share")
-    return table(header, rows, dict.fromkeys(header[2:], "number"))
+    kinds = [name_kind(name for row in rows for name in row[:2])] * 2 + ["number"] * 2
+    return table(header, rows, dict(zip(header, kinds, strict=True)))

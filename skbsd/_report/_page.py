@@ -1,4 +1,4 @@
-"""An HTML page of elements, whose text is escaped, and its way to the disk."""
+"""An HTML page of elements with escaped text, and writing it to a file."""
 
 import os
 import uuid
@@ -7,8 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from xml.etree.ElementTree import Element, tostring
 
-# Nothing may be fetched, whatever a label or a parameter contains.
+# The page may fetch nothing, whatever a label or a parameter contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+# Names of more letters get columns of a least width.
+_SHORT_NAME = 16
 
 
 def element(tag: str, *children: Element | str, **attributes: str) -> Element:
@@ -18,7 +21,7 @@ def element(tag: str, *children: Element | str, **attributes: str) -> Element:
     ----------
     tag : str
     *children : Element or str
-        What it contains; text is escaped where it is written.
+        The contents. Text is escaped when the page is written.
     **attributes : str
         ``class_="x"`` is the attribute `class`, ``aria_label`` is `aria-label`.
 
@@ -54,14 +57,20 @@ def section(title: str, *children: Element, **attributes: str) -> Element:
     return element("section", element("h2", title), *children, **attributes)
 
 
+def name_kind(names: Iterable[str]) -> str:
+    """Return the kind of a column of names: long ones are not squeezed."""
+    longest = max((len(name) for name in names), default=0)
+    return "name" if longest > _SHORT_NAME else ""
+
+
 def figure(label: str, caption: str, content: Element) -> Element:
-    """Put a caption, which says what to see, above a table or drawing that scrolls."""
+    """Put a caption above a table or drawing, which scrolls if it is too wide."""
     caption_above = element("figcaption", caption)
     return element("figure", caption_above, scrolling(label, content))
 
 
 def scrolling(label: str, content: Element) -> Element:
-    """Let what is wider than the screen scroll within itself, by the keyboard too."""
+    """Let content that is wider than the screen scroll, also with the keyboard."""
     return element(
         "div", content, class_="scroll", tabindex="0", role="region", aria_label=label
     )
@@ -72,8 +81,11 @@ def table(
     rows: Iterable[Sequence[str]],
     kinds: Mapping[str, str],
 ) -> Element:
-    """Make a table of text, some columns of which are of a kind: "number", "long"."""
-    style = [{"class_": kinds[name]} if name in kinds else {} for name in header]
+    """Make a table of text, some columns of which are of a kind.
+
+    Kinds are "number", "name" for long names and "long" for sentences.
+    """
+    style = [{"class_": kinds[name]} if kinds.get(name) else {} for name in header]
 
     def line(tag, cells, **attributes):
         return element(
@@ -89,7 +101,7 @@ def table(
 
 
 def facts(pairs: Iterable[tuple[str, str]], *, code: bool = False) -> Element:
-    """Make a table of names and values, in the letters of code or of text."""
+    """Make a table of names and values, in a monospaced font for code."""
     rows = [
         element("tr", element("th", name, scope="row"), element("td", value))
         for name, value in pairs
@@ -100,7 +112,7 @@ def facts(pairs: Iterable[tuple[str, str]], *, code: bool = False) -> Element:
 
 
 def page(title: str, *children: Element) -> str:
-    """Return a document that needs nothing beside it."""
+    """Return a document that needs no other file."""
     style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     head = element(
         "head",
@@ -117,7 +129,7 @@ def page(title: str, *children: Element) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         part.write_text(text, encoding="utf-8")

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from .._bootstrap import bootstrap
 from ..display import ReliabilityDisplay
 from ..display._curve import curve_of_predictions
+from ._classes import LARGEST_TABLE, balanced_accuracy
 from ._confusion import confusion_map, confusion_table, frequent_confusions
 from ._page import element, figure, percent, percents, section
 from ._samples import N_SHOWN, samples
 
-# More classes than these make a table, and a map, that cannot be read.
-_LARGEST_TABLE, _LARGEST_MAP = 15, 100
+# More classes than these make a table that needs the whole width of the page, and a map
+# that cannot be read.
+_LARGEST_HALF, _LARGEST_MAP = 5, 100
 
 
 def _three_digits(value: float) -> str:
@@ -60,9 +62,9 @@ def measure(
 
     Returns
     -------
-    ndarray of shape (3, 4)
-        Value, lower and upper limit of accuracy, log loss, Brier score and expected
-        calibration error.
+    ndarray of shape (3, 5)
+        Value, lower and upper limit of accuracy, balanced accuracy, log loss, Brier
+        score and expected calibration error.
     """
     hit = proba.argmax(axis=1) == codes
     of_true = np.take_along_axis(proba, codes[:, np.newaxis], axis=1)[:, 0]
@@ -70,15 +72,18 @@ def measure(
     log_loss = -np.log(np.maximum(of_true, np.finfo(proba.dtype).eps), dtype=float)
     brier = (proba.astype(float) ** 2).sum(axis=1) - 2.0 * of_true + 1
     worst_brier = _worst_brier(proba)
-    losses = np.column_stack([hit, log_loss, brier * worst_brier / 2])
+    means = np.column_stack([hit, log_loss, brier * worst_brier / 2])
+
+    def measures(weight):
+        accuracy, *losses = np.average(means, axis=0, weights=weight)
+        return np.array([accuracy, balanced_accuracy(codes, hit, weight), *losses])
+
+    weight = np.ones(len(codes))
     limits = bootstrap(
-        lambda weight: np.average(losses, axis=0, weights=weight),
-        np.ones(len(codes)),
-        n_resamples=n_bootstraps,
-        random_state=random_state,
+        measures, weight, n_resamples=n_bootstraps, random_state=random_state
     )
-    limits = np.clip(limits, 0, [1, np.inf, worst_brier])
-    value = np.append(losses.mean(axis=0), curve["ece"])
+    limits = np.clip(limits, 0, [1, 1, np.inf, worst_brier])
+    value = np.append(measures(weight), curve["ece"])
     low, high = np.column_stack([limits, curve["ece_interval"]])
     return np.array([value, np.minimum(low, value), np.maximum(high, value)])
 
@@ -89,12 +94,19 @@ def quality(codes, proba, curve, *, n_bootstraps: int, random_state) -> Element:
         (
             "Accuracy",
             percent,
-            "Share of the samples whose most probable class is true.",
+            "Share of the samples whose most probable class is the true one.",
         ),
         (
-            "Negative log likelihood",
+            "Balanced accuracy",
+            percent,
+            "Recall, averaged over the classes: rare classes matter as much as "
+            "frequent ones.",
+        ),
+        (
+            "Log loss",
             _three_digits,
-            "Mean of −log of the true class's probability (log loss); 0 is the best.",
+            "Negative log likelihood: the mean of −log of the true class's "
+            "probability; 0 is the best.",
         ),
         (
             "Brier score",
@@ -105,8 +117,8 @@ def quality(codes, proba, curve, *, n_bootstraps: int, random_state) -> Element:
         (
             "Expected calibration error",
             percent,
-            "Mean gap between confidence and accuracy, in 15 bins of confidence; 0 is "
-            "the best.",
+            "Mean gap between confidence and accuracy, in 15 bins of equal width; 0 "
+            "is the best.",
         ),
     )
     measures = measure(codes, proba, curve, n_bootstraps, random_state)
@@ -123,10 +135,10 @@ def quality(codes, proba, curve, *, n_bootstraps: int, random_state) -> Element:
         )
     ]
     note = (
-        f"Below each figure, its 95 % interval by the bootstrap ({n_bootstraps:,} "
-        "resamples of the test set): how far it depends on which samples were tested. "
-        "What another training would change is not in it, and the interval of a small "
-        "calibration error is too narrow at its lower end."
+        "The range below each figure is its 95 % bootstrap interval "
+        f"({n_bootstraps:,} resamples of the test set). It covers the choice of the "
+        "test samples, not the randomness of training. If the calibration error is "
+        "small, its interval is too narrow at the lower end."
     )
     return section(
         "Quality",
@@ -153,10 +165,10 @@ def calibration(codes, proba, curve: dict, name: str) -> Element:
     accuracy = np.mean(proba.argmax(axis=1) == codes)
     side = "over" if confidence > accuracy else "under"
     caption = (
-        "Accuracy of the predictions of similar confidence. On the diagonal, "
-        "confidence is what it claims to be; below, the classifier is over-confident, "
-        "above, under-confident. The strip shows how many samples a point rests on. "
-        f"In the mean, confidence is {percent(confidence)} and accuracy "
+        "Each point is the accuracy of predictions of similar confidence. A calibrated "
+        "classifier lies on the diagonal; below it, the classifier is overconfident, "
+        "above it, underconfident. The strip shows how many samples each point rests "
+        f"on. The mean confidence is {percent(confidence)}, and the accuracy is "
         f"{percent(accuracy)}."
     )
     image = element(
@@ -165,7 +177,7 @@ def calibration(codes, proba, curve: dict, name: str) -> Element:
         src=f"data:image/svg+xml;base64,{data}",
         alt=(
             f"Reliability diagram: expected calibration error {percent(display.ece)}, "
-            f"in the mean {side}-confident by {percent(abs(confidence - accuracy))}."
+            f"on average {side}confident by {percent(abs(confidence - accuracy))}."
         ),
     )
     return section(
@@ -174,23 +186,23 @@ def calibration(codes, proba, curve: dict, name: str) -> Element:
     )
 
 
-def confusions(codes, proba, names: list[str]) -> list[Element]:
-    """Show what was taken for what."""
+def confusions(counts: NDArray, names: list[str]) -> list[Element]:
+    """Show which classes are confused with which."""
     n_classes = len(names)
-    cells = codes * n_classes + proba.argmax(axis=1)
-    counts = np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
     caption = (
         "Test samples by true class (rows) and predicted class (columns). The stronger "
-        "the colour, the larger the share of the row; right predictions are on the "
+        "the colour, the larger the share of the row. Correct predictions are on the "
         "diagonal."
     )
     title = "Confusion matrix"
-    if n_classes <= _LARGEST_TABLE:
+    if n_classes <= LARGEST_TABLE:
         content = figure(title, caption, confusion_table(counts, names))
-        return [section(title, content)]
+        wide = {"class_": "wide"} if n_classes > _LARGEST_HALF else {}
+        return [section(title, content, **wide)]
     sections = []
     if counts.sum() > counts.trace():
-        listed, text = "Most frequent confusions", "With their share of the true class."
+        listed = "Most frequent confusions"
+        text = "The share is of all samples of the true class."
         content = figure(listed, text, frequent_confusions(counts, names))
         sections.append(section(listed, content))
     if n_classes <= _LARGEST_MAP:
@@ -200,19 +212,19 @@ def confusions(codes, proba, names: list[str]) -> list[Element]:
 
 
 def mistakes(X, codes, proba, names: list[str], image_shape) -> Element:
-    """Show the mistakes that the classifier was surest of."""
+    """Show the mistakes that the classifier was most confident of."""
     predicted = proba.argmax(axis=1)
     wrong = np.flatnonzero(predicted != codes)
     title = "Most confident mistakes"
     if not len(wrong):
-        text = f"None: all {len(codes):,} test samples are predicted right."
+        text = f"None: all {len(codes):,} test samples are predicted correctly."
         return section(title, element("p", text), class_="wide")
     surest = np.argsort(-proba[wrong, predicted[wrong]], kind="stable")
     rows = wrong[surest[:N_SHOWN]]
     caption = (
-        f"{len(wrong):,} of {len(codes):,} test samples are predicted wrong. These are "
-        "the ones that the classifier was surest of; look whether the sample, its "
-        "label or the classifier is to blame."
+        f"{len(wrong):,} of {len(codes):,} test samples are predicted incorrectly. "
+        "Those predicted with the highest confidence come first. Check whether the "
+        "sample, its label or the classifier is at fault."
     )
     return section(
         title,

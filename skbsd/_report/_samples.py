@@ -1,4 +1,4 @@
-"""Single samples: as images, or as rows of a table with what is unusual in them."""
+"""Single samples: as images, or as table rows with their most unusual features."""
 
 import base64
 import io
@@ -15,9 +15,10 @@ from torch import Tensor
 from ..display._images import as_images
 from ._page import element, figure, table
 
-# So many are shown as images, or as rows; and features of each row.
+# Number of samples shown as images, or as rows, and of features shown for each row.
 N_SHOWN, _N_ROWS, _N_FEATURES = 24, 12, 3
-# Pixels of a side: larger images are reduced, smaller ones than this keep hard edges.
+# Pixels of a side: images above the first are reduced, those below the second are
+# enlarged with sharp edges.
 _LARGEST, _SMALL = 256, 64
 
 
@@ -29,7 +30,7 @@ def samples(
     columns: Mapping[str, list[str]],
     image_shape: tuple[int, ...] | None,
 ) -> Element:
-    """Show samples and two labels of each that contradict one another.
+    """Show samples, each with two labels that contradict each other.
 
     Parameters
     ----------
@@ -38,9 +39,9 @@ def samples(
     rows : ndarray of int of shape (n,)
         Rows of X.
     columns : mapping from str to list of str of length n
-        The label given, its weight, the other label, and its weight.
+        The given label, its weight, the other label, and its weight.
     image_shape : tuple of int or None
-        Shape of the images that the rows of X are, where it is a table of them.
+        Shape of the images, if X is a table of flattened images.
 
     Returns
     -------
@@ -64,10 +65,10 @@ def samples(
         kinds[header[-1]] = "long"
         cells.append(unusual)
         caption += (
-            " Of their features, those farthest from the mean are shown, and how far "
-            "in standard deviations σ."
+            " For each, the features farthest from their means are shown, with the "
+            "distance in standard deviations σ."
         )
-    # The columns that were given may be longer.
+    # The columns passed in may be longer than the rows shown.
     content = table(header, zip(*cells, strict=False), kinds)
     return figure(label, caption, content)
 
@@ -94,9 +95,10 @@ def _png(image: NDArray) -> str:
 
 
 def _unusual_features(X, rows: NDArray) -> list[str] | None:
-    """Name the features of samples that are farthest from their means, if it has any.
+    """Name the features of samples that are farthest from their means.
 
-    Such as of a table of numbers, or of the columns of a DataFrame that are numbers.
+    X must be a table of numbers, or a DataFrame, whose numeric columns are used. None of
+    other kinds of X.
     """
     if is_dataset(X):
         return None

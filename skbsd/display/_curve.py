@@ -1,4 +1,4 @@
-"""What a reliability diagram shows, computed."""
+"""The computations behind a reliability diagram."""
 
 from numbers import Integral, Real
 
@@ -45,7 +45,14 @@ def _curve_intervals(confidence, hit, weight, n_bins, strategy, **resampling):
 def curve_of_estimator(caller: str, estimator, X, y, *, pos_label, **options) -> dict:
     """Return the arguments of a display of a fitted classifier, on some data."""
     check_predicts_proba(estimator, "the diagram")
-    y_proba, labels = estimator.predict_proba(X), estimator.classes_
+    y_proba = estimator.predict_proba(X)
+    return curve_of_classes(
+        caller, estimator.classes_, y, y_proba, pos_label=pos_label, **options
+    )
+
+
+def curve_of_classes(caller: str, labels, y, y_proba, *, pos_label, **options) -> dict:
+    """Return the arguments of a display of probabilities in the order of `classes_`."""
     if pos_label is not None and len(labels) == 2 and labels[0] == pos_label:
         # The positive class comes second.
         y_proba, labels = np.asarray(y_proba)[:, ::-1], labels[::-1]
@@ -86,7 +93,7 @@ def curve_of_predictions(
     )
     if pos_label is not None:
         curve = curve[1]
-    # The definition of the error: what the diagram shows is what it says.
+    # Computed from the points themselves, so that diagram and figure agree.
     ece = np.average(np.abs(curve.accuracy - curve.confidence), weights=curve.count)
     shown = {**vars(curve), "ece": float(ece), "pos_label": pos_label}
     if n_bootstraps:

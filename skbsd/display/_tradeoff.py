@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ._cv_results import check_cv_results, column, n_splits
 from ._style import next_style, require_matplotlib
 
 _NOT_SET = "not set"  # of a list of grids, those of which lack the parameter
@@ -279,16 +280,12 @@ class CalibrationTradeoffDisplay:
         [1e-09, 1e-06, 0.001]
         """
         require_matplotlib(f"{cls.__name__}.from_cv_results")
-        if hasattr(cv_results, "cv_results_"):
-            raise TypeError(
-                f"expected cv_results_, got the {type(cv_results).__name__} itself; "
-                "pass search.cv_results_."
-            )
+        check_cv_results(cv_results)
         param = _choose_param(cv_results, param)
         errors, accuracies = (
             _scores(cv_results, metric) for metric in (calibration, accuracy)
         )
-        ranks = None if refit is None else _column(cv_results, "rank_test_", refit)
+        ranks = None if refit is None else column(cv_results, "rank_test_", refit)
         scored = np.isfinite(errors[0]) & np.isfinite(accuracies[0])
         if not scored.any():
             raise ValueError(
@@ -299,10 +296,10 @@ class CalibrationTradeoffDisplay:
             [None if part is None else part[scored] for part in score]
             for score in ((_as_errors(errors[0], calibration), errors[1]), accuracies)
         )
-        column: np.ma.MaskedArray = np.ma.asarray(
+        given: np.ma.MaskedArray = np.ma.asarray(
             cv_results[f"param_{param}"], dtype=object
         )
-        values = column.filled(_NOT_SET)
+        values = given.filled(_NOT_SET)
         display = cls(
             error,
             mean,
@@ -337,33 +334,15 @@ def _choose_param(cv_results, param: str | None) -> str:
     return varying[0]
 
 
-def _column(cv_results, prefix: str, metric: str) -> NDArray[np.float64]:
-    """Return a column of some metric."""
-    if f"{prefix}{metric}" not in cv_results:
-        there = [
-            key.removeprefix("mean_test_")
-            for key in cv_results
-            if key.startswith("mean_test_")
-        ]
-        raise ValueError(
-            f"the search has no metric {metric!r}; expected one of {there}. Several "
-            "are computed with scoring={'ece': ..., 'accuracy': ...}."
-        )
-    return np.asarray(cv_results[f"{prefix}{metric}"], dtype=float)
-
-
 def _scores(cv_results, metric: str) -> tuple[NDArray, NDArray | None]:
     """Return means of a metric over the splits, and their standard errors."""
-    mean = _column(cv_results, "mean_test_", metric)
-    n_splits = sum(
-        key.startswith("split") and key.endswith(f"_test_{metric}")
-        for key in cv_results
-    )
-    if n_splits < 2:
+    mean = column(cv_results, "mean_test_", metric)
+    n = n_splits(cv_results, metric)
+    if n < 2:
         return mean, None
     # That of cv_results is the standard deviation of the splits that there are.
-    std = _column(cv_results, "std_test_", metric)
-    return mean, std / math.sqrt(n_splits - 1)
+    std = column(cv_results, "std_test_", metric)
+    return mean, std / math.sqrt(n - 1)
 
 
 def _as_errors(mean: NDArray, metric: str) -> NDArray:
