@@ -1,16 +1,18 @@
 """
-Ways to calibrate, side by side
-===============================
+Calibration methods side by side
+================================
 
-Probabilities can be mended after training, by temperature scaling or isotonic
-regression, which take data that were held out. `BSDClassifier` has networks on parts of
-the data find the temperature, and keeps one that has learnt from all of them. Here all
-have the same network and the same images, and some of the labels are wrong.
+Temperature scaling and isotonic regression calibrate a network after training, on data
+that were held out. `BSDClassifier` finds the temperature with networks trained on parts
+of the data, and then trains the final network on all of it. This example compares them
+with the same network and images, where some labels are wrong.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/calibration_methods.png'
+
 # %%
-# 450 digits to train and calibrate with, a tenth of them with a wrong label.
-# Calibration after training holds a fifth of them out.
+# 450 digits are used to train and calibrate, and a tenth of them have a wrong label.
+# Calibration after training holds out a fifth of them.
 import math
 
 import matplotlib.pyplot as plt
@@ -85,15 +87,18 @@ for name, values in scores.items():
     )
 
 # %%
-# Reliability in the last of the five splits. What lies on the diagonal is as right as
-# it is sure; the strip below shows how sure it is how often. Isotonic regression,
-# sigmoid and temperature are fitted to 90 held-out labels, of which a tenth are wrong,
-# and make the network as careful as suits those. Plain cross-entropy happens to be
-# calibrated here: it is over-confident about labels as they are given, and those are
-# wrong more often than it is. "+ cross-fitted" and BSD estimate how many labels are
-# wrong, and so are right about true ones; BSD is the most accurate. The estimate is not
-# always to be had from 450 images: in one of the five splits BSD found no wrong
-# labels, and was too careful, with a calibration error of 15 %.
+# Reliability in the last of the five splits. On the diagonal, confidence equals
+# accuracy; the strip below shows the distribution of the confidence.
+#
+# - Isotonic regression, sigmoid and temperature are fitted to 90 held-out labels. A
+#   tenth of these are wrong, so the network becomes underconfident about true labels.
+# - Plain cross-entropy happens to be calibrated here. It is overconfident about the
+#   given labels, but those are wrong more often than its predictions.
+# - "+ cross-fitted" and BSD estimate how many labels are wrong, and so are calibrated
+#   to true labels. BSD is the most accurate.
+#
+# The estimate can fail with only 450 images: in one of the five splits BSD found no
+# wrong labels and was underconfident, with a calibration error of 15 %.
 figure, axes = plt.subplots(2, 3, figsize=(10, 8), layout="constrained")
 for ax, (name, proba) in zip(axes.flat, predictions.items(), strict=True):
     ReliabilityDisplay.from_predictions(

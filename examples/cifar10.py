@@ -1,19 +1,19 @@
 """Bayesian self-distillation against cross-entropy on CIFAR-10.
 
 The same small residual network is trained with cross-entropy, with cross-entropy and
-the calibration that skbsd has by default, and by BSD, from the same seeds, with
-mirrored and shifted images, and tested on the test set; a table and a reliability
-diagram go to examples/output. Of more than 20,000 images, all but the first hold out
-2,000 to calibrate by. With --search, GridSearchCV looks for the
-best prior strength, and cross_val_score estimates the calibration error.
+skbsd's default calibration, and by BSD. All use the same seeds and randomly mirrored
+and shifted images. A table and a reliability diagram of the test set go to
+examples/output. With more than 20,000 images, the two calibrated trainings hold out
+2,000 of them to calibrate on. With --search, GridSearchCV chooses a prior strength, and
+cross_val_score estimates the calibration error.
 
     python examples/cifar10.py --limit 5000 --epochs 20     a quick look
     python examples/cifar10.py                              all of it; better on a GPU
 
 torchvision downloads the images to ./data at the first call; --data names another
-folder, where they may lie already. --npz reads JPEG files packed into train.npz and
-test.npz instead: the arrays `jpeg` (bytes), `offset` (where each begins, and the end)
-and `label`.
+folder. --npz reads JPEG files packed into train.npz and test.npz instead, with the
+arrays `jpeg` (bytes), `offset` (where each file begins, and the end of the last) and
+`label`.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--npz", type=Path, help="folder of train.npz and test.npz")
-    parser.add_argument("--limit", type=int, help="train and test on so many images")
+    parser.add_argument("--limit", type=int, help="number of images to use")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument(
@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def load_torchvision(folder: Path, train: bool):
-    """Return images (n, 3, 32, 32) and labels, downloaded where they are missing."""
+    """Return images (n, 3, 32, 32) and labels; download them if they are missing."""
     from torchvision.datasets import CIFAR10
 
     data = CIFAR10(folder, train=train, download=True)
@@ -104,7 +104,7 @@ def search_prior_strength(model: BSDClassifier, X, y) -> None:
 
 
 def main() -> None:
-    """Load, compare, and search where asked to."""
+    """Load the images, compare the trainings, and search if asked to."""
     args = parse_arguments()
     print("loading the images ...", flush=True)
     if args.npz:

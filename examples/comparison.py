@@ -1,4 +1,4 @@
-"""What the examples share: figures of several trainings, tables and pictures."""
+"""Compare several trainings: scores, tables and pictures. Used by other examples."""
 
 import csv
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from skbsd.metrics import calibration_curve, expected_calibration_error
 
 
 class Comparison:
-    """Collects the figures of several runs and says them in a line each.
+    """Collect the scores of several runs and print a line for each.
 
-    Those of several seeds are means ± standard deviations; the calibration error has
-    the 95 % interval of its mean too, by Student's t.
+    Scores of several seeds are means ± standard deviations. The calibration error also
+    has the 95 % interval of its mean, by Student's t.
     """
 
     def __init__(self):
@@ -42,7 +42,7 @@ class Comparison:
             print(f"mean    {_line(name, self.rows_of(name))}")
 
     def rows_of(self, name: str) -> list[dict]:
-        """Return the figures of one kind of training, a row per seed."""
+        """Return the scores of one kind of training, a row per seed."""
         return [row for row in self.rows if row["training"] == name]
 
     def plot(self, ax) -> None:
@@ -64,7 +64,7 @@ class Comparison:
             )
             label = f"{name}: ECE {_show(self.rows_of(name), 'ece', 100, 1)} %"
             display.plot(ax, ref_line=False, label=label)
-        ax.legend(loc="upper left", fontsize="small")  # few curves go there
+        ax.legend(loc="upper left", fontsize="small")  # where few curves are
 
 
 def write(stem: Path, comparisons: Mapping[str, Comparison]) -> None:
@@ -107,7 +107,7 @@ def _line(name: str, rows: list[dict]) -> str:
 
 
 def _show(rows: list[dict], key: str, scale: float, digits: int) -> str:
-    """Format a figure: a value, or mean ± standard deviation of several."""
+    """Format a score: a value, or mean ± standard deviation of several."""
     values = scale * np.array([row[key] for row in rows])
     text = f"{values.mean():.{digits}f}"
     if len(values) > 1:

@@ -2,14 +2,16 @@
 Finding wrong labels
 ====================
 
-A tenth of the digits' labels are made wrong. A network that is trained by Bayesian
-self-distillation keeps a belief about each sample, and what its predictions put into
-that belief speaks against wrong labels. One fit estimates how many are wrong, ranks the
-samples, and lists those that are more probably wrong than right.
+A fitted `BSDClassifier` knows how often the network's predictions contradicted each
+training label. `find_label_issues` uses this to list the labels that are more probably
+wrong than correct, and `noise_rate_` estimates their share. Neither needs a second fit.
+Here a tenth of the digits' labels are made wrong, so the list can be checked.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/find_wrong_labels.png'
+
 # %%
-# `flip_labels` turns a tenth of the labels into another class, and says which.
+# `flip_labels` changes a tenth of the labels to another class, and returns which.
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
@@ -25,8 +27,9 @@ given, wrong = flip_labels(true, 0.1, random_state=0)
 print(f"{len(given):,} digits, {wrong.sum()} of them with a wrong label")
 
 # %%
-# One fit. The list holds row, given and suggested label, and the share that each of the
-# two has of what the network predicted while it learnt; the worst come first.
+# One fit. The list has the row, the given and the suggested label, and the share that
+# each of the two has in the network's predictions during training. The most suspicious
+# labels come first.
 model = BSDClassifier(random_state=0).fit(X_train, given)
 low, high = model.calibration_.noise_rate_interval
 print(f"estimated: {model.noise_rate_:.1%} are wrong, {low:.1%} to {high:.1%}")
@@ -40,20 +43,20 @@ for row, label, suggested, mass, other in list(
     )
 
 # %%
-# How much of it is right? Precision and recall of the list; the area under the ROC
-# curve of the ranking, over all samples.
+# How good is the list? These are its precision and recall, and the area under the ROC
+# curve of the ranking of all samples.
 listed = np.zeros(len(given), dtype=bool)
 listed[issues["row"]] = True
 found = np.asarray(issues["suggested_label"]) == true[issues["row"]]
 print(f"listed                      {listed.sum()}")
 print(f"wrong, of those listed      {wrong[listed].mean():.1%}")
 print(f"listed, of those wrong      {listed[wrong].mean():.1%}")
-print(f"suggestions that are right  {found.mean():.1%}")
+print(f"suggestions that are true   {found.mean():.1%}")
 print(f"AUROC of the ranking        {roc_auc_score(wrong, -label_quality(model)):.4f}")
 
 # %%
-# The most suspicious ones, the worst first, with the label that is given and the one
-# that the network suggests; where that is not the true one, the true one too.
+# The most suspicious images, with the given and the suggested label. Where the
+# suggestion is not the true label, the title shows the true one too.
 figure, axes = plt.subplots(3, 8, figsize=(9, 4.6), layout="constrained")
 for axis in axes.flat:
     axis.axis("off")
@@ -71,8 +74,8 @@ figure.suptitle(f"The most suspicious of {len(given):,} labels")
 plt.show()
 
 # %%
-# Training again, with the suggestions taken or the suspects left out. With a person to
-# look at the list, nothing else would have to be looked at.
+# Train again without the listed samples, or with the suggested labels. In practice a
+# person would check the list, which is much shorter than the data set.
 corrected = given.copy()
 corrected[issues["row"]] = issues["suggested_label"]
 print(f"wrong labels before  {wrong.mean():.1%}")

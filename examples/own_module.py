@@ -2,12 +2,15 @@
 A network of your own
 =====================
 
-Any `torch.nn.Module` that returns logits can be trained. Its arguments are parameters
-of the estimator, its optimizer and callbacks are torch's and skorch's.
+`BSDClassifier` trains any `torch.nn.Module` that returns logits. The module's arguments
+become parameters of the estimator. Optimizers are torch's, and callbacks are skorch's.
+Use this when the default networks do not suit your data.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/own_module.png'
+
 # %%
-# A small network that looks at the rows of an image one after the other, as one reads.
+# A small recurrent network that reads the rows of an image one after the other.
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
@@ -21,12 +24,12 @@ from skbsd.display import TrainingDisplay
 
 
 class Reader(nn.Module):
-    """Reads an image row by row, both ways.
+    """Read an image row by row, in both directions.
 
     Parameters
     ----------
     width : int
-        Number of its features in each direction.
+        Number of features in each direction.
     dropout : float
     """
 
@@ -45,8 +48,8 @@ class Reader(nn.Module):
 
 # %%
 # ``module__width`` reaches the module, ``optimizer__*`` the optimizer. `train_split`
-# keeps a fifth of the images to watch. `EarlyStopping` would end a training whose
-# validation loss has not fallen for 15 epochs; this one goes through.
+# holds out a fifth of the images for validation. `EarlyStopping` ends a training whose
+# validation loss has not fallen for 15 epochs; here it never has to.
 X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(
     X / 16, y, random_state=0, stratify=y
@@ -66,13 +69,13 @@ model = BSDClassifier(
 model.fit(X_train, y_train)
 
 # %%
-# The training loss is measured against targets that are soft, so it does not fall to
-# zero where the network has learnt them: what it cannot fall below is their entropy.
-# The validation loss is plain cross-entropy with labels, and what to watch.
+# The training loss is the cross-entropy with soft targets. It cannot fall below the
+# entropy of these targets, so it does not approach zero. The validation loss is the
+# cross-entropy with the labels; judge the training by that.
 TrainingDisplay.from_estimator(model)
 plt.show()
 
 # %%
-# The network is in `module_`, trained, and is torch's own.
+# The trained network is the torch module `module_`.
 print(f"accuracy {model.score(X_test, y_test):.1%} after {model.n_iter_} epochs")
 print(sum(p.numel() for p in model.module_.parameters()), "parameters")

@@ -2,18 +2,21 @@
 Reliability, before and after
 =============================
 
-A network that is right in 95 of 100 cases should be 95 % sure on average. Trained with
-cross-entropy on labels of which some are wrong, as they are in most data, it learns
-those by heart too, and is surer than it should be. A `BSDClassifier` of the same
-network finds out, before it trains on all images, how sure it may be.
+A network that is correct in 95 of 100 cases should be 95 % confident on average.
+Cross-entropy memorises wrong labels, which most data sets contain, and becomes
+overconfident. `BSDClassifier` trains the same network and calibrates it on held-out
+predictions. This example shows how to compare the two with a reliability diagram.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/reliability.png'
+
 # %%
-# A quarter of scikit-learn's digits for training, a fifth of them with a wrong label;
-# the others, with right labels, to test on. `prior_strength` of infinity lets no
-# prediction into the targets, which is cross-entropy, and `calibration=None` makes it
-# the plain one. With the default calibration it has a temperature and a learning rate
-# that follow from predictions of unseen images.
+# A quarter of scikit-learn's digits are used for training, and a fifth of these get a
+# wrong label. The other digits, with correct labels, are the test set. With an infinite
+# `prior_strength` the targets stay at the labels, which is cross-entropy;
+# `calibration=None` turns calibration off. "CE + temperature" keeps the default
+# calibration, which chooses the temperature and the learning rate on held-out
+# predictions.
 import math
 
 import matplotlib.pyplot as plt
@@ -40,28 +43,28 @@ for name, model in models.items():
     model.fit(X_train, given)
     loss = log_loss(y_test, model.predict_proba(X_test).astype(float))
     print(f"{name:18}accuracy {model.score(X_test, y_test):.1%}, log loss {loss:.3f}")
-print(f"BSD takes {models['BSD'].noise_rate_:.0%} of the labels to be wrong")
+print(f"BSD estimates that {models['BSD'].noise_rate_:.0%} of the labels are wrong")
 
 # %%
-# Each point is a group of test images that the network is about equally sure of: their
-# mean confidence, and how many of them it has right. The band is the 95 % interval by
-# the bootstrap, of which test images were drawn. Below the diagonal it promises more
-# than it keeps, as cross-entropy does. Those that are calibrated lie near it.
+# Each point is a bin of test images with similar confidence. It shows their mean
+# confidence and their accuracy. The band is the 95 % bootstrap interval over the test
+# images. Below the diagonal a network is overconfident, as cross-entropy is. The
+# calibrated networks lie near the diagonal.
 figure, ax = plt.subplots(figsize=(6, 7), layout="constrained")
 ReliabilityDisplay.from_estimators(
     models, X_test, y_test, n_bins=10, n_bootstraps=200, random_state=0, ax=ax
 )
-ax.set_title("Digits: as sure as it is right?")
+ax.set_title("Digits: does confidence match accuracy?")
 plt.show()
 
 # %%
-# What it is worth: suppose that a person looks at whatever the network is less than 90
-# % sure of. How many mistakes get past?
+# Why it matters: suppose that a person checks every prediction with a confidence below
+# 90 %. How many of the network's mistakes does the person see?
 for name, model in models.items():
     proba = model.predict_proba(X_test)
     sure = proba.max(axis=1) >= 0.9
     wrong = model.classes_[proba.argmax(axis=1)] != y_test
     print(
-        f"{name:18}sure of {sure.mean():.0%}, and wrong in {wrong[sure].mean():.1%} of "
-        f"these; catches {(wrong & ~sure).sum()} of {wrong.sum()} mistakes"
+        f"{name:18}confident in {sure.mean():.0%}, of which {wrong[sure].mean():.1%} "
+        f"are wrong; {(wrong & ~sure).sum()} of {wrong.sum()} mistakes are checked"
     )

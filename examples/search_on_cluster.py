@@ -1,14 +1,15 @@
-"""Search on several workers, of this computer or of a cluster.
+"""Search on several workers, on this computer or on a cluster.
 
-Successive halving among 16 settings, on Dask's workers. Each round goes on from the
-last one, and so does a search that is started again after it was stopped.
+Dask's workers run successive halving over 16 settings. Each round continues the
+training of the round before. A search that was stopped continues when it is started
+again.
 
     pip install ".[dask]"
     python examples/search_on_cluster.py
 
-That starts a worker for each core of this computer. On a cluster, start a scheduler and
-workers, one for each GPU where there are some, and name the scheduler and a folder that
-all of them see:
+This starts a worker for each core of this computer. On a cluster, start a scheduler and
+workers, one for each GPU if there are any. Then name the scheduler and a folder that
+all workers can read and write:
 
     dask scheduler
     dask worker tcp://scheduler:8786 --nthreads 1 --resources "GPU=1"
@@ -40,7 +41,7 @@ def use_workers(stack: ExitStack, scheduler: str | None, gpus: bool) -> None:
     """Have joblib send fits to Dask's workers until the stack is closed."""
     if Client is None:
         print(
-            'Dask is not here (pip install "dask[distributed]"): on processes instead.'
+            'Dask is not installed (pip install "dask[distributed]"): using processes.'
         )
         stack.enter_context(joblib.parallel_config(backend="loky", n_jobs=-1))
         return
@@ -55,7 +56,7 @@ def use_workers(stack: ExitStack, scheduler: str | None, gpus: bool) -> None:
     client = stack.enter_context(Client(cluster))
     client.wait_for_workers(1)
     print(f"{len(client.ncores())} workers at {client.scheduler.address}")
-    # Each fit takes the GPU of its worker. One whose worker dies is tried again.
+    # Each fit uses the GPU of its worker. A fit whose worker dies is tried again.
     stack.enter_context(
         joblib.parallel_config(backend="dask", resources=resources, retries=3)
     )
@@ -65,9 +66,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scheduler", help="address of one that runs already")
+    parser.add_argument("--scheduler", help="address of a running scheduler")
     parser.add_argument("--gpus", action="store_true", help="a GPU for each fit")
-    parser.add_argument("--folder", help="where the search is to go on from")
+    parser.add_argument("--folder", help="where checkpoints of the search are kept")
     args = parser.parse_args()
 
     X, y = load_digits(return_X_y=True)
@@ -78,7 +79,7 @@ def main() -> None:
         folder = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
         use_workers(stack, args.scheduler, args.gpus)
         model = BSDClassifier(
-            # All rounds are the beginning of one training.
+            # All rounds follow the schedule of the longest training.
             schedule_epochs=LONGEST,
             calibration=None,
             checkpoint=folder,
@@ -105,7 +106,7 @@ def main() -> None:
     print("rounds:", ", ".join(f"{n} for {epochs} epochs" for n, epochs in rounds))
     print("best:", search.best_params_)
     found = search.best_estimator_.score(X_test, y_test)
-    print(f"accuracy on samples that the search has not seen: {found:.1%}")
+    print(f"accuracy on held-out test samples: {found:.1%}")
 
 
 if __name__ == "__main__":

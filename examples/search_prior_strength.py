@@ -1,16 +1,19 @@
 """
-Searching for a prior strength
-==============================
+Search for a prior strength
+===========================
 
-How long should a label hold against what the network predicts? The default finds out by
-itself whether many labels are wrong, and needs no search. In the paper's method it is a
-number; `GridSearchCV` finds it like any other parameter, and the trade between accuracy
-and calibration can be seen.
+The prior strength says how long a training target stays near its label. The default
+needs no search: it estimates by itself whether many labels are wrong. In the paper the
+prior strength is a number, and `GridSearchCV` chooses it like any other parameter. This
+example also shows the trade-off between accuracy and calibration.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/search_prior_strength.png'
+
 # %%
-# Digits of which a fifth have a wrong label. Numbers with `calibration=None` are the
-# paper's method: the larger, the longer the label holds; infinity is cross-entropy.
+# A fifth of the digits have a wrong label. Numbers with `calibration=None` are the
+# paper's method. With a larger number the target stays near the label for longer;
+# infinity is cross-entropy.
 import math
 
 import matplotlib.pyplot as plt
@@ -45,21 +48,22 @@ print("best by log loss:", search.best_params_)
 
 # %%
 # One point for each value, with the standard error over the folds. Up and to the left
-# is better. All of it is measured against labels of which a fifth are wrong, as nothing
-# else is there: the accuracy cannot exceed 80 %, and still tells the values apart.
+# is better. The folds are scored with the given labels, of which a fifth are wrong. A
+# perfect classifier would therefore reach 80 %, and the values still differ clearly.
 figure, ax = plt.subplots(figsize=(7, 5), layout="constrained")
 CalibrationTradeoffDisplay.from_cv_results(search.cv_results_, ax=ax)
-ax.set_title("Prior strength: accuracy beside calibration")
+ax.set_title("Prior strength: accuracy against calibration")
 plt.show()
 
 # %%
-# On test images with right labels, beside cross-entropy and the default. A search that
-# is scored by labels of which a fifth are wrong prefers networks that are as unsure as
-# these: the number that it chose is more accurate than cross-entropy, and far too
-# careful, so that its log loss is the larger. Calibration mends that, as it estimates
-# how many labels are wrong, and helps cross-entropy too. The default has no search to
-# pay for; in this split the number is still better, by a twentieth of a nat. Where
-# there are labels that can be trusted, search by those.
+# The choice on test images with correct labels, compared with cross-entropy and the
+# default. The search was scored with labels of which a fifth are wrong, so it preferred
+# an underconfident network. The number that it chose is more accurate than
+# cross-entropy, but has a larger log loss. Calibration corrects this, because it
+# estimates how many labels are wrong, and it helps cross-entropy too. The default needs
+# no search; in this split the searched number with calibration is still better, by a
+# twentieth of a nat. If you have labels that can be trusted, score the search with
+# those.
 best = search.best_params_["prior_strength"]
 for strength, calibration in (
     (math.inf, None),

@@ -2,14 +2,17 @@
 A search in one loop
 ====================
 
-`StackedGridSearchCV` is scikit-learn's `GridSearchCV` with the networks of all
-candidates and folds trained at once. Here it finds a prior strength, a learning rate
-and a weight decay for a small network, and is timed beside the original.
+`StackedGridSearchCV` works like scikit-learn's `GridSearchCV`, but trains the networks
+of all candidates and folds at once. Use it to search with many small networks. Here it
+searches the prior strength, learning rate and weight decay, and is timed against
+`GridSearchCV`.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/stacked_search.png'
+
 # %%
-# Twelve candidates on five folds are sixty networks. In a Pipeline each fold has its
-# own scaler, and each network its own inputs.
+# Twelve candidates and five folds make sixty networks. In a Pipeline each fold has its
+# own scaler, so each network has its own inputs.
 import math
 import time
 
@@ -41,8 +44,8 @@ grid = {
 options = {"scoring": "neg_log_loss", "cv": 5, "refit": False}
 
 # %%
-# Both train the same networks. The first search of a program pays for what is loaded
-# then, so each is run once before, with a single epoch.
+# Both train the same networks. Each search runs once with a single epoch first, so that
+# loading libraries is not part of the timing.
 seconds, searches = {}, {}
 short = model.set_params(bsdclassifier__max_epochs=1)
 for search in (GridSearchCV, StackedGridSearchCV):
@@ -58,7 +61,7 @@ stacked = searches[StackedGridSearchCV]
 print(f"{stacked.n_stacked_} fits were stacked")
 
 # %%
-# The log losses are the same within rounding, and so is the choice.
+# The log losses agree within rounding, and so does the choice.
 one, other = (s.cv_results_["mean_test_score"] for s in searches.values())
 print(f"largest difference of a mean log loss: {np.abs(one - other).max():.1e}")
 best = stacked.cv_results_["params"][stacked.cv_results_["rank_test_score"].argmin()]

@@ -1,16 +1,18 @@
 """
-A table with columns of several kinds
-=====================================
+A table with numeric and categorical columns
+============================================
 
-Columns that are numbers, with values missing, and columns that are names: as with any
-classifier of scikit-learn, a `ColumnTransformer` prepares them and the whole is a
-`Pipeline` that can be cross-validated.
+A `ColumnTransformer` fills in missing numbers, scales them and encodes categories, as
+for any classifier of scikit-learn. Together with a `BSDClassifier` it forms a
+`Pipeline` that can be cross-validated. This example compares it with other classifiers.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/table_pipeline.png'
+
 # %%
-# The diabetes study: 442 patients, ten measurements, and how far the disease went in a
-# year, which we cut into thirds. Sex is a name here, and every twelfth of the
-# cholesterol values has been lost.
+# The diabetes study has 442 patients, ten measurements, and the progression of the
+# disease within a year, which we cut into thirds. We make sex a categorical column, and
+# remove every twelfth value of the cholesterol.
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -34,8 +36,8 @@ y = pd.qcut(progression, 3, labels=["slow", "medium", "fast"]).astype(str)
 print(X.head())
 
 # %%
-# Numbers are filled in and standardised, which a network needs; names become columns of
-# zeros and ones.
+# Missing numbers are filled in, and all numbers are standardised, which a network
+# needs. Categories become columns of zeros and ones.
 prepare = make_column_transformer(
     (
         make_pipeline(SimpleImputer(), StandardScaler()),
@@ -52,7 +54,7 @@ models = {
 make_pipeline(prepare, models["BSD"])
 
 # %%
-# Five-fold cross-validation, of accuracy, log loss and calibration error.
+# Five-fold cross-validation of accuracy, log loss and calibration error.
 scoring = {
     "accuracy": "accuracy",
     "log loss": "neg_log_loss",
@@ -76,13 +78,13 @@ table["seconds"] = [result["fit_time"].mean() for result in results.values()]
 print(table.round(3))
 
 # %%
-# Every dot is a fold, the line their mean. Logistic regression has the lowest log loss
-# and calibration error: ten measurements of 350 patients hold no more than it can see.
-# `BSDClassifier` is close to it, and as accurate. `MLPClassifier` and the trees learn
-# the patients by heart, and then are sure of all others too; the log loss of the trees
-# is worse than that of a guess (log 3 = 1.10). So begin with the simplest model, and
-# measure. What a `BSDClassifier` costs is in the last column of the table: below 450
-# samples, it trains four networks to calibrate a fifth.
+# Every dot is a fold, and the line is their mean. Logistic regression has the lowest
+# log loss and calibration error, as a linear model suits so small a table.
+# `BSDClassifier` is close to it, and as accurate. `MLPClassifier` and the trees overfit
+# and become overconfident; the log loss of the trees is worse than that of a uniform
+# guess (log 3 = 1.10). So start with the simplest model, and measure. The last column
+# of the table shows what a `BSDClassifier` costs: below 450 samples it trains four
+# networks to calibrate the fifth.
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True, layout="constrained")
 markers = dict(zip(models, "s^Do", strict=True))
 for ax, metric in zip(axes, scoring, strict=True):
