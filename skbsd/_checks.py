@@ -55,12 +55,12 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
             Interval(Real, 0, None, closed="neither"),
             StrOptions({"auto"}),
         ],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "max_epochs": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [
             Interval(Integral, 1, None, closed="left"),
             Options(Integral, {-1}),
         ],
-        "lr": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        "lr": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "optimizer": [callable],
         "lr_schedule": [StrOptions(set(schedules))],
         "schedule_epochs": [Interval(Integral, 1, None, closed="left"), None],
@@ -169,6 +169,21 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         raise ValueError(
             "image_shape must be (channels, height, width), three positive integers, "
             f"got {shape!r}."
+        )
+
+
+def check_epochs(epochs: Any) -> None:
+    """Raise where the epochs of a call are no number of them, or None.
+
+    Parameters
+    ----------
+    epochs : int or None
+    """
+    is_number = isinstance(epochs, Integral) and not isinstance(epochs, bool)
+    if epochs is not None and not (is_number and epochs >= 0):
+        raise ValueError(
+            f"epochs must be a whole number of epochs, 0 or more, got {epochs!r}; "
+            "leave it out to train for max_epochs."
         )
 
 

@@ -64,7 +64,7 @@ def method_for(net: Any, data: TrainingData, *, keep: bool) -> str | None:
     keep : bool
         Whether the network goes on from another call: its calibration stays as it is.
     """
-    if net.calibration is None or keep:
+    if net.calibration is None or keep or net.max_epochs == 0:
         return None
     size = data.size(data.weighted(np.arange(len(data.y))))
     if size < _LEAST:
