@@ -59,12 +59,12 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
             Interval(Real, 0, None, closed="neither"),
             StrOptions({"auto"}),
         ],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "max_epochs": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [
             Interval(Integral, 1, None, closed="left"),
             Options(Integral, {-1}),
         ],
-        "lr": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        "lr": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "optimizer": [callable],
         "lr_schedule": [StrOptions(set(schedules))],
         "schedule_epochs": [Interval(Integral, 1, None, closed="left"), None],
@@ -189,6 +189,21 @@ def length_of(X: Any) -> int | None:
         return _num_samples(X)
     except TypeError:  # of what is refused later, with its name
         return None
+
+
+def check_epochs(epochs: Any) -> None:
+    """Raise where the epochs of a call are no number of them, or None.
+
+    Parameters
+    ----------
+    epochs : int or None
+    """
+    is_number = isinstance(epochs, Integral) and not isinstance(epochs, bool)
+    if epochs is not None and not (is_number and epochs >= 0):
+        raise ValueError(
+            f"epochs must be a whole number of epochs, 0 or more, got {epochs!r}; "
+            "leave it out to train for max_epochs."
+        )
 
 
 def check_device(device: str | torch.device) -> torch.device:

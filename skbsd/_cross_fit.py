@@ -65,7 +65,7 @@ def method_for(net: Any, data: TrainingData, *, keep: bool) -> str | None:
     keep : bool
         Whether the call continues from a previous one, whose calibration is kept.
     """
-    if net.calibration is None or keep:
+    if net.calibration is None or keep or net.max_epochs == 0:
         return None
     size = data.size(data.weighted(np.arange(len(data.y))))
     if size < _LEAST:

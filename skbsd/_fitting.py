@@ -575,7 +575,7 @@ class Fitting:
     def _checkpoint(self) -> RunCheckpoint | None:
         """Return the file of this call, where the user wants one."""
         net = self.net
-        if net.checkpoint is None:
+        if net.checkpoint is None or net.max_epochs == 0:
             return None
         check_loading(net.get_params_for("iterator_train"))
         parameters, n_epochs = what_counts(net, self.choice)

@@ -144,8 +144,11 @@ def _reads_losses(callback: Callback) -> bool:
 
 
 def _overrides(listener, base: type, hooks=_BATCH_HOOKS) -> bool:
-    """Whether the listener's class, or the listener itself, has a hook of its own."""
+    """Whether the listener's class, or the listener itself, has a hook of its own.
+
+    skorch takes any object for a callback that has the methods, of whatever class.
+    """
     return any(
-        h in vars(listener) or getattr(type(listener), h) is not getattr(base, h)
+        h in vars(listener) or getattr(type(listener), h, None) is not getattr(base, h)
         for h in hooks
     )

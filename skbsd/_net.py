@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 from skorch import NeuralNetClassifier
 from skorch.dataset import Dataset, unpack_data
 from skorch.history import History
@@ -539,7 +539,35 @@ class Net(NeuralNetClassifier):
         logits = y_pred.to(torch.promote_types(y_pred.dtype, torch.float32))
         return self.criterion_(logits, to_tensor(y_true, logits.device))
 
-    def fit_loop(self, *args, **kwargs):
+    def fit_loop(self, X, y=None, epochs=None, **fit_params):
+        """Train the network further, as `partial_fit` does.
+
+        skorch has it for code that takes over the calls around it. Here it is
+        `partial_fit` under another name: callbacks hear that training begins and ends.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, Tensor or Dataset
+            A table, images, or a Dataset of pairs (x, y).
+        y : array-like of shape (n_samples,), default=None
+            Labels. None with a Dataset.
+        epochs : int, default=None
+            How many epochs to train; None is `max_epochs`.
+        **fit_params : dict
+            Passed to `partial_fit`.
+
+        Returns
+        -------
+        self
+            The fitted estimator.
+
+        See Also
+        --------
+        BSDClassifier.partial_fit : Does the work.
+        """
+        return self.partial_fit(X, y, epochs=epochs, **fit_params)
+
+    def run_single_epoch(self, *args, **kwargs):
         """Raise, as training goes through `fit` and `partial_fit`.
 
         Parameters
@@ -556,11 +584,9 @@ class Net(NeuralNetClassifier):
         """
         raise AttributeError(
             f"{type(self).__name__} trains through fit and partial_fit, which tie "
-            "samples to their posteriors; fit_loop and run_single_epoch are not "
-            "available."
+            "samples to their posteriors; run_single_epoch is not available. Use "
+            "partial_fit(X, y, epochs=1)."
         )
-
-    run_single_epoch = fit_loop
 
     def _running(self) -> Run:
         if self._run is None:
@@ -605,12 +631,12 @@ class Net(NeuralNetClassifier):
 
         Raises
         ------
-        NotFittedError
-            If there is no network yet.
+        NotInitializedError
+            If there is no network yet: skorch's, which is a NotFittedError too.
         ValueError
             If X is not of the kind that was fitted.
         """
-        check_is_fitted(self)
+        self.check_is_fitted()
 
         views = None if training else self.prediction_views
 

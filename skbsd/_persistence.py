@@ -97,6 +97,12 @@ def save(net: Any, path: str | os.PathLike[str], *, posterior: bool) -> None:
         Whether to write what `partial_fit` needs to go on exactly.
     """
     check_is_fitted(net, ["module_", "classes_"])
+    if net.optimizer is None:
+        raise ValueError(
+            f"this {type(net).__name__} was trimmed for prediction, and has lost the "
+            "parameters that a file holds; save it before, with posterior=False, "
+            "which leaves out what prediction does not need, or use joblib."
+        )
     if len(net.cuda_dependent_attributes_) > 3:
         raise ValueError(
             f"save knows one network, and this {type(net).__name__} has "

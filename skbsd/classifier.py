@@ -1,10 +1,11 @@
 """Bayesian self-distillation as a scikit-learn classifier."""
 
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.metadata_routing import (
     MetadataRouter,
     _routing_enabled,
@@ -113,7 +114,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         distinguish the two. "auto" assumes errors for images, and for tables whose
         classes are otherwise well separated.
     max_epochs : int, default=40
-        Number of passes over the data in each call of `fit` or `partial_fit`.
+        Number of passes over the data in each call of `fit` or `partial_fit`. With 0,
+        the network is built but neither trained nor calibrated.
     batch_size : int, default=128
         Number of samples per step; -1 uses all samples in one batch.
     lr : float or "auto", default="auto"
@@ -515,8 +517,17 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
                 return self
             return self._train(data, "fit", split_params, keep=keep)
 
-    def partial_fit(self, X, y=None, classes=None, sample_weight=None, **split_params):
-        """Train the network further, for `max_epochs` more.
+    def partial_fit(
+        self,
+        X,
+        y=None,
+        classes=None,
+        sample_weight=None,
+        *,
+        epochs=None,
+        **split_params,
+    ):
+        """Train the network further, for `max_epochs` more or as many as `epochs` says.
 
         With the X, y and prior of the last call the samples keep their posteriors;
         others get fresh ones. A Dataset counts as the same if its type and labels are.
@@ -534,6 +545,10 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             All labels there will be, for the first call; by default those in y.
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights; zero leaves a sample out.
+        epochs : int, default=None
+            How many epochs this call trains, in place of `max_epochs`: the learning
+            rate's schedule and the progress that callbacks show are of so many. None
+            is `max_epochs`.
         **split_params : dict
             Passed to `train_split`, such as `groups`.
 
@@ -559,13 +574,27 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
                     f"{expected.tolist()}; call fit to start afresh."
                 )
             expected = classes
-        with one_thread_after_fork():
+        _checks.check_epochs(epochs)
+        with one_thread_after_fork(), self._for_epochs(epochs):
             data = self._check_training_data(X, y, sample_weight, expected, keep=keep)
             arguments = {"y": y, "sample_weight": sample_weight, **split_params}
             arguments["classes"] = classes
             if self._fits_in_processes("partial_fit", X, arguments):
                 return self
             return self._train(data, "partial_fit", split_params, keep=keep)
+
+    @contextmanager
+    def _for_epochs(self, epochs: int | None):
+        """Have a call last for so many epochs: all that depends on their number does.
+
+        Other processes are sent the estimator as it is within.
+        """
+        usual = self.max_epochs
+        self.max_epochs = usual if epochs is None else epochs
+        try:
+            yield
+        finally:
+            self.max_epochs = usual
 
     def _fits_in_processes(self, method: str, X, arguments: dict) -> bool:
         """Have several processes do the call, where the user wants that."""
@@ -620,8 +649,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Raises
         ------
-        NotFittedError
-            If there is no network yet.
+        NotInitializedError
+            If there is no network yet: skorch's, which is a NotFittedError too.
         ValueError
             If X is empty, or not of the kind that was fitted.
         """
@@ -643,8 +672,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Raises
         ------
-        NotFittedError
-            If there is no network yet.
+        NotInitializedError
+            If there is no network yet: skorch's, which is a NotFittedError too.
         ValueError
             If X is empty, or not of the kind that was fitted.
         """
@@ -666,8 +695,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Raises
         ------
-        NotFittedError
-            If there is no network yet.
+        NotInitializedError
+            If there is no network yet: skorch's, which is a NotFittedError too.
         ValueError
             If X is empty, or not of the kind that was fitted.
         """
@@ -687,24 +716,35 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Returns
         -------
         ndarray of shape (n_samples,)
-            Values of `classes_`.
+            Values of `classes_`. A network that was never fitted, but initialized or
+            given weights by `load_params`, has no `classes_`: these are then indices
+            of the columns of :meth:`predict_proba`, as skorch predicts them.
 
         Raises
         ------
-        NotFittedError
-            If there is no network yet, or one of loaded weights, which come without
-            classes.
+        NotInitializedError
+            If there is no network yet: skorch's, which is a NotFittedError too.
         ValueError
             If X is empty, or not of the kind that was fitted.
+
+        Warns
+        -----
+        UserWarning
+            If there are no `classes_`.
         """
         codes = self._calibrated_logits(X).argmax(dim=1).numpy()
-        if not self._has_classes():
-            raise NotFittedError(
-                f"this {type(self).__name__} has weights, but was never fitted and so "
-                "knows no classes. Use predict_proba, or save whole estimators with "
-                "`save` or joblib."
-            )
-        return self.classes_[codes]
+        if self._has_classes():
+            return self.classes_[codes]
+        name = type(self).__name__
+        warnings.warn(
+            f"this {name} has weights, but was never fitted and so knows no classes: "
+            "predict returns indices of the columns of predict_proba. To keep the "
+            f"labels, store whole estimators with `save` and `{name}.load`, or with "
+            "joblib.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return codes
 
     def score(self, X, y=None, sample_weight=None):
         """Compute the accuracy of predictions.
@@ -924,6 +964,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         `classes` are those of a network that is kept, or those that were announced.
         """
+        self.check_training_readiness()
         caller = type(self).__name__
         _checks.check_parameters(
             self.get_params(deep=False),

@@ -1,16 +1,19 @@
 """What skorch documents, a BSDClassifier does too."""
 
 import io
+import pickle
 import time
 from contextlib import redirect_stdout
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import sklearn
 import torch
-from helpers import quick
+from helpers import quick, same_weights, weights
 from modules import Linear
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import GroupKFold
 from skorch import NeuralNetClassifier
@@ -27,6 +30,7 @@ from skorch.callbacks import (
     TrainEndCheckpoint,
 )
 from skorch.dataset import Dataset, ValidSplit
+from skorch.exceptions import NotInitializedError, SkorchTrainingImpossibleError
 from skorch.helper import predefined_split
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
@@ -325,3 +329,123 @@ class TestCallbacks:
         model = quick(callbacks="disable").fit(*iris)
         assert model.n_iter_ == 3
         assert model.history[-1, "batches", -1, "train_loss"] > 0
+
+
+class TestEpochs:
+    """`epochs` of a call, and none at all."""
+
+    def test_epochs_of_partial_fit(self, iris):
+        model = quick(max_epochs=3).partial_fit(*iris, epochs=2)
+        assert (model.n_iter_, model.max_epochs) == (2, 3)
+        model.partial_fit(*iris, epochs=1).partial_fit(*iris)
+        assert (model.n_iter_, model.max_epochs) == (6, 3)
+
+    def test_is_a_call_with_so_many_max_epochs(self, iris):
+        one = quick(max_epochs=7).partial_fit(*iris, epochs=2)
+        other = quick(max_epochs=2).partial_fit(*iris)
+        assert same_weights(one, other)
+
+    def test_callbacks_see_the_epochs_of_the_call(self, iris):
+        class Looks(Callback):
+            def on_train_begin(self, net, X=None, y=None, **kwargs):
+                self.seen_ = net.max_epochs
+
+        model = quick(max_epochs=7, callbacks=[("looks", Looks)])
+        model.partial_fit(*iris, epochs=2)
+        assert dict(model.callbacks_)["looks"].seen_ == 2
+
+    def test_max_epochs_are_back_after_an_error(self, iris):
+        model = quick(max_epochs=7)
+        with pytest.raises(ValueError, match="one class only"):
+            model.partial_fit(iris[0], np.zeros(150), epochs=2)
+        assert model.max_epochs == 7
+
+    @pytest.mark.parametrize("epochs", [-1, 1.5, True, "2"])
+    def test_other_epochs_are_refused(self, iris, epochs):
+        model = quick()
+        with pytest.raises(ValueError, match=rf"epochs must be .*{epochs!r}"):
+            model.partial_fit(*iris, epochs=epochs)
+        assert not hasattr(model, "module_")
+
+    def test_fit_loop_goes_on(self, iris):
+        model = quick().fit(*iris)
+        assert model.fit_loop(*iris, epochs=1).n_iter_ == 4
+
+    @pytest.mark.parametrize(
+        "kwargs",
+        [
+            {},
+            {"calibration": "cross-fit"},
+            {"calibration": "hold-out"},
+            {"calibration": "auto", "train_split": SPLIT},
+            {"averaging": "ema", "lr_schedule": "cosine"},
+            {"prior_strength": "noisy", "posterior_dtype": "compact"},
+        ],
+    )
+    def test_none(self, iris, kwargs, tmp_path):
+        model = quick(max_epochs=0, checkpoint=tmp_path, **kwargs).fit(*iris)
+        initial = weights(model)
+        assert (model.n_iter_, len(model.history)) == (0, 0)
+        assert not hasattr(model, "calibration_")
+        assert model.predict_proba(iris[0]).shape == (150, 3)
+        assert set(model.predict(iris[0])) <= {0, 1, 2}
+        assert (model.posterior_.visits == 0).all()
+        model.partial_fit(*iris, epochs=0)
+        assert all(map(torch.equal, weights(model), initial))
+        assert model.partial_fit(*iris, epochs=2).n_iter_ == 2
+
+    def test_none_leaves_the_given_weights(self, iris):
+        network = Linear(4, 3)
+        model = quick(module=network, max_epochs=0).fit(*iris)
+        given = network.state_dict().values()
+        assert all(map(torch.equal, weights(model), given))
+
+    def test_a_rate_of_zero_leaves_the_weights(self, iris):
+        model = quick(lr=0, max_epochs=0).fit(*iris)
+        initial = weights(model)
+        model.partial_fit(*iris, epochs=2)
+        assert all(map(torch.equal, weights(model), initial))
+
+
+class TestNotInitialized:
+    @pytest.mark.parametrize(
+        "method", ["predict", "predict_proba", "forward", "forward_iter", "score"]
+    )
+    def test_error_is_skorchs_and_scikit_learns(self, iris, method):
+        X, y = iris
+        arguments = (X, y) if method == "score" else (X,)
+        assert issubclass(NotInitializedError, NotFittedError)
+        with pytest.raises(NotInitializedError, match="not initialized yet"):
+            list(getattr(quick(), method)(*arguments))
+
+    def test_trimmed_predicts_and_no_more(self, iris, tmp_path):
+        model = quick().fit(*iris)
+        proba = model.predict_proba(iris[0])
+        model.trim_for_prediction()
+        for copied in (model, pickle.loads(pickle.dumps(model))):
+            assert_array_equal(copied.predict_proba(iris[0]), proba)
+            for fit in (copied.fit, copied.partial_fit):
+                with pytest.raises(SkorchTrainingImpossibleError, match="trimmed"):
+                    fit(*iris)
+        with pytest.raises(ValueError, match=r"trimmed for prediction.*before"):
+            model.save(tmp_path / "model.skbsd")
+        assert not list(tmp_path.iterdir())
+
+
+class TestDuckTypedCallback:
+    """skorch asks of a callback no more than that it has the methods."""
+
+    def test_hears_all_that_skorch_tells(self, iris):
+        listener = Mock(spec=Callback)
+        listener.get_params.return_value = {}
+        X, y = iris
+        quick(callbacks=[("mock", listener)], train_split=SPLIT).fit(X, y)
+        begun = listener.on_train_begin.call_args
+        assert begun.kwargs["X"].shape == X.shape
+        assert listener.on_epoch_end.call_count == 3
+        # A batch of training and one of validation in each epoch.
+        assert listener.on_batch_begin.call_count == 6
+        assert listener.on_batch_end.call_count == 6
+        assert listener.on_grad_computed.call_count == 3
+        heard = listener.on_batch_end.call_args
+        assert {"batch", "training", "loss", "y_pred"} <= heard.kwargs.keys()
