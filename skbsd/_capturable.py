@@ -15,14 +15,14 @@ from ._sparse import SparseRows
 from ._structure import leaves
 from .objectives import Objective
 
-# To record a step takes about as long as so many steps.
+# Recording a step takes about as long as this number of steps.
 FEWEST_STEPS = 20
-# Where the classes of modules are from that do the same for each batch.
+# Packages whose modules perform the same operations for each batch.
 _STATIC = ("skbsd.networks", "torch.nn.", "torchvision.models.resnet")
 
 
 class Recordable(Protocol):
-    """What there is to record: a run."""
+    """The interface of a run that can be recorded."""
 
     batches: Batches
     forward: Forward
@@ -35,7 +35,7 @@ class Recordable(Protocol):
 def obstacle(
     run: Recordable, net: Any, listeners: Listeners, *, asked_for: bool
 ) -> str | None:
-    """Return why steps cannot be recorded, or None.
+    """Return the reason why steps cannot be recorded, or None.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ def obstacle(
     net : BSDClassifier
     listeners : Listeners
     asked_for : bool
-        Whether the user vouches for what is not of this library: code in Python, which
-        a recording does not run again.
+        Whether the user requested recordings of code from outside this library. A
+        recording does not run Python code again.
     """
     batches = run.batches
     if run.ranks.size > 1:
@@ -78,12 +78,12 @@ def obstacle(
 
 
 def is_ours(part: Any) -> bool:
-    """Whether a function, or the class of an object, is of this library.
+    """Whether a function, or the class of an object, belongs to this library.
 
     Parameters
     ----------
     part : object
-        None and names are.
+        None and strings, which name parts of this library, do.
     """
     if part is None or isinstance(part, str):
         return True
@@ -91,13 +91,13 @@ def is_ours(part: Any) -> bool:
 
 
 def is_static(module: nn.Module) -> bool:
-    """Whether a network does the same operations for each batch, and nothing else.
+    """Whether a network performs the same operations for each batch, without hooks.
 
     Parameters
     ----------
     module : nn.Module
     """
-    # torch keeps hooks of all modules under the same names.
+    # torch stores global module hooks under the same names.
     if not is_ours(module) or any(getattr(global_hooks, f"_global{h}") for h in HOOKS):
         return False
     return all(

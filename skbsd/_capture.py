@@ -1,9 +1,10 @@
-"""The full batches of an epoch, each of them one launch of a CUDA graph.
+"""Training steps of an epoch's full batches as replays of a CUDA graph.
 
-A step of a small network is dozens of launches, each of which takes the host longer
-than the device. A CUDA graph is launched at once. It does what the recorded step did,
-in the same memory: so the order of the samples, the learning rates and the number of
-the batch are tensors that are written to, as are the losses.
+A step of a small network consists of dozens of kernel launches, and each takes longer
+on the host than the kernel takes on the device. A CUDA graph replaces them by one
+launch. It repeats the recorded operations in the same memory. Therefore, the order of
+the samples, the learning rates, the number of the batch and the losses are tensors that
+are written in place.
 """
 
 import warnings
@@ -24,22 +25,22 @@ from ._graph import Graph, same_generator
 from ._learning_rate import LearningRate, RatesInMemory
 from ._optimizer import forget_gradients, is_hooked
 
-# Steps that are taken one operation at a time before one is recorded: in the first,
-# kernels are compiled and chosen, and an optimizer begins to remember.
+# Number of ordinary steps before one is recorded. In these, kernels are compiled and
+# selected, and the optimizer creates its state.
 _WARM_UP = 3
-# Options and attributes that a recording has taken the values of.
+# Types of options and attributes whose values become constants of a recording.
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 class Stepping(Protocol):
-    """What takes the steps: a run."""
+    """The interface of a run that takes steps."""
 
     module: nn.Module
     optimizer: Optimizer
     step: int
 
     def evaluate_and_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Take a step; return its loss, its logits, and perhaps further numbers."""
+        """Take a step; return its loss, its logits, and any further values."""
 
 
 class CapturedSteps:
@@ -48,21 +49,21 @@ class CapturedSteps:
     Parameters
     ----------
     run : Stepping
-        It is told of each step, in its `step`.
+        The run; its `step` is incremented with each step.
     epoch : EpochInPlace
         The data.
     learning_rate : LearningRate
     counts_correct : bool
         Whether correct predictions are counted.
     asked_for : bool
-        Whether the user vouches for networks that are not of this library.
+        Whether the user requested recordings for networks from outside this library.
 
     Attributes
     ----------
     failed : bool
-        Whether a step could not be recorded.
+        Whether recording a step has failed.
     has_graph : bool
-        Whether one was.
+        Whether a step was recorded.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class CapturedSteps:
         self._places = torch.arange(epoch.size, device=device)
         self._number = torch.zeros(1, dtype=torch.int64, device=device)
         self._rates = RatesInMemory(learning_rate, epoch.n, device)
-        # What steps return, by name, in the order of the batches.
+        # Values that steps return, by name, in the order of the batches.
         self._values: dict[str, Tensor] = {}
         self._correct, self._total = torch.zeros(2, dtype=torch.float64, device=device)
         self._graph: Graph | None = None
@@ -93,7 +94,7 @@ class CapturedSteps:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Surround the epochs; recordings are dropped at the end."""
+        """Enclose the epochs in a context; recordings are dropped at its end."""
         with same_generator(self._epoch.device):
             try:
                 yield
@@ -101,15 +102,15 @@ class CapturedSteps:
                 self._drop()
 
     def is_possible(self) -> bool:
-        """Tell whether the next pass can be recorded, after what callbacks did."""
+        """Return whether the next pass can be recorded, after changes by callbacks."""
         run = self._run
         is_known = self._asked_for or is_static(run.module)
         return is_known and not self.failed and not is_hooked(run.optimizer)
 
     def run(self) -> Iterator[int]:
-        """Take the steps of the whole batches; yield the size of each when it is done.
+        """Take the steps of the full batches; yield the size of each finished one.
 
-        Afterwards the optimizer's rates are those of the last step.
+        At the end, the optimizer's learning rates are those of the last step.
         """
         run = self._run
         self._epoch.draw()
@@ -118,7 +119,7 @@ class CapturedSteps:
         self._rates.load(run.step)
         granted = _taken_for_granted(run.module, run.optimizer)
         if granted != self._taken_for_granted:
-            # Such as layers that a callback has frozen since.
+            # For example, a callback may have frozen layers.
             self._taken_for_granted = granted
             self._drop()
         for _ in range(self._epoch.n):
@@ -128,11 +129,11 @@ class CapturedSteps:
         self._learning_rate.set(run.step - 1)
 
     def rest(self) -> Iterator[Batch]:
-        """Yield the batches that are left, of other sizes."""
+        """Yield the remaining batches, which have other sizes."""
         return self._epoch.rest()
 
     def values(self, n: int) -> dict[str, Tensor]:
-        """Return what the first n steps of the epoch have returned, by name."""
+        """Return the values of the first n steps of the epoch, by name."""
         return {name: values[:n] for name, values in self._values.items()}
 
     def count(self, counter: CorrectCounter, n: int) -> None:
@@ -157,24 +158,24 @@ class CapturedSteps:
             return
         graph.call()
         self._n_calls += 1
-        # What the first steps have built is taken for granted too.
+        # The first steps may have created optimizer state or lazy parameters.
         self._taken_for_granted = _taken_for_granted(
             self._run.module, self._run.optimizer
         )
 
     def _record(self, graph: Graph) -> bool:
-        """Record a step, and tell whether that was possible; it is tried once."""
+        """Try once to record a step, and return whether it succeeded."""
         if self.failed:
             return False
         try:
             graph.record()
-        except Exception as error:  # of any kind, as networks are
+        except Exception as error:  # a network may raise anything
             self.failed = True
-            cause = error.__context__ or error  # that of the end hides what came first
+            cause = error.__context__ or error  # ending the capture hides the cause
             warnings.warn(
                 f"the training step cannot be recorded as a CUDA graph ({cause!r}); "
-                "its operations are launched one by one, which takes longer where "
-                "batches are small. cuda_graph=False does so without this warning.",
+                "its operations are launched one by one, which is slower for small "
+                "batches. cuda_graph=False does so without this warning.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -183,7 +184,7 @@ class CapturedSteps:
         return True
 
     def _body(self) -> None:
-        """Take the step that `_number` says."""
+        """Take the step whose index is in `_number`."""
         number = self._number
         places = torch.add(self._places, number, alpha=self._epoch.size)
         batch = self._epoch.at(places)
@@ -204,7 +205,7 @@ class CapturedSteps:
 
 
 def _taken_for_granted(module: nn.Module, optimizer: Optimizer) -> tuple:
-    """Return what a recorded step does not look at again: numbers and addresses."""
+    """Return the numbers and addresses that are constants of a recorded step."""
     tensors = [*module.parameters(), *module.buffers()]
     for state in optimizer.state.values():
         tensors += [value for value in state.values() if isinstance(value, Tensor)]

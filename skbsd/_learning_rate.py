@@ -1,4 +1,4 @@
-"""How the learning rate moves over a call of `fit`."""
+"""The learning-rate schedules of a call of `fit`."""
 
 import math
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def constant(progress: float) -> float:
     return 1.0
 
 
-# From the share of training that lies behind, in (0, 1), to a factor of `lr`.
+# Functions from the finished fraction of training, in (0, 1), to a factor of `lr`.
 SCHEDULES = {"one-cycle": one_cycle, "cosine": cosine, "constant": constant}
 
 
@@ -37,20 +37,20 @@ _CPU = torch.device("cpu")
 class LearningRate:
     """The schedule of one call of `fit`, applied to an optimizer.
 
-    While it is applied, each parameter group keeps its highest rate as `initial_lr`,
-    as with PyTorch's own schedulers. An optimizer whose state was saved in the middle
-    of a schedule therefore begins the next one at the rate that it was built with, and
-    not at the one that the schedule had come to.
+    While the schedule is applied, each parameter group stores its peak learning rate as
+    `initial_lr`, as with PyTorch's own schedulers. An optimizer whose state was saved
+    during a schedule therefore starts the next schedule from the original rate, and not
+    from the rate at that moment.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
     schedule : {"one-cycle", "cosine", "constant"}
-        "constant" leaves the rates alone: a callback may set them.
+        "constant" does not change the rates, so callbacks can set them.
     n_steps : int
         Length of the schedule.
     device : torch.device
-        On GPUs rates are rounded to float32, as they are stored for CUDA graphs.
+        On GPUs, rates are rounded to float32, the type in which CUDA graphs read them.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LearningRate:
         n_steps: int,
         device: torch.device = _CPU,
     ):
-        # Not its groups: loading a state replaces them.
+        # Not its groups, as loading a state replaces them.
         self._optimizer = optimizer
         self._is_rounded = device.type == "cuda"
         self._factor = SCHEDULES[schedule]
@@ -69,7 +69,7 @@ class LearningRate:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Note the highest rates; put them back afterwards."""
+        """Store the peak rates, and restore them afterwards."""
         if self._factor is constant:
             yield
             return
@@ -91,7 +91,7 @@ class LearningRate:
             group["lr"] = float(np.float32(rate)) if self._is_rounded else rate
 
     def rates(self, steps: range) -> np.ndarray:
-        """Return the rates of some steps, as they are stored on GPUs.
+        """Return the rates of some steps, as stored on GPUs.
 
         Parameters
         ----------
@@ -130,18 +130,18 @@ class LearningRate:
         return np.outer(highest, factors)
 
     def _factor_of(self, step: int) -> float:
-        # The middle of the step: the first and the last count too.
+        # Evaluated in the middle of a step, so that no step has a rate of zero.
         return self._factor((step + 0.5) / self._n_steps)
 
 
 class RatesInMemory:
-    """The rates of the next steps in memory of the device, where a CUDA graph looks.
+    """The rates of the next steps in device memory, where a CUDA graph reads them.
 
     Parameters
     ----------
     schedule : LearningRate
     n_steps : int
-        How many steps there are rates for.
+        Number of steps.
     device : torch.device
     """
 
@@ -151,7 +151,7 @@ class RatesInMemory:
         self._current = torch.empty_like(self._rates[:, :1])
 
     def load(self, step: int) -> None:
-        """Copy the rates of the steps from `step` on to the device."""
+        """Copy the rates of the steps beginning with `step` to the device."""
         rates = self._schedule.rates(range(step, step + self._rates.shape[1]))
         if len(rates) != len(self._rates):  # a callback has added parameters
             self._rates = self._rates.new_empty(rates.shape)
@@ -160,13 +160,13 @@ class RatesInMemory:
 
     @contextmanager
     def applied(self, optimizer: Optimizer, number: Tensor) -> Iterator[None]:
-        """Have an optimizer read the rates of the step of this number.
+        """Make an optimizer read the rates of a step from device memory.
 
         Parameters
         ----------
         optimizer : torch.optim.Optimizer
         number : Tensor of int of shape (1,)
-            Counted from the step that was loaded first.
+            Index of the step, relative to the first step of `load`.
         """
         torch.index_select(self._rates, 1, number, out=self._current)
         with rates_from_memory(optimizer, [*self._current.flatten()]):

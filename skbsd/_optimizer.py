@@ -1,4 +1,4 @@
-"""What PyTorch's optimizers need beside their own code."""
+"""Helpers for PyTorch's optimizers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ _FUSIBLE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 def can_fuse(optimizer: type, module: nn.Module, device: torch.device) -> bool:
-    """Whether torch has an optimizer in a fused form for a network.
+    """Whether torch has a fused implementation of an optimizer for a network.
 
     Parameters
     ----------
@@ -33,20 +33,20 @@ def can_fuse(optimizer: type, module: nn.Module, device: torch.device) -> bool:
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether an optimizer evaluates the loss itself, or may do so.
+    """Whether an optimizer may evaluate the loss itself.
 
-    torch's own do not, LBFGS excepted; others may.
+    Of torch's own optimizers, only LBFGS does; others may.
     """
     own = type(optimizer).__module__.startswith("torch.optim.")
     return not own or isinstance(optimizer, torch.optim.LBFGS)
 
 
 def step_function(optimizer: Optimizer) -> Callable[[], Any]:
-    """Return what takes a step, without the ear for hooks where there are none.
+    """Return the function that takes a step, without the overhead of unused hooks.
 
-    torch wraps `step` of each optimizer, to name it to profilers and to call hooks,
-    which takes 5 % of a step of the default network for tables. A scheduler of torch's
-    wraps it on the instance.
+    torch wraps the `step` of each optimizer, to annotate it for profilers and to call
+    hooks, which takes 5 % of a step of the default network for tables. A scheduler of
+    torch wraps the method of the instance.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def step_function(optimizer: Optimizer) -> Callable[[], Any]:
     Returns
     -------
     callable
-        To be asked for anew in each epoch, as hooks come and go.
+        Valid for one epoch, as hooks may be added or removed.
     """
     step = type(optimizer).step
     listened_to = (
@@ -70,9 +70,9 @@ def step_function(optimizer: Optimizer) -> Callable[[], Any]:
 
 
 def is_hooked(optimizer: Optimizer) -> bool:
-    """Whether anything is called before or after each step, or in its place.
+    """Whether hooks run before or after each step, or replace it.
 
-    That a scheduler of torch's notes that steps are taken does not count.
+    The wrapper with which a scheduler of torch counts steps is not a hook.
     """
     step = vars(optimizer).get("step")
     return bool(
@@ -85,7 +85,7 @@ def is_hooked(optimizer: Optimizer) -> bool:
 
 
 def is_fused(optimizer: Optimizer) -> bool:
-    """Whether an optimizer is one of torch's, and fused."""
+    """Whether an optimizer is a fused optimizer of torch."""
     return type(optimizer) in _FUSIBLE and all(
         group["fused"] for group in optimizer.param_groups
     )
@@ -93,19 +93,19 @@ def is_fused(optimizer: Optimizer) -> bool:
 
 @contextmanager
 def rates_from_memory(optimizer: Optimizer, rates: list[Tensor]) -> Iterator[None]:
-    """Have a fused optimizer read its rates from the device, as in a CUDA graph.
+    """Make a fused optimizer read its rates from device memory, as in a CUDA graph.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
     rates : list of Tensor of shape ()
-        Of its groups.
+        One rate per parameter group.
     """
     before: list[dict[str, Any]] = [
         {name: group[name] for name in ("lr", "capturable") if name in group}
         for group in optimizer.param_groups
     ]
-    # Else torch would warn of it.
+    # torch warns if `capturable` does not match.
     is_recorded = rates[0].is_cuda and torch.cuda.is_current_stream_capturing()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
@@ -119,7 +119,7 @@ def rates_from_memory(optimizer: Optimizer, rates: list[Tensor]) -> Iterator[Non
 
 
 def forget_gradients(optimizer: Optimizer) -> None:
-    """Do what `zero_grad` does, which spends its time on hooks for tracing."""
+    """Clear gradients without the tracing overhead of `zero_grad`."""
     if type(optimizer).zero_grad is not Optimizer.zero_grad:
         optimizer.zero_grad()
         return
@@ -129,11 +129,11 @@ def forget_gradients(optimizer: Optimizer) -> None:
 
 
 def match_strides(optimizer: Optimizer) -> None:
-    """Store an optimizer's state in the order in which its parameters are stored.
+    """Store an optimizer's state in the memory format of its parameters.
 
-    On the CPU the fused optimizers walk parameter and state in memory side by side, and
-    compute wrongly where one is stored pixel by pixel and the other channel by channel:
-    a state that was loaded from a file may be.
+    On the CPU, fused optimizers iterate over the memory of parameter and state in
+    parallel. They compute wrong results if one is channels-last and the other is not,
+    as can happen with a state from a file.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -154,13 +154,13 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     ----------
     optimizer : Optimizer
     state : dict
-        As `state_dict` returns it.
+        From `state_dict`.
 
     Raises
     ------
     ValueError
-        For a state of other parameters. The fused optimizers would read and write
-        beyond a tensor that is too small.
+        If the state belongs to other parameters. Fused optimizers would access memory
+        beyond the end of a tensor that is too small.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     fused = type(optimizer) in _FUSIBLE
@@ -178,7 +178,7 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
         if own.keys() - group.keys():
             raise ValueError(f"an optimizer's group lacks {own.keys() - group.keys()}")
-        # How it is computed is a matter of the device that is there.
+        # The implementation depends on the current device.
         how = {key: own[key] for key in ("fused", "foreach") if key in own}
         groups.append(group | how)
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
