@@ -93,6 +93,17 @@ def test_loads_where_there_is_no_gpu(iris, tmp_path):
     assert result.stdout.strip() == str(model.predict(np.zeros((1, 4)))[0])
 
 
+def test_exports_what_runs_on_the_cpu(uint8_digits, tmp_path):
+    X, y = uint8_digits[0][:200], uint8_digits[1][:200]
+    model = quick(max_epochs=2, calibration=None, precision="float32").fit(X, y)
+    model.export(tmp_path / "model.pt2")
+    assert next(model.module_.parameters()).is_cuda
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    proba = program(torch.tensor(X))
+    assert proba.device.type == "cpu"
+    assert_allclose(proba, model.predict_proba(X), atol=1e-3)
+
+
 @pytest.fixture
 def strict(monkeypatch):
     """Have the loop fail where it waits for the device between two batches.
