@@ -26,6 +26,7 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import Callback
+from skorch.dataset import ValidSplit
 
 from skbsd import BSDClassifier
 from skbsd.label_noise import find_label_issues, flip_labels
@@ -305,6 +306,60 @@ def stacked_search(figure) -> None:
     ax.spines[:].set_visible(False)
 
 
+def prediction_sets(figure) -> None:
+    """Show an unclear digit and the classes that hold 90 % of its probability."""
+    X, X_test, given, _ = digits(0.25, 0.0)
+    proba = BSDClassifier(random_state=0).fit(X, given).predict_proba(X_test)
+    image = proba.max(axis=1).argmin()
+    order = np.argsort(-proba[image])
+    n = 1 + int(np.searchsorted(proba[image][order].cumsum(), 0.9))
+    ax = blank(figure)
+    show_digit(figure.add_axes((0.02, 0.2, 0.4, 0.6)), X_test[image])
+    ax.annotate("", (0.56, 0.5), (0.44, 0.5), arrowprops=ARROW)
+    text = "{" + ", ".join(map(str, sorted(order[:n]))) + "}"
+    size = 34 if n < 3 else 24
+    place = (0.79, 0.5)
+    ax.text(*place, text, ha="center", va="center", size=size, color=GREEN)
+
+
+def mlflow_model(figure) -> None:
+    """Draw the way of a model: fitted, logged, served."""
+    ax = blank(figure)
+    for x, text, color in (
+        (0.02, "fit", BLUE),
+        (0.37, "log", GREEN),
+        (0.72, "serve", ORANGE),
+    ):
+        box(ax, x, 0.35, 0.26, 0.3, text, color=color, size=18, weight="bold")
+    for x in (0.28, 0.63):
+        ax.annotate("", (x + 0.09, 0.5), (x, 0.5), arrowprops=ARROW)
+
+
+def optuna_pruning(figure) -> None:
+    """Draw validation losses of trials; those above the median stop halfway."""
+    X, _, given, _ = digits(0.5, 0.0)
+    losses = []
+    for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2):
+        model = BSDClassifier(
+            lr=lr,
+            calibration=None,
+            max_epochs=20,
+            train_split=ValidSplit(0.3, stratified=True, random_state=0),
+            random_state=0,
+        ).fit(X, given)
+        losses.append(model.history[:, "valid_loss"])
+    losses = np.asarray(losses)
+    pruned = losses[:, 9] > np.median(losses[:, 9])
+    ax = figure.subplots()
+    for loss, stops in zip(losses, pruned, strict=True):
+        if stops:
+            ax.plot(loss[:10], color=GRAY)
+            ax.plot(9, loss[9], "X", color=ORANGE, markersize=14)
+        else:
+            ax.plot(loss, color=BLUE)
+    ax.set(xlabel="epoch", ylabel="validation loss", xticks=[], yticks=[])
+
+
 DRAWN = {
     draw.__name__: draw
     for draw in (
@@ -317,6 +372,9 @@ DRAWN = {
         own_module,
         several_processes,
         stacked_search,
+        prediction_sets,
+        mlflow_model,
+        optuna_pruning,
     )
 }
 

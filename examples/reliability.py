@@ -41,7 +41,7 @@ models = {
 }
 for name, model in models.items():
     model.fit(X_train, given)
-    loss = log_loss(y_test, model.predict_proba(X_test).astype(float))
+    loss = log_loss(y_test, model.predict_proba(X_test))
     print(f"{name:18}accuracy {model.score(X_test, y_test):.1%}, log loss {loss:.3f}")
 print(f"BSD estimates that {models['BSD'].noise_rate_:.0%} of the labels are wrong")
 
