@@ -137,7 +137,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Applied to every training batch on the device. "flip-crop" is
         :func:`skbsd.augmentation.flip_crop`, "strong"
         :func:`skbsd.augmentation.strong`. A callable gets the batch as it was
-        given to `fit` (uint8 images as uint8) and returns one of the same shape; with
+        given to `fit` (uint8 images as uint8; several inputs as a dict or list of
+        tensors) and returns one of the same shape; with
         an attribute `by_row` that is true, as of
         :class:`skbsd.augmentation.FlipCrop` where it alternates, it gets the rows of
         the images and the number of finished epochs too, ``augmentation(images, rows,
@@ -244,7 +245,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     classes_ : ndarray of shape (n_classes,)
         The labels, sorted.
     n_features_in_ : int
-        Number of columns of a table, or values of an image. Not for a Dataset.
+        Number of columns of a table, or values of another sample. Not for a Dataset or
+        several inputs.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, where X has them.
     module_ : torch.nn.Module
@@ -449,12 +451,19 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table of shape (n_samples, n_features), images of shape (n_samples,
-            channels, height, width), or a `torch.utils.data.Dataset` of pairs (x, y).
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            A table of shape (n_samples, n_features), also sparse; images of shape
+            (n_samples, channels, height, width); or a `torch.utils.data.Dataset` of
+            pairs (x, y), of longer tuples that end with the label, or of dicts with
+            "label" or "labels". A `module` of your own also takes arrays of any other
+            number of dimensions, and several inputs: a dict of arrays is passed to it
+            by name, a list or tuple of arrays as one list. Integers become floats where
+            the module takes floats, and stay integers where it does not, as with an
+            embedding, and in a dict or list. See the guide on inputs.
         y : array-like of shape (n_samples,), default=None
             Labels of any kind: integers, strings, booleans. None with a Dataset, which
-            has its own.
+            has its own; those of torchvision's ImageFolder are the names of the
+            folders.
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights; zero leaves a sample out.
         **split_params : dict
@@ -510,8 +519,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table, images, or a Dataset of pairs (x, y), as in :meth:`fit`.
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`.
         y : array-like of shape (n_samples,), default=None
             Labels, all among those known. None with a Dataset.
         classes : array-like of shape (n_classes,), default=None
@@ -593,8 +602,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table or images, as in :meth:`fit`. Images may have another height and
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`; a Dataset's labels are not looked at. Images may have another height and
             width where the network can take them.
 
         Returns
@@ -616,8 +625,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table or images, as in :meth:`fit`.
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`; a Dataset's labels are not looked at.
 
         Returns
         -------
@@ -639,8 +648,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table or images, as in :meth:`fit`.
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`; a Dataset's labels are not looked at.
 
         Returns
         -------
@@ -665,8 +674,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table or images, as in :meth:`fit`.
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`; a Dataset's labels are not looked at.
 
         Returns
         -------
