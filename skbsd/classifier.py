@@ -603,8 +603,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Parameters
         ----------
         X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
-            As in :meth:`fit`; a Dataset's labels are not looked at. Images may have another height and
-            width where the network can take them.
+            As in :meth:`fit`; a Dataset's labels are not looked at. Images may have
+            another height and width where the network can take them.
 
         Returns
         -------

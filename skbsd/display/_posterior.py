@@ -239,10 +239,10 @@ class PosteriorDisplay:
             :func:`skbsd.label_noise.find_label_issues` lists. If `None`, two lines of
             panels: the samples with the lowest
             :func:`skbsd.label_noise.label_quality`, worst first, whose labels the
-            network's predictions contradict most. With an infinite prior strength,
-            which has no label quality, the first samples.
-        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset, \
-                default=None
+            network's predictions contradict most, and those without evidence last. With
+            an infinite prior strength, which has no label quality, the first samples.
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, \
+                Dataset, default=None
             That X, for images of the samples: of shape (n_train, height, width) or
             (n_train, channels, height, width), or flattened in the rows of a table. A
             table that is none of images is passed over. Of several inputs, the first
@@ -311,9 +311,7 @@ def _worst_rows(classifier, n: int) -> NDArray[np.integer]:
     """Return the rows of at most n samples whose labels are the most doubtful."""
     if np.isinf(classifier.posterior_.prior_strength):
         return np.arange(min(n, len(classifier.posterior_)))
-    quality = label_quality(classifier)
-    worst = np.argsort(quality, kind="stable")[:n]  # NaN is last
-    return worst[~np.isnan(quality[worst])]
+    return np.argsort(label_quality(classifier), kind="stable")[:n]  # NaN is last
 
 
 def _check_rows(rows, n_samples: int) -> NDArray[np.integer]:

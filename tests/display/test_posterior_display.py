@@ -187,8 +187,8 @@ def test_without_rows_and_evidence(plt, iris):
     X, y = iris
     weight = np.r_[np.zeros(148), 1, 1]
     labels = np.r_[y[:149], 0]
-    model = quick(max_epochs=1).fit(X, labels, sample_weight=weight)
-    display = PosteriorDisplay.from_estimator(model)
+    model = quick(batch_size=1).fit(X, labels, sample_weight=weight)
+    display = PosteriorDisplay.from_estimator(model, n_cols=1)
     assert sorted(display.rows) == [148, 149]
     model = quick(max_epochs=1, prior_strength=np.inf).fit(X, y)
     display = PosteriorDisplay.from_estimator(model, n_cols=1)
