@@ -316,3 +316,19 @@ def test_each_entry_is_moved_once(pair):
     moved = on_device(data, torch.device("cpu"), torch.float64, by_loader=False)
     assert moved.X["table"].data_ptr() == X["table"].ctypes.data
     assert moved.X["kind"].dtype == torch.int64
+
+
+def test_several_processes_have_parts_of_each_entry(pair):
+    X, y = pair
+    X = {"table": sparse.csr_array(X["table"]), "kind": X["kind"]}
+    split = ValidSplit(3, stratified=True)
+    options = {"module": TableAndKind, "train_split": split, "batch_size": 100}
+    alone = quick(**options).fit(X, y)
+    together = quick(**options, device="cpu", devices=2).fit(X, y)
+    np.testing.assert_allclose(
+        together.predict_proba(X), alone.predict_proba(X), atol=0.02
+    )
+    assert torch.equal(together.posterior_.visits, alone.posterior_.visits)
+    assert together.history_[-1, "valid_loss"] == pytest.approx(
+        alone.history_[-1, "valid_loss"], abs=0.02
+    )
