@@ -234,6 +234,12 @@ class TestList:
         assert same_weights(model, quick().fit(X, y))
         assert model.predict(list(X[:3])).shape == (3,)
 
+    def test_images_of_several_sizes(self):
+        images = [np.zeros((1, 4 + i % 2, 4)) for i in range(20)]
+        message = r"different shapes, such as \(1, 4, 4\) and \(1, 5, 4\).*collate_fn"
+        with pytest.raises(ValueError, match=message):
+            quick().fit(images, np.arange(20) % 2)
+
     def test_dataset_after_a_list(self, pair):
         X, y = pair
         table, kind = torch.tensor(X["table"]), torch.tensor(X["kind"])
