@@ -72,6 +72,12 @@ def check_X(
             "or a Dataset. Pass a DataLoader's `dataset`, and parameters of loading as "
             "iterator_train__*."
         )
+    if type(X).__module__.startswith("datasets."):
+        # A dict of splits: a single Dataset of that library is not checked here.
+        raise TypeError(
+            f"{name} is a {type(X).__name__} of Hugging Face's; expected a Dataset "
+            f"with a length, such as one of its splits, {name}['train']."
+        )
     X = _no_dict_of_keys(X)
     if is_several is None:
         is_several = are_several(X, n_samples)
@@ -217,6 +223,8 @@ def _check_array(X, name: str, caller: str | None, *, ensure_2d: bool = True):
     options |= {"allow_nd": True, "ensure_2d": ensure_2d}
     if isinstance(X, np.ndarray):
         _refuse_times(X, name)  # before objects are converted
+    elif isinstance(X, list | tuple):
+        _check_same_shapes(X, name)
     # A list of tensors, or of anything with __array__, becomes one array here.
     X = check_array(X, dtype=np.float64 if convert else "numeric", **options)
     _refuse_times(X, name)
@@ -224,6 +232,18 @@ def _check_array(X, name: str, caller: str | None, *, ensure_2d: bool = True):
         # A list of lists of objects: unconverted, and not checked for infinity.
         X = check_array(X, dtype=np.float64, **options)
     return X
+
+
+def _check_same_shapes(X: Any, name: str) -> None:
+    """Raise for images or rows that are arrays of different shapes."""
+    found = sorted({x.shape for x in X if hasattr(x, "shape")}, key=tuple)
+    if len(found) > 1:
+        raise ValueError(
+            f"{name} is a list of arrays of different shapes, such as "
+            f"{tuple(found[0])} and {tuple(found[1])}; expected one shape. Resize or "
+            "pad them, or pass a Dataset with a collate_fn that pads the items of a "
+            "batch. For several inputs, each needs as many rows as y has labels."
+        )
 
 
 def _check_sparse(X: Any, name: str, options: dict) -> sparse.csr_array:

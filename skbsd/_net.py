@@ -421,8 +421,8 @@ class Net(NeuralNetClassifier):
 
         Parameters
         ----------
-        x : Tensor, or dict of Tensor
-            A dict is passed as keyword arguments.
+        x : Tensor, or dict or list of Tensor
+            A dict is passed as keyword arguments, and a list as one argument.
         **fit_params : dict
             Further keyword arguments of the network.
 
@@ -616,8 +616,8 @@ class Net(NeuralNetClassifier):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table or images, as in :meth:`fit`.
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`.
         training : bool, default=False
             Run the network in training mode, with dropout and gradients, and without
             `prediction_views`.

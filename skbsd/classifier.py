@@ -149,12 +149,12 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Applied to every training batch on the device. "flip-crop" is
         :func:`skbsd.augmentation.flip_crop`, "strong"
         :func:`skbsd.augmentation.strong`. A callable receives the batch as it was given
-        to `fit` (uint8 images as uint8) and returns a batch of the same shape. A
-        callable with a true attribute `by_row`, such as an alternating
-        :class:`skbsd.augmentation.FlipCrop`, is called as ``augmentation(images, rows,
-        epoch)`` with the rows of the images and the number of finished epochs, for many
-        batches at once. Where rows and epoch are unknown, with a DataLoader or
-        `contrastive`, it receives the images only.
+        to `fit` (uint8 images as uint8, several inputs as a dict or list of tensors)
+        and returns a batch of the same shape. A callable with a true attribute
+        `by_row`, such as an alternating :class:`skbsd.augmentation.FlipCrop`, is called
+        as ``augmentation(images, rows, epoch)`` with the rows of the images and the
+        number of finished epochs, for many batches at once. Where rows and epoch are
+        unknown, with a DataLoader or `contrastive`, it receives the images only.
     contrastive : float or Contrastive, default=None
         Weight of an additional contrastive loss, for images with many wrong labels.
         Each batch is augmented twice, and the embeddings of the two views of an image
@@ -467,12 +467,19 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table of shape (n_samples, n_features), images of shape (n_samples,
-            channels, height, width), or a `torch.utils.data.Dataset` of pairs (x, y).
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            A table of shape (n_samples, n_features), also sparse; images of shape
+            (n_samples, channels, height, width); or a `torch.utils.data.Dataset` of
+            pairs (x, y), of longer tuples that end with the label, or of dicts with
+            "label" or "labels". A `module` of your own also takes arrays of any other
+            number of dimensions, and several inputs: a dict of arrays is passed to it
+            by name, a list or tuple of arrays as one list. Integers become floats where
+            the module takes floats, and stay integers where it does not, as with an
+            embedding, and in a dict or list. See the guide on inputs.
         y : array-like of shape (n_samples,), default=None
             Labels of any kind: integers, strings, booleans. None with a Dataset, which
-            has its own.
+            has its own; those of torchvision's ImageFolder are the names of the
+            folders.
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights; zero leaves a sample out.
         **split_params : dict
@@ -537,8 +544,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table, images, or a Dataset of pairs (x, y), as in :meth:`fit`.
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`.
         y : array-like of shape (n_samples,), default=None
             Labels, all among those known. None with a Dataset.
         classes : array-like of shape (n_classes,), default=None
@@ -638,9 +645,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table or images, as in :meth:`fit`. Images may have another height and
-            width where the network can take them.
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`; a Dataset's labels are not looked at. Images may have
+            another height and width where the network can take them.
 
         Returns
         -------
@@ -661,8 +668,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table or images, as in :meth:`fit`.
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`; a Dataset's labels are not looked at.
 
         Returns
         -------
@@ -684,8 +691,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table or images, as in :meth:`fit`.
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`; a Dataset's labels are not looked at.
 
         Returns
         -------
@@ -710,8 +717,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
         Parameters
         ----------
-        X : array-like, DataFrame, Tensor or Dataset
-            A table or images, as in :meth:`fit`.
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
+            As in :meth:`fit`; a Dataset's labels are not looked at.
 
         Returns
         -------

@@ -123,6 +123,11 @@ class TestHuggingFace:
         quick(module=Linear, checkpoint=tmp_path).fit(changed)
         assert len(list(tmp_path.iterdir())) == 2
 
+    def test_dict_of_splits(self, rows):
+        datasets = pytest.importorskip("datasets")
+        with pytest.raises(TypeError, match=r"DatasetDict .*X\['train'\]"):
+            quick(module=Linear).fit(datasets.DatasetDict(train=rows))
+
     def test_text_is_named(self, rows):
         data = rows.add_column("text", ["a"] * 150)
         with pytest.raises(TypeError, match=r"x\['text'\] = 'a'.*remove_columns"):

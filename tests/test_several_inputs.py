@@ -234,6 +234,12 @@ class TestList:
         assert same_weights(model, quick().fit(X, y))
         assert model.predict(list(X[:3])).shape == (3,)
 
+    def test_images_of_several_sizes(self):
+        images = [np.zeros((1, 4 + i % 2, 4)) for i in range(20)]
+        message = r"different shapes, such as \(1, 4, 4\) and \(1, 5, 4\).*collate_fn"
+        with pytest.raises(ValueError, match=message):
+            quick().fit(images, np.arange(20) % 2)
+
     def test_dataset_after_a_list(self, pair):
         X, y = pair
         table, kind = torch.tensor(X["table"]), torch.tensor(X["kind"])
@@ -316,3 +322,19 @@ def test_each_entry_is_moved_once(pair):
     moved = on_device(data, torch.device("cpu"), torch.float64, by_loader=False)
     assert moved.X["table"].data_ptr() == X["table"].ctypes.data
     assert moved.X["kind"].dtype == torch.int64
+
+
+def test_several_processes_have_parts_of_each_entry(pair):
+    X, y = pair
+    X = {"table": sparse.csr_array(X["table"]), "kind": X["kind"]}
+    split = ValidSplit(3, stratified=True)
+    options = {"module": TableAndKind, "train_split": split, "batch_size": 100}
+    alone = quick(**options).fit(X, y)
+    together = quick(**options, device="cpu", devices=2).fit(X, y)
+    np.testing.assert_allclose(
+        together.predict_proba(X), alone.predict_proba(X), atol=0.02
+    )
+    assert torch.equal(together.posterior_.visits, alone.posterior_.visits)
+    assert together.history_[-1, "valid_loss"] == pytest.approx(
+        alone.history_[-1, "valid_loss"], abs=0.02
+    )

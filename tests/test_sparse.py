@@ -17,14 +17,7 @@ from skbsd._batches import ResidentBatches
 from skbsd._fingerprint import fingerprint
 from skbsd._sparse import SparseRows
 
-FORMATS = [
-    "csr_array",
-    "csr_matrix",
-    "csc_array",
-    "coo_array",
-    "lil_matrix",
-    "dok_array",
-]
+KINDS = "csr_array csr_matrix csc_array coo_array lil_matrix dok_array"
 
 
 @pytest.fixture(scope="module")

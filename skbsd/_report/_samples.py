@@ -12,6 +12,8 @@ from PIL import Image
 from skorch.utils import is_dataset, to_numpy
 from torch import Tensor
 
+from .._check_inputs import are_several
+from .._items import as_dataset
 from ..display._images import as_images
 from ._page import element, figure, table
 
@@ -100,7 +102,7 @@ def _unusual_features(X, rows: NDArray) -> list[str] | None:
     X must be a table of numbers, or a DataFrame, whose numeric columns are used. None of
     other kinds of X.
     """
-    if is_dataset(X):
+    if is_dataset(as_dataset(X)) or are_several(X):
         return None
     numbers = X.select_dtypes("number") if hasattr(X, "select_dtypes") else X
     values = to_numpy(X) if isinstance(X, Tensor) else np.asarray(numbers)

@@ -5,10 +5,13 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from sklearn.utils import _safe_indexing
 from skorch.utils import is_dataset
 
-from .._check_inputs import CHANNELS
+from .._check_inputs import CHANNELS, are_several
+from .._items import as_dataset, inputs_of
+from .._structure import leaves
 
 
 def as_images(X, rows, image_shape=None) -> NDArray[np.floating] | None:
@@ -16,10 +19,10 @@ def as_images(X, rows, image_shape=None) -> NDArray[np.floating] | None:
 
     Parameters
     ----------
-    X : array-like, DataFrame, Tensor or Dataset
+    X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
         Images of shape (n_samples, height, width) or (n_samples, channels, height,
         width), also with the channels last; a table of flattened images; a Dataset of
-        pairs (image, label).
+        pairs (image, label). Of several inputs, the first that is of images.
     rows : array-like of int of shape (n_rows,)
         Which samples.
     image_shape : tuple of (channels, height, width) or (height, width), default=None
@@ -53,7 +56,7 @@ def as_images(X, rows, image_shape=None) -> NDArray[np.floating] | None:
     >>> images.shape, images.max()
     ((2, 8, 8), np.float64(1.0))
     """
-    samples = _take(X, np.asarray(rows, dtype=int))
+    samples = _take(as_dataset(X), np.asarray(rows, dtype=int))
     if image_shape is not None and samples.ndim in (2, 4):
         shape = (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
         if math.prod(samples.shape[1:]) != math.prod(shape):
@@ -76,12 +79,23 @@ def as_images(X, rows, image_shape=None) -> NDArray[np.floating] | None:
 
 
 def _take(X, rows: NDArray) -> NDArray:
-    """Return some rows as an array."""
+    """Return some rows as an array; of several inputs, those of the first images."""
     if is_dataset(X):
-        return np.stack([_as_array(X[int(row)][0]) for row in rows])
+        items = [inputs_of(X[int(row)]) for row in rows]
+        return np.stack([_as_array(_first_image(item, n_dims=3)) for item in items])
+    if are_several(X):
+        X = _first_image(X, n_dims=4)
     if isinstance(X, torch.Tensor):
         return _as_array(X[torch.as_tensor(rows, device=X.device)])
-    return np.asarray(_safe_indexing(X, rows))
+    taken = _safe_indexing(X, rows)
+    return taken.toarray() if sparse.issparse(taken) else np.asarray(taken)
+
+
+def _first_image(x, n_dims: int):
+    """Return the first of several inputs that is of images, or the first of all."""
+    several = leaves(x)
+    shown = (leaf for leaf in several if len(getattr(leaf, "shape", ())) == n_dims)
+    return next(shown, several[0])
 
 
 def _as_array(values) -> NDArray:

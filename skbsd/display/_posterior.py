@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 
 from .._checks import check_training_X, fitted_classifier
+from ..label_noise import label_quality
 from ._grid import divide
 from ._images import as_images
 from ._style import STYLES, require_matplotlib
@@ -219,7 +220,7 @@ class PosteriorDisplay:
     def from_estimator(
         cls,
         estimator,
-        rows,
+        rows=None,
         X=None,
         *,
         image_shape=None,
@@ -233,13 +234,19 @@ class PosteriorDisplay:
         ----------
         estimator : BSDClassifier or Pipeline
             Fitted, or a pipeline that ends in a fitted one.
-        rows : int or array-like of int of shape (n_samples,)
+        rows : int or array-like of int of shape (n_samples,), default=None
             Rows of the X given to `fit`, by position, such as those that
-            :func:`skbsd.label_noise.find_label_issues` lists.
-        X : array-like, DataFrame, Tensor or Dataset, default=None
+            :func:`skbsd.label_noise.find_label_issues` lists. If `None`, two lines of
+            panels: the samples with the lowest
+            :func:`skbsd.label_noise.label_quality`, worst first, whose labels the
+            network's predictions contradict most, and those without evidence last. With
+            an infinite prior strength, which has no label quality, the first samples.
+        X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, \
+                Dataset, default=None
             That X, for images of the samples: of shape (n_train, height, width) or
             (n_train, channels, height, width), or flattened in the rows of a table. A
-            table that is none of images is passed over.
+            table that is none of images is passed over. Of several inputs, the first
+            that is of images is shown.
         image_shape : tuple of (channels, height, width) or (height, width), \
                 default=None
             Shape of flattened images. If `None`, the `image_shape` of the classifier.
@@ -278,6 +285,10 @@ class PosteriorDisplay:
         require_matplotlib(f"{cls.__name__}.from_estimator")
         classifier = fitted_classifier(estimator, "posterior_")
         posterior = classifier.posterior_
+        if rows is None:
+            parameters = {"n_cols": n_cols, "max_classes": max_classes}
+            validate_parameter_constraints(_GRID, parameters, cls.__name__)
+            rows = _worst_rows(classifier, 2 * n_cols)
         rows = _check_rows(rows, len(posterior))
         images = None
         if X is not None:
@@ -294,6 +305,13 @@ class PosteriorDisplay:
             images=images,
         )
         return display.plot(ax=ax, n_cols=n_cols, max_classes=max_classes)
+
+
+def _worst_rows(classifier, n: int) -> NDArray[np.integer]:
+    """Return the rows of at most n samples whose labels are the most doubtful."""
+    if np.isinf(classifier.posterior_.prior_strength):
+        return np.arange(min(n, len(classifier.posterior_)))
+    return np.argsort(label_quality(classifier), kind="stable")[:n]  # NaN is last
 
 
 def _check_rows(rows, n_samples: int) -> NDArray[np.integer]:

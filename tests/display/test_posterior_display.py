@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skbsd.display import PosteriorDisplay
 from skbsd.display._style import STYLES
-from skbsd.label_noise import find_label_issues, flip_labels
+from skbsd.label_noise import find_label_issues, flip_labels, label_quality
 
 MASS = np.array([[0.7, 0.2, 0.1], [0.3, 0.1, 0.6], [0.2, 0.5, 0.3]])
 GIVEN, CLASSES = np.array(["cat", "cat", "dog"]), np.array(["cat", "dog", "fox"])
@@ -171,6 +171,28 @@ def test_given_axes(plt, layout):
     assert min(ax.get_position().x0 for ax in display.axes_) == pytest.approx(0.5)
     part = plt.figure().subfigures(1, 2)[1]
     assert PosteriorDisplay(MASS, GIVEN, CLASSES).plot(part.subplots()).figure_ is part
+
+
+def test_without_rows_the_worst_are_shown(plt, fitted):
+    model = fitted[0]
+    quality = label_quality(model)
+    display = PosteriorDisplay.from_estimator(model, n_cols=2)
+    assert len(display.rows) == 4
+    assert_array_equal(display.rows, np.argsort(quality, kind="stable")[:4])
+    with pytest.raises(ValueError, match="'n_cols' parameter"):
+        PosteriorDisplay.from_estimator(model, n_cols=0)
+
+
+def test_without_rows_and_evidence(plt, iris):
+    X, y = iris
+    weight = np.r_[np.zeros(148), 1, 1]
+    labels = np.r_[y[:149], 0]
+    model = quick(batch_size=1).fit(X, labels, sample_weight=weight)
+    display = PosteriorDisplay.from_estimator(model, n_cols=1)
+    assert sorted(display.rows) == [148, 149]
+    model = quick(max_epochs=1, prior_strength=np.inf).fit(X, y)
+    display = PosteriorDisplay.from_estimator(model, n_cols=1)
+    assert_array_equal(display.rows, [0, 1])
 
 
 def test_ways_to_name_rows(plt, fitted):
