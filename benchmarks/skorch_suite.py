@@ -28,6 +28,8 @@ from _skorch_differences import reason_for
 
 _HERE = Path(__file__).resolve().parent
 _NEEDED = {"flaky": "flaky", "pytest_timeout": "pytest-timeout"}
+# Options of these plugins.
+_OPTIONS = ("--no-flaky-report", "--timeout=120")
 # Those of Hugging Face's and of language models need the network, and no classifier.
 _LEFT_OUT = ("test_hf.py", "llm")
 _PASSED, _BY_DESIGN, _UNEXPECTED = "pass", "by design", "unexpected"
@@ -55,7 +57,7 @@ def outcomes(checkout: Path, n_workers: int, *, stand_in: bool) -> dict[str, str
         command = [sys.executable, "-m", "pytest", tests, "-p", "_skorch_stand_in"]
         command += ["-o", "addopts=", "-o", "python_files=test*.py", "--rootdir=."]
         command += ["-p", "no:cacheprovider", "-q", "--tb=no", "-W", "ignore"]
-        command += ["--no-flaky-report", "--timeout=120", "-n", str(n_workers)]
+        command += [*_OPTIONS, "-n", str(n_workers)]
         command += [f"--ignore={tests}/{name}" for name in _LEFT_OUT]
         command += [f"--outcomes={path}", *(["--stand-in"] if stand_in else [])]
         searched = [str(_HERE.parent), str(_HERE), os.environ.get("PYTHONPATH", "")]

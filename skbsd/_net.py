@@ -282,8 +282,16 @@ class Net(NeuralNetClassifier):
     # The two below leave out skorch's messages about re-initialization, which every
     # second call of fit would print.
     def _initialize_module(self, reason=None):
+        if not hasattr(self, "device_"):
+            self.device_ = check_device(self.device)
         with self._current_init_context("module"):
             self.initialize_module()
+            if not hasattr(self, "module_"):
+                raise AttributeError(
+                    f"initialize_module of {type(self).__name__} has set no module_: "
+                    "a BSDClassifier trains one network, which has this name. Put "
+                    "several modules into one."
+                )
             self.module_.to(self.device_)
         return self
 

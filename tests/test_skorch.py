@@ -432,6 +432,16 @@ class TestNotInitialized:
         assert not list(tmp_path.iterdir())
 
 
+def test_a_subclass_without_module_is_told_so(iris):
+    class Two(BSDClassifier):
+        def initialize_module(self):
+            self.encoder_ = Linear(4, 3)
+            return self
+
+    with pytest.raises(AttributeError, match="of Two has set no module_"):
+        Two(max_epochs=1).fit(*iris)
+
+
 class TestDuckTypedCallback:
     """skorch asks of a callback no more than that it has the methods."""
 
