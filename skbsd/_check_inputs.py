@@ -11,6 +11,9 @@ from torch.utils.data import DataLoader
 # Grey, colour, and colour with an alpha channel.
 CHANNELS = (1, 3, 4)
 
+# Values of an array that is looked at here first.
+_SMALL = 2**14
+
 _TIMES = (
     datetime.date,
     datetime.time,
@@ -46,7 +49,7 @@ def check_X(X, *, caller: str | None = None, image_shape=None, name: str = "X"):
         )
     if isinstance(X, torch.Tensor):
         X = _check_tensor(X, name)
-    else:
+    elif not _is_ready(X):
         convert = _check_columns(X, name, caller)
         options = {"allow_nd": True, "input_name": name, "estimator": caller}
         if isinstance(X, np.ndarray):
@@ -78,6 +81,23 @@ def check_X(X, *, caller: str | None = None, image_shape=None, name: str = "X"):
         return X
     # torch knows neither negative strides nor foreign byte orders.
     return np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))
+
+
+def _is_ready(X) -> bool:
+    """Whether X is a small array that passes scikit-learn's checks as it is.
+
+    Those take longer than a small network does for a row; where there is anything to
+    convert or to refuse, they have to say so.
+    """
+    return (
+        type(X) is np.ndarray
+        and X.dtype.char in "fdB"
+        and X.dtype.isnative
+        and X.ndim >= 2
+        and X.flags.c_contiguous
+        and 0 < X.size <= _SMALL
+        and (X.dtype.char == "B" or bool(np.isfinite(X).all()))
+    )
 
 
 def _looks_channels_last(first: int, second: int, last: int) -> bool:

@@ -7,6 +7,7 @@ concerns training takes effect at the next `fit`.
 
 import copy
 import inspect
+from collections.abc import Callable
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache, partial
@@ -19,14 +20,14 @@ from skorch import NeuralNetClassifier
 from skorch.dataset import Dataset, unpack_data
 from skorch.history import History
 from skorch.setter import optimizer_setter
-from skorch.utils import get_map_location, is_dataset, to_device, to_tensor
+from skorch.utils import get_map_location, is_dataset, to_tensor
 from torch import Tensor, nn
 
 from . import _state, _versions
 from ._batches import Batch
 from ._checks import check_device, check_order, check_X
 from ._forward import Forward, check_output, infer_prepared
-from ._gathering import gather
+from ._gathering import from_logits, gather, in_full
 from ._generators import Generators
 from ._loading import Loader, prediction_batches
 from ._memory import in_parts
@@ -602,7 +603,8 @@ class Net(NeuralNetClassifier):
         ValueError
             If X is not of the kind that was fitted.
         """
-        check_is_fitted(self)
+        if not self.__sklearn_is_fitted__():
+            check_is_fitted(self)  # for its error; it takes as long as a layer
 
         views = None if training else self.prediction_views
 
@@ -616,7 +618,7 @@ class Net(NeuralNetClassifier):
 
         with self._in_mode(training):
             for logits in in_parts(predict, self._prediction_batches(X)):
-                yield to_device(logits, device)
+                yield logits if device is None else logits.to(device)
 
     def _logits_of(self, X, rows) -> Tensor:
         """Predict rows of checked data, and leave all generators as they are."""
@@ -627,7 +629,7 @@ class Net(NeuralNetClassifier):
             batches = prediction_batches(X, loader, *where, rows)
             views = self.prediction_views
             logits = in_parts(lambda x: self._logits(x, views), batches)
-            return gather(logits, len(rows))
+            return gather(from_logits(in_full, logits), len(rows))
 
     def _probe(self, X) -> Tensor:
         """Run the network on a few samples in evaluation mode; leave generators."""
@@ -652,9 +654,14 @@ class Net(NeuralNetClassifier):
     def _check_like_training(self, given, X) -> None:
         """Raise where X is not of the kind that the network was fitted on."""
         self._preparation.check_like(X, type(self).__name__)
-        if hasattr(self, "n_features_in_") and (
-            X.ndim == 2 or hasattr(given, "columns")
-        ):
+        if not hasattr(self, "n_features_in_"):
+            return
+        has_names = hasattr(given, "columns")
+        if not has_names and not hasattr(self, "feature_names_in_"):
+            # All that is left to compare is their number, which images have not.
+            if X.ndim != 2 or X.shape[1] == self.n_features_in_:
+                return
+        if X.ndim == 2 or has_names:
             self._note_features(given, X, reset=False)
 
     def _note_features(self, given, X, *, reset: bool) -> None:
@@ -670,13 +677,19 @@ class Net(NeuralNetClassifier):
             check_order(options)
         return Loader(side, getattr(self, side), options, self.batch_size)
 
-    def _all_logits(self, X) -> Tensor:
+    def _predictions(self, X, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what a function makes of the logits, on the CPU.
+
+        It gets those of one batch after the other, so that logits of all samples are
+        never held beside what is made of them.
+        """
         # forward_iter is looked up on the instance: skorch's scoring callbacks put
         # cached predictions in its place.
         device = getattr(self, "device_", "cpu")
         with one_thread_after_fork():
             batches = self.forward_iter(X, training=False, device=device)
-            return gather(batches, len(X) if hasattr(X, "__len__") else None)
+            n_samples = len(X) if hasattr(X, "__len__") else None
+            return gather(from_logits(of, batches), n_samples)
 
     # Copies
 
