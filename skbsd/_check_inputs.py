@@ -41,6 +41,9 @@ def check_X(X, *, caller: str | None = None, image_shape=None, name: str = "X"):
     ndarray or Tensor
         uint8 (images only), float32 or float64.
     """
+    ready = _is_ready(X)
+    if ready and X.ndim == 2 and X.dtype.kind == "f" and image_shape is None:
+        return X
     if isinstance(X, DataLoader) or type(X) is dict:
         raise TypeError(
             f"{name} is a {type(X).__name__}; expected an array, a DataFrame, a Tensor "
@@ -49,7 +52,7 @@ def check_X(X, *, caller: str | None = None, image_shape=None, name: str = "X"):
         )
     if isinstance(X, torch.Tensor):
         X = _check_tensor(X, name)
-    elif not _is_ready(X):
+    elif not ready:
         convert = _check_columns(X, name, caller)
         options = {"allow_nd": True, "input_name": name, "estimator": caller}
         if isinstance(X, np.ndarray):

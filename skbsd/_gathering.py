@@ -78,7 +78,8 @@ def gather(batches: Iterable[Tensor], n_samples: int | None) -> Tensor:
         n += size
     if out is None:
         raise ValueError("X has no samples; expected at least one to predict for.")
-    return out[:n].cpu()
+    out = out if n == out.shape[0] else out[:n]
+    return out if out.is_cpu else out.cpu()
 
 
 def _buffer(part: Tensor, n_samples: int) -> Tensor:

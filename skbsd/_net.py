@@ -8,7 +8,7 @@ concerns training takes effect at the next `fit`.
 import copy
 import inspect
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import cache, partial
 from typing import Any
@@ -220,6 +220,13 @@ class Net(NeuralNetClassifier):
                     f"{', '.join(p + '__*' for p in _PREFIXES)}."
                 )
 
+    def _get_params_for(self, prefix):
+        # Mostly there are none. skorch looks at each attribute by itself, which takes
+        # as long as a layer of a small network does for a row.
+        if f"{prefix}__" not in " ".join(vars(self)):
+            return {}
+        return super()._get_params_for(prefix)
+
     def _validate_params(self):
         self._check_prefixed(self._params_to_validate)
 
@@ -255,22 +262,23 @@ class Net(NeuralNetClassifier):
         self._set_training(False)
         return self
 
-    @contextmanager
-    def _in_mode(self, training: bool):
+    def _in_mode(self, training: bool) -> AbstractContextManager[None]:
         """Run the network in training or evaluation mode within the context.
 
         A network at rest is in evaluation mode, so that prediction has nothing to
         switch: threads that predict at the same time share the network.
         """
-        before = self.module_.training
-        if before == training:
-            yield
-            return
+        if self.module_.training == training:
+            return nullcontext()
+        return self._switched(training)
+
+    @contextmanager
+    def _switched(self, training: bool):
         self._set_training(training)
         try:
             yield
         finally:
-            self._set_training(before)
+            self._set_training(not training)
 
     # The two below leave out skorch's messages about re-initialization, which every
     # second call of fit would print.
@@ -618,7 +626,8 @@ class Net(NeuralNetClassifier):
 
         with self._in_mode(training):
             for logits in in_parts(predict, self._prediction_batches(X)):
-                yield logits if device is None else logits.to(device)
+                there = device is None or logits.device == device
+                yield logits if there else logits.to(device)
 
     def _logits_of(self, X, rows) -> Tensor:
         """Predict rows of checked data, and leave all generators as they are."""
