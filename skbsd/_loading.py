@@ -431,9 +431,7 @@ def prediction_batches(
         yield move(x.pin_memory() if on_gpu and x.is_cpu else x, device)
 
 
-def _copied(
-    X: Any, part: slice, rows: np.ndarray | None, dtype: torch.dtype
-) -> Tensor:
+def _copied(X: Any, part: slice, rows: np.ndarray | None, dtype: torch.dtype) -> Tensor:
     """Return a copy of some of the rows, floats as `dtype`."""
     x = X[part] if rows is None else _taken(X, rows[part])
     if not isinstance(x, Tensor):

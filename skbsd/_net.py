@@ -666,11 +666,10 @@ class Net(NeuralNetClassifier):
         if not hasattr(self, "n_features_in_"):
             return
         has_names = hasattr(given, "columns")
-        if not has_names and not hasattr(self, "feature_names_in_"):
-            # All that is left to compare is their number, which images have not.
-            if X.ndim != 2 or X.shape[1] == self.n_features_in_:
-                return
-        if X.ndim == 2 or has_names:
+        if not has_names and X.ndim != 2:
+            return
+        agree = X.ndim == 2 and X.shape[1] == self.n_features_in_
+        if has_names or hasattr(self, "feature_names_in_") or not agree:
             self._note_features(given, X, reset=False)
 
     def _note_features(self, given, X, *, reset: bool) -> None:
