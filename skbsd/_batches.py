@@ -78,6 +78,8 @@ def move(x, device: torch.device):
     device : torch.device
     """
     if isinstance(x, Tensor):
+        if x.device == device:
+            return x
         return x.to(device, non_blocking=device.type == "cuda" and x.is_pinned())
     if isinstance(x, Mapping):
         kind: Any = type(x)  # which may be a tokenizer's own

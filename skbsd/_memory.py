@@ -62,13 +62,13 @@ def in_parts(call: Callable[[Any], Tensor], batches: Iterable[Any]) -> Iterator[
         if not isinstance(batch, Tensor):
             yield call(batch)
             continue
-        rest = batch
-        while len(rest):
-            part = rest if largest is None else rest[:largest]
+        done, size = 0, batch.shape[0]
+        while done < size:
+            part = batch if largest is None else batch[done : done + largest]
             out = _try(call, part)
             if out is not None:
                 yield out
-                rest = rest[len(part) :]
+                done += part.shape[0]
                 continue
             if largest is None:
                 warnings.warn(

@@ -7,7 +7,8 @@ concerns training takes effect at the next `fit`.
 
 import copy
 import inspect
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import cache, partial
 from typing import Any
@@ -19,7 +20,7 @@ from skorch import NeuralNetClassifier
 from skorch.dataset import Dataset, unpack_data
 from skorch.history import History
 from skorch.setter import optimizer_setter
-from skorch.utils import get_map_location, is_dataset, to_device, to_tensor
+from skorch.utils import get_map_location, is_dataset, to_tensor
 from torch import Tensor, nn
 
 from . import _state, _versions
@@ -27,7 +28,7 @@ from ._batches import Batch
 from ._check_inputs import as_numbers
 from ._checks import check_device, check_order, check_X, length_of
 from ._forward import Forward, check_output, infer_prepared
-from ._gathering import gather
+from ._gathering import from_logits, gather, in_full
 from ._generators import Generators
 from ._items import as_dataset
 from ._loading import Loader, prediction_batches
@@ -227,6 +228,13 @@ class Net(NeuralNetClassifier):
                     f"{', '.join(p + '__*' for p in _PREFIXES)}."
                 )
 
+    def _get_params_for(self, prefix):
+        # Mostly there are none. skorch looks at each attribute by itself, which takes
+        # as long as a layer of a small network does for a row.
+        if f"{prefix}__" not in " ".join(vars(self)):
+            return {}
+        return super()._get_params_for(prefix)
+
     def _validate_params(self):
         self._check_prefixed(self._params_to_validate)
 
@@ -262,22 +270,23 @@ class Net(NeuralNetClassifier):
         self._set_training(False)
         return self
 
-    @contextmanager
-    def _in_mode(self, training: bool):
+    def _in_mode(self, training: bool) -> AbstractContextManager[None]:
         """Run the network in training or evaluation mode within the context.
 
         A network at rest is in evaluation mode, so that prediction has nothing to
         switch: threads that predict at the same time share the network.
         """
-        before = self.module_.training
-        if before == training:
-            yield
-            return
+        if self.module_.training == training:
+            return nullcontext()
+        return self._switched(training)
+
+    @contextmanager
+    def _switched(self, training: bool):
         self._set_training(training)
         try:
             yield
         finally:
-            self._set_training(before)
+            self._set_training(not training)
 
     # The two below leave out skorch's messages about re-initialization, which every
     # second call of fit would print.
@@ -644,7 +653,8 @@ class Net(NeuralNetClassifier):
         ValueError
             If X is not of the kind that was fitted.
         """
-        self.check_is_fitted()
+        if not self.__sklearn_is_fitted__():  # checked first, as it is faster
+            self.check_is_fitted()
 
         views = None if training else self.prediction_views
 
@@ -658,7 +668,8 @@ class Net(NeuralNetClassifier):
 
         with self._in_mode(training):
             for logits in in_parts(predict, self._prediction_batches(X)):
-                yield to_device(logits, device)
+                there = device is None or logits.device == device
+                yield logits if there else logits.to(device)
 
     def _logits_of(self, X, rows) -> Tensor:
         """Predict rows of checked data, and leave all generators as they are."""
@@ -669,7 +680,7 @@ class Net(NeuralNetClassifier):
             batches = prediction_batches(X, loader, *where, rows)
             views = self.prediction_views
             logits = in_parts(lambda x: self._logits(x, views), batches)
-            return gather(logits, len(rows))
+            return gather(from_logits(in_full, logits), len(rows))
 
     def _probe(self, X) -> Tensor:
         """Run the network on a few samples in evaluation mode; leave generators."""
@@ -734,9 +745,13 @@ class Net(NeuralNetClassifier):
     def _check_like_training(self, given, X) -> None:
         """Raise where X is not of the kind that the network was fitted on."""
         self._preparation.check_like(X, type(self).__name__)
-        if hasattr(self, "n_features_in_") and (
-            X.ndim == 2 or hasattr(given, "columns")
-        ):
+        if not hasattr(self, "n_features_in_"):
+            return
+        has_names = hasattr(given, "columns")
+        if not has_names and X.ndim != 2:
+            return
+        agree = X.ndim == 2 and X.shape[1] == self.n_features_in_
+        if has_names or hasattr(self, "feature_names_in_") or not agree:
             self._note_features(given, X, reset=False)
 
     def _note_features(self, given, X, *, reset: bool) -> None:
@@ -758,13 +773,18 @@ class Net(NeuralNetClassifier):
             n_inputs = len(known.several)
         return Loader(side, getattr(self, side), options, self.batch_size, n_inputs)
 
-    def _all_logits(self, X) -> Tensor:
+    def _predictions(self, X, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what a function makes of the logits, on the CPU.
+
+        It gets those of one batch after the other, so that logits of all samples are
+        never held beside what is made of them.
+        """
         # forward_iter is looked up on the instance: skorch's scoring callbacks put
         # cached predictions in its place.
         device = getattr(self, "device_", "cpu")
         with one_thread_after_fork():
             batches = self.forward_iter(X, training=False, device=device)
-            return gather(batches, length_of(X))
+            return gather(from_logits(of, batches), length_of(X))
 
     # Copies
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -89,14 +89,12 @@ def threads(n: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def one_thread_after_fork() -> Iterator[None]:
+def one_thread_after_fork() -> AbstractContextManager[None]:
     """Have torch use one thread, in a process that was forked from another one.
 
     Where OpenMP ran in that one, this one would wait for its threads forever.
     """
-    with threads(None if os.getpid() == _STARTED_AS else 1):
-        yield
+    return nullcontext() if os.getpid() == _STARTED_AS else threads(1)
 
 
 # GPUs

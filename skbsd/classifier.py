@@ -1,6 +1,7 @@
 """Bayesian self-distillation as a scikit-learn classifier."""
 
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
@@ -661,7 +662,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         ValueError
             If X is empty, or not of the kind that was fitted.
         """
-        return self._calibrated_logits(X).softmax(dim=1).numpy()
+        return self._calibrated(X, lambda z: z.softmax(dim=1)).numpy()
 
     def predict_log_proba(self, X):
         """Predict the logarithm of the probability of each class.
@@ -684,7 +685,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         ValueError
             If X is empty, or not of the kind that was fitted.
         """
-        return self._calibrated_logits(X).log_softmax(dim=1).numpy()
+        return self._calibrated(X, lambda z: z.log_softmax(dim=1)).numpy()
 
     def decision_function(self, X):
         """Compute the calibrated logits, whose softmax is `predict_proba`.
@@ -707,10 +708,13 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         ValueError
             If X is empty, or not of the kind that was fitted.
         """
-        logits = self._calibrated_logits(X)
-        if logits.shape[1] == 2:
-            return (logits[:, 1] - logits[:, 0]).numpy()
-        return logits.numpy()
+
+        def scores(logits):
+            if logits.shape[1] == 2:
+                return logits[:, 1] - logits[:, 0]
+            return logits.clone()  # they may be memory that the network keeps
+
+        return self._calibrated(X, scores).numpy()
 
     def predict(self, X):
         """Predict the label of each sample.
@@ -739,7 +743,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         UserWarning
             If there are no `classes_`.
         """
-        codes = self._calibrated_logits(X).argmax(dim=1).numpy()
+        codes = self._calibrated(X, lambda z: z.argmax(dim=1)).numpy()
         if self._has_classes():
             return self.classes_[codes]
         name = type(self).__name__
@@ -1108,10 +1112,14 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         split = split_rows(data, whole, self.train_split, split_params)
         return agreed_split(split, data, current(self.devices))
 
-    def _calibrated_logits(self, X) -> torch.Tensor:
+    def _calibrated(
+        self, X, of: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Return what a function makes of calibrated logits."""
         calibration = getattr(self, "calibration_", None)
-        logits = self._all_logits(X)
-        return logits if calibration is None else calibration(logits)
+        if calibration is None:
+            return self._predictions(X, of)
+        return self._predictions(X, lambda logits: of(calibration(logits)))
 
     def _build_projection_optimizer(self, head: torch.nn.Module):
         """Build the optimizer of a projection, without the user's patterns."""
