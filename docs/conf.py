@@ -58,6 +58,7 @@ _OF_BSD_CLASSIFIER = [
     "predict_proba",
     "predict_log_proba",
     "decision_function",
+    "score_samples",
     "score",
     "get_params",
     "set_params",

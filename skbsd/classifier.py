@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from . import _advice, _checks, _export, _persistence
 from ._cross_fit import checked_groups, cross_fit, method_for
 from ._default_callbacks import EpochLog, EpochLoss, ValidationAccuracy
+from ._familiarity import top_log_odds
 from ._fitting import Fitting, Trainings, one_by_one
 from ._held_out import HoldOut, Outcome, with_base_rates, with_own_scale
 from ._html import HTMLRepresentation
@@ -715,6 +716,59 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             return logits.clone()  # they may be memory that the network keeps
 
         return self._calibrated(X, scores).numpy()
+
+    def score_samples(self, X):
+        r"""Compute how familiar each sample looks: the log-odds of the predicted class.
+
+        The score is :math:`\log p / (1 - p)` of the largest probability p that
+        :meth:`predict_proba` gives. Samples of a kind that the network has not learnt
+        tend to have lower scores, but nothing guarantees that: see Notes.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, Tensor or Dataset
+            A table or images, as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Of float64; higher is more familiar. The least possible score is
+            -log(n_classes - 1), that of equal probabilities. Scores have no upper
+            limit, also where the probability rounds to 1.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no network yet.
+        ValueError
+            If X is empty, or not of the kind that was fitted.
+
+        See Also
+        --------
+        predict_proba : The probabilities, whose largest one has the same order.
+
+        Notes
+        -----
+        A score is no probability that a sample is familiar, and there is no threshold
+        that fits all data: choose one by scores of samples that were not trained on. A
+        low score may also mean a familiar sample between two classes. Far from the
+        training data, a network may be sure of what it has never seen. The guide on
+        unfamiliar inputs has figures.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_digits
+        >>> from skbsd import BSDClassifier
+        >>> X, y = load_digits(return_X_y=True)
+        >>> X, known = X / 16, y < 6
+        >>> X_known, y_known = X[known], y[known]
+        >>> model = BSDClassifier(random_state=0).fit(X_known[:500], y_known[:500])
+        >>> learnt, new = map(model.score_samples, (X_known[500:], X[~known]))
+        >>> bool(np.median(new) < np.quantile(learnt, 0.1))
+        True
+        """
+        return top_log_odds(self._calibrated_logits(X)).numpy()
 
     def predict(self, X):
         """Predict the label of each sample.

@@ -11,6 +11,9 @@ by_interest = ExplicitOrder(
         "search_prior_strength.py",
         "table_pipeline.py",
         "own_module.py",
+        "prediction_sets.py",
+        "optuna_pruning.py",
+        "mlflow_model.py",
         "*",
     ]
 )
