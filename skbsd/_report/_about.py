@@ -76,9 +76,7 @@ def training(model: Any) -> Element | None:
         pairs.append(("Discount γ, as used", f"{model.discount_:g}"))
     if getattr(model, "calibration_", None) is not None:
         pairs.append(("Temperature", f"{model.temperature_:.3g}"))
-        pairs.append(
-            ("Estimated fraction of wrong labels", percent(model.noise_rate_))
-        )
+        pairs.append(("Estimated fraction of wrong labels", percent(model.noise_rate_)))
     pairs.append(("Epochs", f"{found.n_epochs:,}"))
     pairs.append(("Device", str(getattr(model, "device_", model.device))))
     if found.seconds is not None:

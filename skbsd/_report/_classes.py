@@ -100,9 +100,7 @@ def classes(counts: NDArray, names: list[str]) -> Element:
         caption += f" A dash ({_UNDEFINED}) marks a score that is not defined."
 
     def rows(part):
-        return [
-            (names[k], f"{support[k]:,}", *map(_share, scores[:, k])) for k in part
-        ]
+        return [(names[k], f"{support[k]:,}", *map(_share, scores[:, k])) for k in part]
 
     kinds = {**dict.fromkeys(_HEADER, "number"), "Class": name_kind(names)}
     title = "Classes"

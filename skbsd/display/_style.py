@@ -19,7 +19,7 @@ def require_matplotlib(caller: str) -> None:
     except ImportError as error:
         raise ImportError(
             f"{caller} requires matplotlib, which is not installed. Install it with "
-            '`pip install matplotlib`, or together with this package: run '
+            "`pip install matplotlib`, or together with this package: run "
             '`pip install ".[plot]"` in the folder that holds its pyproject.toml.'
         ) from error
 

@@ -434,7 +434,9 @@ def test_no_mistakes(tmp_path):
     model = LogisticRegression().fit(X, y)
     page = read(report(model, X, y, tmp_path / "r.html"))
     assert MISTAKES in page.text("h2")
-    assert any("all 60 test samples are predicted correctly" in t for t in page.text("p"))
+    assert any(
+        "all 60 test samples are predicted correctly" in t for t in page.text("p")
+    )
 
 
 def test_text_of_the_user_is_escaped(linear, tmp_path):
