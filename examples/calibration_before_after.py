@@ -33,10 +33,10 @@ given, _ = flip_labels(given, 0.1, random_state=2)
 model = BSDClassifier(max_epochs=40, random_state=0).fit(X_train, given)
 
 # %%
-# Both curves belong to the same network, tested on true labels. Before calibration, it
-# is as unsure as suits labels of which many are wrong. The calibration separates
-# wrong labels from the network's own uncertainty, so that probabilities are those of
-# true labels.
+# Both curves belong to the same network, tested on true labels. Before calibration it is
+# underconfident, because it was trained on targets that contain wrong labels. The
+# calibration estimates label errors and temperature together, so that the calibrated
+# probabilities are those of true labels.
 CalibrationEffectDisplay.from_estimator(
     model, X_test, y_test, n_bins=10, n_bootstraps=200, random_state=0
 )
@@ -44,7 +44,8 @@ plt.show()
 
 # %%
 # The estimated fraction of wrong labels, of all labels and of each class, with 95 %
-# bootstrap intervals. The labels 3 stand out: among them are the mislabelled eights.
+# bootstrap intervals. The label 3 has the highest rate: it includes the mislabelled
+# eights.
 display = NoiseRateDisplay.from_estimator(model, n_bootstraps=100, random_state=0)
 plt.show()
 
@@ -54,7 +55,8 @@ print(f"estimated: {rates.rate:.1%} ({low:.1%} to {high:.1%})")
 print(f"true:      {np.mean(given != true):.1%}")
 
 # %%
-# The same estimate by pairs of true class and given label.
+# The same estimate by pairs of true class and given label: the most frequent error is an
+# eight that is labelled 3.
 display.plot(by="pair", max_rows=8)
 plt.show()
 

@@ -181,8 +181,8 @@ class CalibrationEffectDisplay:
         if getattr(classifier, "calibration_", None) is None:
             raise ValueError(
                 "the classifier has no calibration to show: it was fitted with "
-                f"calibration={classifier.calibration!r}, or on too few samples. Fit it "
-                "with calibration='auto'."
+                f"calibration={classifier.calibration!r}, or on too few samples. Fit "
+                "it with calibration='auto'."
             )
         options: dict[str, Any] = {
             "n_bins": n_bins,

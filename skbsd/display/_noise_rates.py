@@ -17,8 +17,8 @@ _PLOT = {
     "by": [StrOptions({"class", "pair"})],
     "max_rows": [Interval(Integral, 1, None, closed="left")],
 }
-# Inches: of a row, of what is above and below the rows, of the figure without names, and
-# of a letter.
+# Inches: of a row, of what is above and below the rows, of the figure without names,
+# and of a letter.
 _ROW_HEIGHT, _AROUND_HEIGHT, _WIDTH, _LETTER_WIDTH = 0.26, 1.2, 5.5, 0.07
 # Letters of a class's name.
 _LONGEST = {"class": 28, "pair": 18}
