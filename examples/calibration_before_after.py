@@ -33,8 +33,8 @@ given, _ = flip_labels(given, 0.1, random_state=2)
 model = BSDClassifier(max_epochs=40, random_state=0).fit(X_train, given)
 
 # %%
-# Both curves belong to the same network, tested on true labels. Before calibration it is
-# underconfident, because it was trained on targets that contain wrong labels. The
+# Both curves belong to the same network, tested on true labels. Before calibration it
+# is underconfident, because it was trained on targets that contain wrong labels. The
 # calibration estimates label errors and temperature together, so that the calibrated
 # probabilities are those of true labels.
 CalibrationEffectDisplay.from_estimator(
@@ -55,8 +55,8 @@ print(f"estimated: {rates.rate:.1%} ({low:.1%} to {high:.1%})")
 print(f"true:      {np.mean(given != true):.1%}")
 
 # %%
-# The same estimate by pairs of true class and given label: the most frequent error is an
-# eight that is labelled 3.
+# The same estimate by pairs of true class and given label: the most frequent error is
+# an eight that is labelled 3.
 display.plot(by="pair", max_rows=8)
 plt.show()
 

@@ -58,8 +58,8 @@ def suspicious_labels(
         return section(title, element("p", text), *notes, class_="wide")
     caption = (
         f"{len(issues['row']):,} of {n:,} training labels are suspicious: the "
-        "network's predictions during training favour another class. The most suspicious ones "
-        "come first; find_label_issues lists all of them."
+        "network's predictions during training favour another class. The most "
+        "suspicious ones come first; find_label_issues lists all of them."
     )
     columns = {
         "Given": [str(label) for label in issues["given_label"][:N_SHOWN]],
@@ -86,7 +86,8 @@ def _of_hard_task(model, test_error: float, *, is_any_listed: bool) -> str | Non
     if not is_estimated:
         measured = (
             f"the classifier predicts {percent(error)} of the test samples "
-            "incorrectly, and without calibration the fraction of wrong labels is not estimated"
+            "incorrectly, and without calibration the fraction of wrong labels is not "
+            "estimated"
         )
     elif noise_rate:
         measured = (

@@ -118,8 +118,9 @@ def report(
     more than 10 % of the labels beyond those that are estimated to be wrong. The labels
     that it lists may then be correct labels of hard samples: on the tasks of
     ``benchmarks/hard_samples.py``, 82 to 100 % of the labels listed were wrong below
-    this limit (93 % on average), and 51 to 95 % above it (81 %). The predictions are `out_of_fold_proba_`, or
-    those of the test samples for an estimator without calibration.
+    this limit (93 % on average), and 51 to 95 % above it (81 %). The predictions are
+    `out_of_fold_proba_`, or those of the test samples for an estimator without
+    calibration.
 
     Examples
     --------
