@@ -1,8 +1,8 @@
 """Whether listed labels are wrong, or those of hard samples, and how one can tell.
 
 Labels of tasks of several difficulties are flipped, and `find_label_issues` lists the
-suspicious ones. The fraction of the listed labels that were flipped is the precision. It
-is compared with what `skbsd.report` decides by: the fraction of the labels that
+suspicious ones. Precision is the fraction of the listed labels that were flipped. It is
+compared with what `skbsd.report` decides by: the fraction of the labels that
 out-of-fold predictions contradict, minus the fraction that `fit` estimates to be wrong.
 The tasks are scikit-learn's digits with noise in the pixels, overlapping blobs, and
 `make_classification`; 27 fits, some minutes on a core.

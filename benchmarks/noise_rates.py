@@ -36,7 +36,10 @@ def draw(n, n_classes, transition, scale, rng):
 
 def intervals(proba, given, transition, rng):
     """Return limits of the rate of all labels, and of those by class."""
-    model, weight = _LabelErrors(given, proba, _kind(transition)), np.ones(len(given))
+    model, weight = (
+        _LabelErrors(given, proba, _kind(transition, *proba.shape)),
+        np.ones(len(given)),
+    )
     values, pairs = model.fit(weight), np.empty((0, 2), int)
     limits = _limits(model, values, pairs, N_BOOTSTRAPS, 0.95, rng)
     return limits, _summary(model.rates(values, weight), model.count(weight), pairs)

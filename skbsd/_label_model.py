@@ -23,8 +23,8 @@ _LEAST_IF_SUSPECTED = 0.1
 # Maximum error rate, relative to that of labels drawn at random.
 _MOST_ERRORS = 0.93
 # A matrix has the square of the number of classes as parameters.
-_MOST_CLASSES = 100
-_LEAST_PER_CLASS = 20
+MOST_CLASSES = 100
+LEAST_PER_CLASS = 20
 _TINY = 1e-300
 
 
@@ -90,8 +90,8 @@ class Likelihood:
         price = math.log(max(self.size, 2.0)) / 2  # per parameter, of the BIC
         best, best_score = clean, clean.likelihood
         candidates = ["symmetric"]
-        enough = self.size >= _LEAST_PER_CLASS * self.n_classes
-        if 2 < self.n_classes <= _MOST_CLASSES and enough:
+        enough = self.size >= LEAST_PER_CLASS * self.n_classes
+        if 2 < self.n_classes <= MOST_CLASSES and enough:
             candidates.append("matrix")
         for errors in candidates:
             fitted = self._maximise(clean, with_bias=with_bias, errors=errors)

@@ -15,7 +15,14 @@ from sklearn.utils._param_validation import Interval, validate_params
 
 from ._bootstrap import bootstrap
 from ._checks import fitted_classifier
-from ._label_model import Fitted, Likelihood, Model
+from ._label_model import (
+    LEAST_PER_CLASS,
+    MOST_CLASSES,
+    Fitted,
+    Likelihood,
+    Model,
+)
+from ._proba import group_sums
 
 # Probabilities below this one do not occur in single precision.
 _LEAST_PROBA = 1e-38
@@ -149,21 +156,32 @@ def estimate_noise_rates(
 
     Notes
     -----
-    The model of label errors is the one that `fit` chose for the `calibration_`: none,
-    errors that hit all classes equally, or a transition matrix C. Here it is fitted
-    once more to all out-of-fold predictions p, together with a temperature. Sample i is
+    If `fit` found wrong labels, a transition matrix C is fitted to all out-of-fold
+    predictions p, together with a temperature; or, if there are two classes, more than
+    100, or fewer than 20 samples per class, errors that hit all classes equally. (For
+    the `calibration_`, `fit` prefers such errors as long as they explain the labels.
+    They would spread errors between two classes over all of them.) Sample i is
     then of class k with probability :math:`r_{ik} \propto p_{ik} C_{k y_i}`, and its
     label is wrong with probability :math:`1 - r_{i y_i}`. The rates are means of these
-    probabilities. `noise_rate_` rests on the out-of-fold predictions of the chosen
-    training rule alone, which may be a part of them, so it differs a little from `rate`.
+    probabilities. `noise_rate_` belongs to the model of the `calibration_`, and rests
+    on the out-of-fold predictions of the chosen training rule alone, so it differs a
+    little from `rate`.
 
-    The intervals are basic bootstrap intervals over the samples, cut to [0, 1]. Of
-    large data a random part is resampled, and the deviations are scaled to all of it.
-    The intervals cover the choice of the samples and the fit of the model. They do not
-    cover a network that is wrong in a systematic way, nor an error model that does not
-    fit: labels that a hard task makes unpredictable have the same likelihood as wrong
-    ones. Where `fit` found no wrong labels, the rates are zero, and the upper limits
-    are those of errors that hit all classes equally.
+    The intervals are percentile intervals of the bootstrap over the samples, cut to
+    [0, 1]. For large data, a random part is resampled, and the deviations are scaled to
+    all of it. The intervals cover the choice of the samples and the fit of the model.
+    They do not cover a network that is wrong in a systematic way, nor an error model
+    that does not fit: labels that a hard task makes unpredictable have the same
+    likelihood as wrong ones. Where `fit` found no wrong labels, the rates are zero, and
+    the upper limits are those of errors that hit all classes equally.
+
+    How often intervals of 95 % contained the truth (``benchmarks/noise_rates.py``; few
+    repeats): with predictions drawn from the model, 500 samples and four classes, 97 %
+    of the time for a rate of 15 %, and 85 % for a rate of 3 %. A class whose labels are
+    all correct gets a small positive rate, and its interval often does not reach zero.
+    With fits to 600 digits, all six contained the truth when 10 % of the labels were
+    flipped symmetrically, and three of six when 30 % were flipped within pairs of
+    classes: such errors are partly learned, and underestimated.
 
     All samples count equally, whatever `sample_weight` was passed to `fit`.
 
@@ -188,7 +206,8 @@ def estimate_noise_rates(
     # A generator of its own: drawn from the same seed, the first resample would be made
     # of the same draws as the labels that `flip_labels` makes wrong.
     rng = np.random.RandomState(check_random_state(random_state).randint(2**31 - 1))
-    model, weight = _LabelErrors(codes, proba, _kind(transition)), np.ones(n)
+    errors, weight = _kind(transition, n, n_classes), np.ones(n)
+    model = _LabelErrors(codes, proba, errors)
     values, n_labels = model.fit(weight), model.count(weight)
     found = model.rates(values, weight)
     pairs = _most_frequent(found * n_labels, n_pairs)
@@ -240,12 +259,15 @@ def _out_of_fold(classifier: Any) -> tuple[NDArray, NDArray]:
     return codes[known], proba[known].astype(float)
 
 
-def _kind(transition: NDArray | None) -> str:
-    """Return which errors a transition matrix describes."""
-    if transition is None:
-        return "symmetric"  # for the upper limits
-    off = transition[~np.eye(len(transition), dtype=bool)]
-    return "symmetric" if np.allclose(off, off[0]) else "matrix"
+def _kind(transition: NDArray | None, n: int, n_classes: int) -> str:
+    """Return which errors to fit.
+
+    A matrix where the samples are enough for one, even if symmetric errors explained
+    the labels well enough for `fit`: these would spread what happens between two
+    classes over all of them.
+    """
+    is_enough = n >= LEAST_PER_CLASS * n_classes and 2 < n_classes <= MOST_CLASSES
+    return "matrix" if transition is not None and is_enough else "symmetric"
 
 
 class _LabelErrors:
@@ -273,7 +295,7 @@ class _LabelErrors:
 
     def count(self, weight: NDArray) -> NDArray[np.float64]:
         """Count the labels of each class."""
-        return np.bincount(self.codes, weight, minlength=self.model.n_classes)
+        return group_sums(self.codes, weight, self.model.n_classes)
 
     def fit(self, weight: NDArray, start: NDArray | None = None) -> NDArray:
         """Return the most probable parameters.
@@ -321,16 +343,17 @@ class _LabelErrors:
         true[np.arange(len(codes)), codes] = 0
         sums = np.zeros((n_classes, n_classes))
         np.add.at(sums, codes, true)
-        with np.errstate(invalid="ignore"):
-            return sums.T / self.count(weight)
+        total = self.count(weight)
+        rates = np.full_like(sums, np.nan)
+        return np.divide(sums.T, total, out=rates, where=total > 0)
 
 
-def _most_frequent(counts: NDArray, n_pairs: int) -> NDArray:
-    """Return the indices of the largest entries."""
+def _most_frequent(counts: NDArray, n_pairs: int) -> NDArray[np.intp]:
+    """Return the indices of the largest entries, of shape (n_entries, 2)."""
     counts = np.nan_to_num(counts)
     largest = np.argsort(-counts, axis=None, kind="stable")[:n_pairs]
     largest = largest[counts.ravel()[largest] > 0]
-    return np.column_stack(np.unravel_index(largest, counts.shape))
+    return np.array(np.unravel_index(largest, counts.shape)).T
 
 
 def _summary(rates: NDArray, n_labels: NDArray, pairs: NDArray) -> NDArray:
@@ -364,8 +387,10 @@ def _limits(
         confidence_level=confidence_level,
         random_state=rng,
     )
-    # The standard deviation of a mean falls with the root of the number of samples.
-    deviations = (limits - statistic(weight)) * np.sqrt(size / n)
+    # From the basic interval, 2 t - q, back to the quantiles q: rates near zero have a
+    # skewed distribution, which the percentile interval covers better. The standard
+    # deviation of a mean falls with the root of the number of samples.
+    deviations = (statistic(weight) - limits[::-1]) * np.sqrt(size / n)
     everything = np.ones(n)
     value = _summary(model.rates(values, everything), model.count(everything), pairs)
     return np.clip(value + deviations, 0, 1)

@@ -8,6 +8,7 @@ by_interest = ExplicitOrder(
         "what_it_believes.py",
         "find_wrong_labels.py",
         "calibration_methods.py",
+        "calibration_before_after.py",
         "search_prior_strength.py",
         "table_pipeline.py",
         "own_module.py",

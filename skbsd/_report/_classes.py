@@ -67,7 +67,8 @@ def class_scores(counts: NDArray) -> NDArray[np.float64]:
     """
     right, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     scores = np.full((3, len(counts)), np.nan)
-    for score, total in zip(scores, (true, predicted, (true + predicted) / 2)):
+    totals = (true, predicted, (true + predicted) / 2)
+    for score, total in zip(scores, totals, strict=True):
         np.divide(right, total, out=score, where=total > 0)
     return scores
 

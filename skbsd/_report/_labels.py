@@ -12,8 +12,8 @@ from ._samples import N_SHOWN, samples
 
 # A task is hard where more than this fraction of the labels is contradicted by
 # predictions of unseen samples, beyond those that are estimated to be wrong.
-# benchmarks/hard_samples.py: of the labels listed, 82 to 100 % are wrong below it, and
-# 51 to 92 % above.
+# benchmarks/hard_samples.py: of the labels listed, 82 to 100 % are wrong below it (93 %
+# on average), and 51 to 95 % above (81 %).
 _HARD = 0.1
 
 
@@ -57,9 +57,9 @@ def suspicious_labels(
         text = f"None: no label of the {n:,} training samples is suspicious."
         return section(title, element("p", text), *notes, class_="wide")
     caption = (
-        f"{len(issues['row']):,} of {n:,} training labels are suspicious: the network's "
-        "predictions during training favour another class. The most suspicious ones "
-        "come first; find_label_issues lists all of them."
+        f"{len(issues['row']):,} of {n:,} training labels are suspicious: the "
+        "network's predictions during training favour another class. The most "
+        "suspicious ones come first; find_label_issues lists all of them."
     )
     columns = {
         "Given": [str(label) for label in issues["given_label"][:N_SHOWN]],
@@ -85,8 +85,9 @@ def _of_hard_task(model, test_error: float, *, is_any_listed: bool) -> str | Non
         return None
     if not is_estimated:
         measured = (
-            f"the classifier predicts {percent(error)} of the test samples incorrectly, "
-            "and without calibration the fraction of wrong labels is not estimated"
+            f"the classifier predicts {percent(error)} of the test samples "
+            "incorrectly, and without calibration the fraction of wrong labels is not "
+            "estimated"
         )
     elif noise_rate:
         measured = (

@@ -99,8 +99,8 @@ def _png(image: NDArray) -> str:
 def _unusual_features(X, rows: NDArray) -> list[str] | None:
     """Name the features of samples that are farthest from their means.
 
-    X must be a table of numbers, or a DataFrame, whose numeric columns are used. None of
-    other kinds of X.
+    X must be a table of numbers, or a DataFrame, whose numeric columns are used. Of
+    other kinds of X, there are none.
     """
     if is_dataset(as_dataset(X)) or are_several(X):
         return None

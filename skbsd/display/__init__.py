@@ -1,8 +1,8 @@
 """Pictures of calibration, beliefs, label noise, training and searches.
 
 They follow scikit-learn's displays: a classmethod computes and plots, the object keeps
-what was computed, and :meth:`plot` draws it again. matplotlib is imported when the first
-picture is drawn.
+what was computed, and :meth:`plot` draws it again. matplotlib is imported when the
+first picture is drawn.
 """
 
 from ._calibration_effect import CalibrationEffectDisplay

@@ -17,7 +17,7 @@ _PLOT = {
     "by": [StrOptions({"class", "pair"})],
     "max_rows": [Interval(Integral, 1, None, closed="left")],
 }
-# Inches: of a row, of what is above and below the rows, of the figure without the names,
+# Inches: of a row, of what is above and below the rows, of the figure without names,
 # and of a letter.
 _ROW_HEIGHT, _AROUND_HEIGHT, _WIDTH, _LETTER_WIDTH = 0.26, 1.2, 5.5, 0.07
 # Letters of a class's name.
@@ -33,10 +33,10 @@ _LABELS = {
 class NoiseRateDisplay:
     """Estimated fractions of wrong labels, with confidence intervals.
 
-    By class, the topmost row shows the fraction of all labels that are wrong, and a band
-    repeats its confidence interval behind the other rows. These show the fraction of
-    the labels of each class that are wrong, in descending order. By pair, the rows show
-    the most frequent errors from class to class.
+    By class, the topmost row shows the fraction of all labels that are wrong, and a
+    band repeats its confidence interval behind the other rows. These show the fraction
+    of the labels of each class that are wrong, in descending order. By pair, the rows
+    show the most frequent errors from class to class.
 
     It is recommended to use :meth:`from_estimator` to create a `NoiseRateDisplay`. All
     parameters are stored as attributes.

@@ -285,7 +285,7 @@ def test_bad_input(plt, fitted, iris):
 
 def test_matplotlib_is_optional(monkeypatch, fitted):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    match = r"PosteriorDisplay\.{} .*pip install \"skbsd\[plot\]\""
+    match = r"PosteriorDisplay\.{} .*pip install \"\.\[plot\]\""
     with pytest.raises(ImportError, match=match.format("plot")):
         PosteriorDisplay(MASS, GIVEN, CLASSES).plot()
     with pytest.raises(ImportError, match=match.format("from_estimator")):

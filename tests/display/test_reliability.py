@@ -564,7 +564,7 @@ def test_matplotlib_is_optional(monkeypatch, predictions):
         ("from_estimators", ([model], X, y)),
         ("from_predictions", predictions),
     ]:
-        match = rf"ReliabilityDisplay\.{method} .*pip install \"skbsd\[plot\]\""
+        match = rf"ReliabilityDisplay\.{method} .*pip install \"\.\[plot\]\""
         with pytest.raises(ImportError, match=match):
             getattr(display, method)(*args)
 

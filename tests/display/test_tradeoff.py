@@ -238,7 +238,7 @@ def test_metrics_of_a_search_with_one(plt):
 
 def test_matplotlib_is_optional(monkeypatch, results):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    match = r"CalibrationTradeoffDisplay\.{} .*pip install \"skbsd\[plot\]\""
+    match = r"CalibrationTradeoffDisplay\.{} .*pip install \"\.\[plot\]\""
     with pytest.raises(ImportError, match=match.format("plot")):
         CalibrationTradeoffDisplay([0.1], [0.9], [1]).plot()
     with pytest.raises(ImportError, match=match.format("from_cv_results")):

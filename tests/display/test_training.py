@@ -204,6 +204,6 @@ def test_matplotlib_is_optional(monkeypatch):
         ("from_estimator", (None,)),
         ("from_history", (EPOCHS,)),
     ]:
-        match = rf"TrainingDisplay\.{method} .*pip install \"skbsd\[plot\]\""
+        match = rf"TrainingDisplay\.{method} .*pip install \"\.\[plot\]\""
         with pytest.raises(ImportError, match=match):
             getattr(display, method)(*args)

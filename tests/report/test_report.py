@@ -17,7 +17,12 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_breast_cancer, make_blobs, make_classification
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    log_loss,
+)
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -33,6 +38,7 @@ pytest.importorskip("matplotlib")
 
 VOID = {"img", "meta", "br"}
 QUALITY, CALIBRATION, MATRIX = "Quality", "Calibration", "Confusion matrix"
+CLASSES = "Classes"
 MISTAKES, SUSPICIOUS = "Most confident mistakes", "Most suspicious training labels"
 SETTINGS, TRAINING = "Settings", "Training"
 
@@ -109,6 +115,7 @@ def test_sections_and_images(noisy_digits, tmp_path):
     assert page.text("h2") == [
         QUALITY,
         CALIBRATION,
+        CLASSES,
         MATRIX,
         MISTAKES,
         SUSPICIOUS,
@@ -117,7 +124,7 @@ def test_sections_and_images(noisy_digits, tmp_path):
     ]
     assert page.attributes("html") == [{"lang": "en"}]
     assert all(a["alt"] for a in page.attributes("img"))
-    assert len(page.text("figcaption")) == 4
+    assert len(page.text("figcaption")) == 5
 
     wrong = np.flatnonzero(model.predict(X) != y)
     confidence = model.predict_proba(X).max(axis=1)
@@ -196,6 +203,7 @@ def test_measures(n_classes, dtype):
     value, low, high = measured(y, proba)
     expected = [
         accuracy_score(y, proba.argmax(axis=1)),
+        balanced_accuracy_score(y, proba.argmax(axis=1)),
         log_loss(y, proba, labels=labels),
         brier_score_loss(y, proba, labels=labels),
         expected_calibration_error(y, proba, labels=labels),
@@ -205,7 +213,7 @@ def test_measures(n_classes, dtype):
     assert (value <= high).all()
     assert (low < high).all()
     assert (low >= 0).all()
-    assert (high[[0, 2, 3]] <= [1, 2, 1]).all()
+    assert (high[[0, 1, 3, 4]] <= [1, 1, 2, 1]).all()
 
 
 def test_interval_of_a_small_calibration_error_reaches_it():
@@ -214,17 +222,19 @@ def test_interval_of_a_small_calibration_error_reaches_it():
     y = (np.tile(np.arange(15), 7) + 0.5) / 15 < confidence
     proba = np.column_stack([1 - confidence, confidence])
     value, low, high = measured(y.astype(int), proba)
-    assert 0 < value[3] < 0.03
-    assert low[3] == 0
-    assert high[3] == value[3]
+    assert 0 < value[4] < 0.03
+    assert low[4] == 0
+    assert high[4] == value[4]
 
 
 def test_numbers_of_the_page(linear, tmp_path):
     model, X, y = linear
     page = read(report(model, X, y, tmp_path / "r.html", n_bootstraps=100))
     proba = model.predict_proba(X)
+    balanced = balanced_accuracy_score(y, model.predict(X))
     expected = [
         f"{100 * model.score(X, y):.1f}\N{NO-BREAK SPACE}%",
+        f"{100 * balanced:.1f}\N{NO-BREAK SPACE}%",
         f"{log_loss(y, proba):.3f}",
         f"{brier_score_loss(y, proba, labels=model.classes_):.3f}",
         f"{100 * expected_calibration_error(y, proba):.1f}\N{NO-BREAK SPACE}%",
@@ -237,7 +247,7 @@ def test_numbers_of_the_page(linear, tmp_path):
         )
         assert low <= number <= high
     counts = pd.crosstab(y, model.predict(X)).to_numpy()
-    cells = [int(t) for t in page.text("td")[1:10]]
+    cells = [int(t) for t in page.text("td")[16:25]]
     assert cells == counts.ravel().tolist()
     assert "100 resamples" in " ".join(page.text("p"))
 
@@ -254,7 +264,14 @@ def test_same_seed_same_report(linear, tmp_path):
 def test_other_classifiers_have_fewer_sections(linear, tmp_path):
     model, X, y = linear
     page = read(report(model, X, y, str(tmp_path / "r.html"), X_train=X[:1]))
-    assert page.text("h2") == [QUALITY, CALIBRATION, MATRIX, MISTAKES, SETTINGS]
+    assert page.text("h2") == [
+        QUALITY,
+        CALIBRATION,
+        CLASSES,
+        MATRIX,
+        MISTAKES,
+        SETTINGS,
+    ]
     assert "All parameters are at their defaults." in page.text("p")
     assert len(page.attributes("details")) == 1
 
@@ -407,7 +424,7 @@ def test_many_classes(tmp_path, n_classes):
         (svg,) = page.attributes("svg")
         assert f"{(predicted == names[y]).sum():,} of 1,200" in svg["aria-label"]
     largest = max(n for (a, b), n in pairs.items() if a != b)
-    cells = page.text("td")
+    cells = page.text("td")[5 * n_classes :]  # after the scores of each class
     assert cells[2] == str(largest)
     assert pairs[cells[0], cells[1]] == largest
 
@@ -417,7 +434,9 @@ def test_no_mistakes(tmp_path):
     model = LogisticRegression().fit(X, y)
     page = read(report(model, X, y, tmp_path / "r.html"))
     assert MISTAKES in page.text("h2")
-    assert any("all 60 test samples are predicted right" in t for t in page.text("p"))
+    assert any(
+        "all 60 test samples are predicted correctly" in t for t in page.text("p")
+    )
 
 
 def test_text_of_the_user_is_escaped(linear, tmp_path):
@@ -498,7 +517,7 @@ def test_more_errors(linear, noisy_digits, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"X_train has 9 samples, .* fitted on 1000"):
         report(model, X, y, path, X_train=X_train[:9])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r'report requires .*"skbsd\[plot\]"'):
+    with pytest.raises(ImportError, match=r'report requires .*"\.\[plot\]"'):
         report(*linear, path)
     assert not path.exists()
 
