@@ -121,7 +121,8 @@ _DIFFERENCES: dict[str, tuple[str, ...]] = {
         "TestSliceDataset::test_grid_search_with_slds_works*",
         "TestSliceDataset::test_grid_search_with_slds_X_and_slds_y*",
     ),
-    "X is an array, a table, a Tensor or a Dataset: no dicts and lists of inputs": (
+    "X is an array, a table, a Tensor or a Dataset: no inputs by name or in lists": (
+        "TestNetWithPandas::*",
         "TestNetWithDict::*",
         "TestNetWithList::*",
         "TestSliceDict::*",

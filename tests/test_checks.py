@@ -339,7 +339,7 @@ class TestPrediction:
         "method", ["predict", "predict_proba", "decision_function"]
     )
     def test_before_fit(self, iris, method):
-        with pytest.raises(NotFittedError, match="not fitted yet"):
+        with pytest.raises(NotFittedError, match="not initialized yet"):
             getattr(BSDClassifier(), method)(iris[0])
 
     def test_number_of_features(self, iris):
