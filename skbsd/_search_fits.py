@@ -287,7 +287,7 @@ class SearchFits:
 
 
 def _take_over(estimator: Any, fit: SearchFit, X: Any, y: Any = None, **params: Any):
-    """Replacement for the `fit` of an estimator that was trained in a stack."""
+    """Replace the `fit` of an estimator that was already trained in a stack."""
     del vars(estimator)["fit"]
     if not fit.is_of(estimator, X, y):
         # This version of scikit-learn evaluates candidates in another order.
