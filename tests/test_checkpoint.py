@@ -390,7 +390,7 @@ class TestErrors:
         file = tmp_path / "file"
         file.write_text("")
         model = quick(checkpoint=file / "folder")
-        with pytest.raises(CheckpointError, match=r"not a folder that can be written"):
+        with pytest.raises(CheckpointError, match="not a writable folder"):
             model.fit(*iris)
         with pytest.raises(CheckpointError, match=r"is a file; expected a folder"):
             model.set_params(checkpoint=file).fit(*iris)
