@@ -1,4 +1,4 @@
-"""Count correct predictions without synchronising per batch."""
+"""Counts correct predictions without synchronising per batch."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from ._batches import Batch
 
 
 class Correct(NamedTuple):
-    """How many predictions were correct.
+    """The number of correct predictions, and of all predictions.
 
     Parameters
     ----------
@@ -22,16 +22,16 @@ class Correct(NamedTuple):
 
 
 class CorrectCounter:
-    """Counts samples whose label is predicted, by weight where they have one.
+    """Counts samples whose label is predicted, with their weights if they have any.
 
-    Batches are collected until there are many values: next to a small network's step,
-    a few calls for each batch cost more than what they compute.
+    Several batches are collected and counted together. For small networks, the overhead
+    of counting each batch would matter compared with a training step.
 
     Parameters
     ----------
     buffer : int, default=2**18
-        Number of logits that are collected. With 0, batches are counted as they come,
-        for networks that write their next output in the same place.
+        Number of logits to collect. With 0, each batch is counted immediately, for
+        networks that write their next output into the same memory.
     """
 
     def __init__(self, buffer: int = 2**18):
@@ -55,7 +55,7 @@ class CorrectCounter:
             self._count()
 
     def include(self, correct: Tensor, total: int | Tensor) -> None:
-        """Add what was counted elsewhere.
+        """Add counts from elsewhere.
 
         Parameters
         ----------
@@ -66,12 +66,12 @@ class CorrectCounter:
         self._total.append(total)
 
     def sums(self) -> tuple[Tensor, ...]:
-        """Return how many were correct and of how many, on the device.
+        """Return the sums so far, on the device.
 
         Returns
         -------
         tuple of Tensor of shape ()
-            As the fields of :class:`Correct`, or none where nothing was counted.
+            The fields of :class:`Correct`; empty if nothing was counted.
         """
         self._count()
         if not self._correct:
@@ -95,7 +95,7 @@ class CorrectCounter:
 def count(
     logits: Tensor, labels: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, int | Tensor]:
-    """Count samples whose label is predicted, without waiting for the device.
+    """Count samples whose label is predicted, without synchronising with the device.
 
     Parameters
     ----------

@@ -9,14 +9,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 AVERAGES = ("ema",)
 
-# The average is over about this share of a run's steps.
+# The average extends over about this fraction of a run's steps.
 _HORIZON = 0.05
-# Names of the buffers in which normalisation keeps what it has seen.
+# Names of the buffers with the running statistics of normalisation layers.
 _STATISTICS = ("running_mean", "running_var")
 
 
 def is_statistic(name: str) -> bool:
-    """Whether a buffer is what normalisation has seen, which may be averaged.
+    """Whether a buffer is a running statistic of normalisation, which may be averaged.
 
     Parameters
     ----------
@@ -27,70 +27,72 @@ def is_statistic(name: str) -> bool:
 
 
 class Averaging:
-    """What a run does to average weights; this one does nothing."""
+    """Base class of weight averages; this one does not average."""
 
     def update(self) -> None:
-        """Do nothing after a step."""
+        """Update the average after a step; does nothing here."""
 
     def put(self) -> None:
-        """Leave the weights of the last step in the network."""
+        """Put the average into the network; does nothing here."""
 
     def take_back(self) -> None:
-        """Leave them there too."""
+        """Put the weights of the last step back; does nothing here."""
 
     def forget(self) -> None:
-        """Have nothing to forget."""
+        """Discard the average; does nothing here."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take nothing."""
+        """Load a state; does nothing here."""
 
 
 class WeightAverage(Averaging):
-    r"""Exponential moving average of a network's weights, and when it is in use.
+    r"""Exponential moving average of a network's weights.
 
-    The network holds the weights of the last step while it is trained (`take_back`),
-    and the average whenever it predicts (`put`): in validation, for callbacks at the
-    end of an epoch, and at the end. Both are copied within the network's own memory,
-    which optimizers and recorded graphs know. A callback that changes weights does so
-    as an epoch begins: at its end the average is there, which is not trained on.
+    During training steps, the network holds the weights of the last step (`take_back`).
+    Whenever it predicts, it holds the average (`put`): in validation, for callbacks at
+    the end of an epoch, and after training. Both are copied into the network's own
+    memory, to which optimizers and recorded graphs refer. Callbacks that change weights
+    must do so at the beginning of an epoch: at its end, the network holds the average,
+    and training does not continue from it.
 
     An update is :math:`a \leftarrow a + (\theta - a) / h` from :math:`a = 0`, with a
-    constant h. The same update is done to a number that starts at 0 and moves towards
-    1, by which the average is divided when it is put: after few steps,
-    :math:`\theta` so counts evenly, and the first weights leave no trace. An update
-    is a kernel or two over all tensors, without a number that changes from step to
-    step: it may be part of a recorded graph, if it was called once before.
+    constant h. A number that starts at 0 and converges to 1 gets the same update with
+    :math:`\theta = 1`. `put` divides the average by this number, which corrects the
+    bias towards 0. An update is a kernel or two over all tensors, without a value that
+    changes from step to step. Therefore, it may be part of a recorded graph, if it was
+    called once before.
 
-    Averaged are parameters, and the running statistics of normalisation: the mean of
-    the statistics is close to the statistics of the mean, while the last ones belong
-    to other weights. What is frozen, and other buffers, stay as they are.
+    The average includes parameters and the running statistics of normalisation: the
+    mean of the statistics is close to the statistics of the averaged weights, while the
+    last statistics belong to other weights. Frozen parameters and other buffers stay
+    unchanged.
 
     Parameters
     ----------
     module : nn.Module
     n_steps : int
-        Of the run; h is a part of them.
+        Number of steps of the run; h is a fraction of them.
     """
 
     def __init__(self, module: nn.Module, n_steps: int):
         self._module = module
         decay = 1 - 1 / max(1.0, _HORIZON * n_steps)
-        # torch's AveragedModel would look at its counter in each update, and so wait
-        # for the device.
+        # torch's AveragedModel would read its counter in each update, and thus
+        # synchronise with the device.
         self._move = get_ema_multi_avg_fn(decay)
-        self._sources: list[Tensor] = []  # of the network
-        self._one: list[Tensor] = []  # a single 1, averaged as they are
+        self._sources: list[Tensor] = []  # parameters and statistics of the network
+        self._one: list[Tensor] = []  # a single 1, averaged like the weights
         self._averages: list[Tensor] = []
-        self._last: list[Tensor] = []  # what the average has taken the place of
+        self._last: list[Tensor] = []  # weights that the average has replaced
         self._is_put = False
 
     @torch.no_grad()
     def _allocate(self) -> bool:
-        """Take memory, once nothing is lazy; return whether there is any."""
+        """Allocate memory once no parameter is lazy; return whether it succeeded."""
         if self._averages:
             return True
         parameters = list(self._module.parameters())
@@ -111,18 +113,18 @@ class WeightAverage(Averaging):
         return True
 
     def _data(self) -> list[Tensor]:
-        """Return where the weights are stored now: callbacks may move them."""
+        """Return the current tensors of the weights, as callbacks may replace them."""
         return [source.detach() for source in self._sources]
 
     def update(self) -> None:
-        """Take in the weights as a step has left them."""
+        """Update the average with the weights after a step."""
         if self._averages or self._allocate():
             self._move(self._averages, self._data() + self._one, None)
 
     @torch.no_grad()
     def put(self) -> None:
-        """Put the average into the network, unless there is none or it is there."""
-        # The share of its weights that an average has seen, as the 1 tells.
+        """Put the average into the network, if one exists and is not there already."""
+        # The averaged 1, which corrects the bias towards 0.
         if self._is_put or not self._averages:
             return
         share = float(self._averages[-1])
@@ -139,14 +141,14 @@ class WeightAverage(Averaging):
 
     @torch.no_grad()
     def take_back(self) -> None:
-        """Put the weights of the last step back, to be trained on."""
+        """Put the weights of the last step back, to continue training from them."""
         if self._is_put:
             self._is_put = False
             torch._foreach_copy_(self._data(), self._last)
         self._allocate()
 
     def forget(self) -> None:
-        """Begin anew, where the weights in the network are no longer of this run."""
+        """Discard the average, if the network's weights are no longer of this run."""
         self._sources, self._one, self._averages, self._last = [], [], [], []
         self._is_put = False
 
@@ -159,7 +161,7 @@ class WeightAverage(Averaging):
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state, with a network that holds what it held then."""
+        """Load a state; the network must hold the same weights as when it was saved."""
         if state["averages"] and self._allocate():
             for own, saved in zip(self._averages, state["averages"], strict=True):
                 own.copy_(saved)
@@ -169,13 +171,13 @@ class WeightAverage(Averaging):
 
 
 def averaging_for(name: str | None, module: nn.Module, n_steps: int) -> Averaging:
-    """Return what the parameter `averaging` names.
+    """Return the weight average for the estimator's parameter `averaging`.
 
     Parameters
     ----------
     name : {"ema"} or None
     module : nn.Module
     n_steps : int
-        Of the run.
+        Number of steps of the run.
     """
     return Averaging() if name is None else WeightAverage(module, n_steps)

@@ -1,4 +1,4 @@
-"""The weights from before an epoch, to go back to."""
+"""A copy of a network's weights from before an epoch, to restore them."""
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,13 @@ class WeightsBackup:
 
     def __init__(self, module: nn.Module):
         self._module = module
-        # By type, of which a single launch copies all.
+        # Grouped by type, as a single launch copies all tensors of a type.
         self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []
         self._saves = 0
 
     @torch.no_grad()
     def save(self) -> None:
-        """Copy them, into the same memory as the last time."""
+        """Copy the weights, into the same memory as the last time."""
         self._saves += 1
         if self._saves > 2:  # nothing is lazy after the first epoch
             for now, before in self._pairs:
@@ -37,21 +37,21 @@ class WeightsBackup:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put them back."""
+        """Restore the weights of the last copy."""
         for now, before in self._pairs:
             torch._foreach_copy_(_data(now), before)
 
     @torch.no_grad()
     def sums(self) -> list[Tensor]:
-        """Return sums of the parameters, which pass on what is not finite."""
+        """Return sums of the parameters, which are finite only if all values are."""
         parameters = [p.detach() for p in self._module.parameters() if not is_lazy(p)]
         if not (parameters and parameters[0].is_cuda):
             return [p.sum().float() for p in parameters]
         floats = [p for p in parameters if p.is_floating_point()]
-        # Of magnitudes, in a launch or two; float16 would overflow.
+        # Sums of absolute values, in a launch or two; float16 would overflow.
         return list(torch._foreach_norm(floats, 1, dtype=torch.float32))
 
 
 def _data(tensors: list[Tensor]) -> list[Tensor]:
-    """Return where they are stored now: callbacks may move them."""
+    """Return the current tensors, as callbacks may replace their data."""
     return [tensor.detach() for tensor in tensors]

@@ -1,4 +1,4 @@
-"""Intervals by the bootstrap."""
+"""Bootstrap confidence intervals."""
 
 from collections.abc import Callable
 
@@ -15,15 +15,15 @@ def bootstrap(
     confidence_level: float = 0.95,
     random_state=None,
 ) -> NDArray[np.float64]:
-    """Compute the basic bootstrap interval of a statistic of weighted samples.
+    """Return the basic bootstrap interval of a statistic of weighted samples.
 
-    A resample is a weight for each sample: how often it was drawn, times its own.
+    A resample multiplies each sample's weight by the number of times it was drawn.
 
     Parameters
     ----------
     statistic : callable
-        Takes weights of shape (n_samples,), returns a number or an array of numbers;
-        NaN where it is not defined, which is left out.
+        Takes weights of shape (n_samples,), and returns a number or an array. Values
+        that are NaN, because the statistic is undefined, are ignored.
     weight : ndarray of shape (n_samples,)
         The samples' own weights.
     n_resamples : int, default=200
@@ -34,14 +34,15 @@ def bootstrap(
     Returns
     -------
     ndarray of shape (2, ...)
-        Lower and upper limit, of the shape of the statistic. NaN where no resample
-        defines it.
+        Lower and upper limits, each in the shape of the statistic. NaN if the statistic
+        is undefined for all resamples.
 
     Notes
     -----
-    The basic interval, 2 t - q for the quantiles q of the resamples' statistics around
-    t, takes out their bias: the calibration error of a resample is larger than that of
-    the sample, as that is larger than the classifier's.
+    The limits of the basic interval are 2 t - q, for the statistic t of the samples and
+    quantiles q of the resamples' statistics. This corrects their bias: the calibration
+    error of a resample is larger than that of the sample, just as the latter is larger
+    than the classifier's.
 
     References
     ----------
@@ -58,7 +59,7 @@ def bootstrap(
         ],
         dtype=float,
     )
-    # Without it `nanquantile` warns of numbers that no resample defines.
+    # Replaced by 0 below, because `nanquantile` warns if all values are NaN.
     unknown = np.isnan(resampled).all(axis=0)
     tails = [(1 + confidence_level) / 2, (1 - confidence_level) / 2]
     quantiles = np.nanquantile(np.where(unknown, 0, resampled), tails, axis=0)

@@ -1,4 +1,4 @@
-"""What skorch's callbacks remember from one epoch to the next."""
+"""The state that skorch's callbacks carry from one epoch to the next."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from skorch.callbacks import ProgressBar as BatchProgressBar
 from ._identity import UnknownIdentityError, digest
 from .callbacks import ProgressBar
 
-# What skorch's own callbacks make anew, within each epoch or as training begins.
+# Attributes that skorch's callbacks recreate in each epoch or when training begins.
 _MADE_ANEW = {
     "bar_",
     "batch_suffix_",
@@ -34,24 +34,24 @@ _SHOWING = (BatchProgressBar, EpochTimer, PrintLog, ProgressBar)
 
 
 class UncoveredStateError(TypeError):
-    """Something remembers what a checkpoint cannot hold."""
+    """An object has state that a checkpoint cannot contain."""
 
 
 def shows_only(callback: Any) -> bool:
-    """Whether a callback (instance or class) shows progress, and changes nothing."""
+    """Whether a callback (instance or class) only shows progress."""
     kind = callback if isinstance(callback, type) else type(callback)
     return issubclass(kind, _SHOWING)
 
 
 class CallbackStates(NamedTuple):
-    """The states of callbacks, by their names.
+    """The states of callbacks, by name.
 
     Parameters
     ----------
     callbacks : list of (name, callback)
-        After `on_train_begin`.
+        Callbacks after `on_train_begin`.
     at_start : dict
-        Digests of their attributes then.
+        Digests of their attributes at that time.
     """
 
     callbacks: list[tuple[str, Callback]]
@@ -59,7 +59,7 @@ class CallbackStates(NamedTuple):
 
     @classmethod
     def of(cls, callbacks: list[tuple[str, Callback]]) -> "CallbackStates":
-        """Take note of callbacks as training begins."""
+        """Record the attributes of callbacks at the beginning of training."""
         return cls(callbacks, {name: contents_of(c) for name, c in callbacks})
 
     def save(self) -> dict[str, dict[str, Any]]:
@@ -68,21 +68,21 @@ class CallbackStates(NamedTuple):
         Raises
         ------
         UncoveredStateError
-            For one that keeps what is no plain data and no tensor, where it is not what
-            it was when training began.
+            If a callback has an attribute that is neither plain data nor a tensor, and
+            that has changed since the beginning of training.
         """
         return {name: self._state(name, c) for name, c in self.callbacks}
 
     def load(self, states: dict[str, dict[str, Any]]) -> None:
-        """Give each callback its state."""
+        """Restore the state of each callback."""
         for name, callback in self.callbacks:
-            state = dict(states.get(name, {}))  # none of one that only shows
+            state = dict(states.get(name, {}))  # none for one that only shows progress
             own = state.pop("state_dict", None)
             if own is not None:
                 callback.load_state_dict(own)
             for attribute, saved in state.pop("nested", {}).items():
                 nested = getattr(callback, attribute, None)
-                if nested is not None:  # of a fit that was done there is none
+                if nested is not None:  # None after a finished fit
                     nested.load_state_dict(saved)
             vars(callback).update(state)
 
@@ -106,21 +106,21 @@ class CallbackStates(NamedTuple):
                 continue  # configuration
             else:
                 raise UncoveredStateError(
-                    f"the callback {name!r} keeps a {type(value).__name__} in its "
-                    f"attribute {attribute!r}, which a checkpoint cannot hold. Give "
-                    "the callback the methods state_dict and load_state_dict, or pass "
-                    "checkpoint=None."
+                    f"the callback {name!r} has a {type(value).__name__} in its "
+                    f"attribute {attribute!r}, which a checkpoint cannot contain. Add "
+                    "the methods state_dict and load_state_dict to the callback, or "
+                    "pass checkpoint=None."
                 )
         return state | ({"nested": nested} if nested else {})
 
 
 def contents_of(holder: Any) -> dict[str, str]:
-    """Return what tells whether the attributes of an object change, also in place."""
+    """Return digests of an object's attributes, to detect changes, also in place."""
     return {name: content_of(value) for name, value in vars(holder).items()}
 
 
 def content_of(value: Any) -> str:
-    """Return a digest or, of what shows nothing of its contents, its identity."""
+    """Return a value's digest, or its identity if its contents are inaccessible."""
     try:
         return digest(value)
     except UnknownIdentityError:
@@ -128,7 +128,7 @@ def content_of(value: Any) -> str:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is made of numbers, strings, arrays and tensors."""
+    """Whether a value consists of numbers, strings, arrays and tensors."""
     if isinstance(value, list | tuple | set):
         return type(value) in (list, tuple) and all(map(is_plain, value))
     if isinstance(value, dict):
@@ -139,10 +139,10 @@ def is_plain(value: Any) -> bool:
 
 
 def _as_dict(value: Any) -> Any:
-    """Turn an ordered one, such as a network's state, into a plain dict."""
+    """Convert an ordered dict, such as a network's state, to a plain dict."""
     return dict(value) if isinstance(value, dict) else value
 
 
 def _plain_part(state: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what torch's schedulers list of their configuration."""
+    """Remove the configuration that torch's schedulers include in their state."""
     return {key: value for key, value in state.items() if is_plain(value)}

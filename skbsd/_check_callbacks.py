@@ -1,4 +1,4 @@
-"""What callbacks need, checked before training rather than found missing in it."""
+"""Checks, before training, that the scores exist that callbacks monitor."""
 
 import inspect
 from typing import Any
@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 
 def check_monitors(net: Any, *, reset: bool) -> None:
-    """Raise for a callback that monitors validation scores where there are none.
+    """Raise an error if a callback monitors validation scores that do not exist.
 
     Parameters
     ----------
@@ -27,13 +27,13 @@ def check_monitors(net: Any, *, reset: bool) -> None:
     Raises
     ------
     ValueError
-        If `train_split` is None and one of skorch's callbacks monitors something whose
+        If `train_split` is None and one of skorch's callbacks monitors a score whose
         name begins with "valid_".
     """
     if net.train_split is not None or net.callbacks == "disable":
         return
     callbacks = _from_parameters(net) if reset else [(*c, {}) for c in net.callbacks_]
-    # Hooks from elsewhere may record scores of any name.
+    # Hooks from other libraries or the user may record scores of any name.
     if any(map(_has_foreign_hooks, [net, *(c for _, c, _ in callbacks)])):
         return
     recorded = {
@@ -58,9 +58,9 @@ def check_monitors(net: Any, *, reset: bool) -> None:
 
 
 def acts_on_steps(callback: Any) -> bool:
-    """Whether a callback of skorch's acts on each step, or on the network itself.
+    """Whether one of skorch's callbacks acts on each step, or on the network itself.
 
-    Of several processes that train together, all call it.
+    If several processes train together, all of them call such callbacks.
     """
     if isinstance(callback, LRScheduler):
         return callback.step_every == "batch"
@@ -70,7 +70,7 @@ def acts_on_steps(callback: Any) -> bool:
 
 
 def monitors_validation(callback: Any) -> bool:
-    """Whether one of skorch's callbacks looks at scores of validation.
+    """Whether one of skorch's callbacks monitors validation scores.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def monitors_validation(callback: Any) -> bool:
 
 
 def _from_parameters(net: Any) -> list[tuple[str, Any, dict]]:
-    """Return each callback with its name and what ``callbacks__*`` set of it."""
+    """Return each callback with its name and its ``callbacks__*`` parameters."""
     return [
         (
             name,
@@ -104,10 +104,10 @@ def _has_foreign_hooks(listener) -> bool:
 
 
 def _monitored(callback, params: dict):
-    """Return what one of skorch's callbacks looks up in the history, or None."""
+    """Return the name of the score that one of skorch's callbacks monitors, or None."""
     kind = _class_of(callback)
     if issubclass(kind, LRScheduler):
-        # Other policies do not look at scores.
+        # Other policies do not use scores.
         policy = _value(callback, "policy", params)
         if policy not in (ReduceLROnPlateau, "ReduceLROnPlateau"):
             return None
@@ -117,7 +117,7 @@ def _monitored(callback, params: dict):
 
 
 def _value(callback, name: str, params: dict):
-    """Return a parameter of a callback, which may be a class still."""
+    """Return a parameter of a callback, which is an instance or a class."""
     if name in params or not isinstance(callback, type):
         return params.get(name, getattr(callback, name, None))
     parameter = inspect.signature(callback).parameters.get(name)

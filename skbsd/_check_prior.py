@@ -1,4 +1,4 @@
-"""What labels and priors of beliefs may be, and errors about anything else."""
+"""Checks of labels and priors of beliefs."""
 
 import math
 from typing import Any
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def checked_labels(labels: Any, n_classes: int, device: Any) -> Tensor:
-    """Return a copy of the labels on the device, or raise for what are none.
+    """Return a copy of the labels on the device, or raise an error if invalid.
 
     Parameters
     ----------
     labels : Tensor or array-like of shape (n_samples,)
     n_classes : int
     device : torch.device, str or None
-        None is where they are.
+        None means the labels' own device.
     """
     labels = torch.as_tensor(labels)
     if labels.is_floating_point():
@@ -42,13 +42,13 @@ def checked_labels(labels: Any, n_classes: int, device: Any) -> Tensor:
 def check_prior(
     prior_strength: float, discount: float, prior_floor: float, dtype: torch.dtype
 ) -> None:
-    """Raise for a prior that is out of range, or does not fit in the store.
+    """Raise ValueError if a prior is out of range, or does not fit into the store.
 
     Parameters
     ----------
     prior_strength, discount, prior_floor : float
     dtype : torch.dtype
-        That the prior is stored in.
+        Type of the store.
     """
     largest = torch.finfo(dtype).max / 4
     if not prior_strength > 0:
@@ -60,7 +60,7 @@ def check_prior(
     ):
         raise ValueError(
             f"prior_strength={prior_strength!r} does not fit in a store of {dtype} "
-            f"(at most {largest:g}); use infinity, and at least float32."
+            f"(at most {largest:g}); use infinity and float32 or float64."
         )
     if not 0 < discount <= 1:
         raise ValueError(f"discount must lie in (0, 1], got {discount!r}.")
@@ -69,5 +69,6 @@ def check_prior(
     if prior_floor >= prior_strength:
         raise ValueError(
             f"prior_floor={prior_floor!r} must be smaller than "
-            f"prior_strength={prior_strength!r}: the label comes first."
+            f"prior_strength={prior_strength!r}, so that the label has the largest "
+            "concentration."
         )

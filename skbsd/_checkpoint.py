@@ -1,4 +1,4 @@
-"""The file that a fit leaves after every epoch, and goes on from."""
+"""The file that a fit writes after every epoch, and resumes from."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from ._identity import UnknownIdentityError, digest
 
 logger = logging.getLogger("skbsd")
 
-# Where the two parts of a file's identity come from, for messages.
+# Descriptions of a mismatch in each part of a file's identity, for messages.
 _PARTS = {
     "parameters": "other parameters",
     "data": "other data",
@@ -21,26 +21,27 @@ _PARTS = {
 
 
 class CheckpointError(OSError):
-    """A checkpoint that cannot be written, read or gone on from."""
+    """A checkpoint cannot be written, read or resumed from."""
 
 
 class CheckpointFile:
-    """One call's file in a folder of checkpoints.
+    """The file of one call in a folder of checkpoints.
 
     Parameters
     ----------
     folder : path-like
-        Is made where it is missing.
+        Created if it does not exist.
     identity : dict of str to object
-        What tells the call from others: "parameters", "data" and "start".
+        Values that identify the call: "parameters", "data" and "start".
     n_epochs : int, default=None
-        How many epochs the call is for, where a call of the same identity for fewer is
-        its beginning.
+        Number of epochs of the call, if a call with the same identity and fewer epochs
+        is its beginning.
 
     Attributes
     ----------
     path : Path
-        Named by the digest of the identity, so that calls do not meet.
+        Its name contains a digest of the identity, so that different calls use
+        different files.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class CheckpointFile:
         except UnknownIdentityError as error:
             raise CheckpointError(
                 f"checkpoint={str(folder)!r} names files by a digest of parameters and "
-                f"data, but {error} Leave it out, or pass checkpoint=None."
+                f"data, but {error} Omit it, or pass checkpoint=None."
             ) from error
         self._n_epochs = n_epochs
         self._stem = digest(self._identity)
@@ -64,7 +65,7 @@ class CheckpointFile:
         self._try()
 
     def _try(self) -> None:
-        """Find out now, and not after an epoch, whether the folder can be used."""
+        """Check that the folder is writable, before an epoch is trained."""
         folder = self.path.parent
         if folder.exists() and not folder.is_dir():
             raise CheckpointError(
@@ -79,28 +80,28 @@ class CheckpointFile:
             _files.remove_leftovers(self.path)
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint={str(folder)!r} is not a folder that can be written to: "
-                f"{error}. Nothing was trained; name another folder."
+                f"checkpoint={str(folder)!r} is not a writable folder: "
+                f"{error}. Nothing was trained; choose another folder."
             ) from error
 
     def read(self) -> dict[str, Any] | None:
-        """Return the state that was written last; None where there is none.
+        """Return the state that was written last; None if the file does not exist.
 
         Raises
         ------
         CheckpointError
-            For a file that is damaged, foreign, of another version or of another call.
-            It is left as it is.
+            If the file is damaged, of another kind, of another version or of another
+            call. It is not changed.
         """
         return self._read(self.path)
 
     def read_beginning(self) -> tuple[dict[str, Any], Path] | None:
-        """Return the state of the longest call that is the beginning of this one.
+        """Return the state of the longest shorter call that this one can continue.
 
         Returns
         -------
         (state, path) or None
-            None where there is no such call.
+            None if no such call exists.
 
         Raises
         ------
@@ -119,7 +120,7 @@ class CheckpointFile:
                 continue
             path = self.path.with_stem(f"{self._stem}-{n_epochs}")
             state = self._read(path)
-            if state is not None:  # nobody has deleted it meanwhile
+            if state is not None:  # None if the file was deleted meanwhile
                 return state, path
         return None
 
@@ -131,44 +132,45 @@ class CheckpointFile:
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint cannot be read: {error} Delete the file to start this "
-                "fit afresh."
+                "fit from the beginning."
             ) from error
         if header.get("kind") != "checkpoint":
             raise CheckpointError(
-                f"{path} is no checkpoint; it holds a "
-                f"{header.get('kind', 'file of another kind')}. Move it elsewhere, or "
-                "name another folder."
+                f"{path} is not a checkpoint; its kind is "
+                f"{header.get('kind', 'unknown')!r}. Move it elsewhere, or choose "
+                "another folder."
             )
         versions, here = header["versions"], _relevant_versions()
         if versions != here:
             raise CheckpointError(
-                f"the checkpoint {path} was written with {_listed(versions)}; "
-                f"here are {_listed(here)}, which may compute other numbers. Go on "
-                "with those versions, or delete the file to start this fit afresh."
+                f"the checkpoint {path} was written with {_listed(versions)}; this is "
+                f"{_listed(here)}, which may compute different numbers. Install "
+                "those versions to resume, or delete the file to start this fit from "
+                "the beginning."
             )
         for part, expected in self._identity.items():
             if header["identity"].get(part) != expected:
                 raise CheckpointError(
                     f"the checkpoint {path} belongs to a call with "
-                    f"{_PARTS[part]}: it was renamed or copied. Delete it, or name "
+                    f"{_PARTS[part]}: it was renamed or copied. Delete it, or choose "
                     "another folder."
                 )
         return header["state"]
 
     def write(self, state: dict[str, Any], epoch: int) -> None:
-        """Write a state in the place of the last one.
+        """Replace the file by one with a new state.
 
         Parameters
         ----------
         state : dict
             Plain data and tensors, nested.
         epoch : int
-            How many epochs are finished, for messages.
+            Number of finished epochs, for messages.
 
         Raises
         ------
         CheckpointError
-            If it cannot be written; the last file is as it was.
+            If the file cannot be written. The previous file is unchanged.
         """
         header = {
             "kind": "checkpoint",
@@ -182,20 +184,20 @@ class CheckpointFile:
             raise CheckpointError(
                 f"the checkpoint {self.path} could not be written after epoch {epoch}: "
                 f"{error}. The model in memory is that of this epoch and can be used. "
-                "A file that was written before is intact: once the folder can be "
-                "written to, call fit again to continue from it."
+                "A file that was written before is intact. Once the folder is writable "
+                "again, call fit to resume from it."
             ) from error
 
 
 def announce(text: str, verbose: int, sink: Callable[[str], None] = print) -> None:
-    """Say that a fit goes on: in the log, and on the screen where one looks there."""
+    """Report that a fit was resumed: in the log and, if `verbose`, on the screen."""
     logger.info(text)
     if verbose:
         sink(text)
 
 
 def _relevant_versions() -> dict[str, str]:
-    """Return the versions that the numbers depend on."""
+    """Return the versions of the packages that affect numerical results."""
     versions = _versions.current()
     return {name: versions[name] for name in ("skbsd", "torch", "numpy")}
 

@@ -1,8 +1,8 @@
 """The mathematics of the compact store, and its step in plain PyTorch.
 
-A row keeps the evidence of m classes, of which the label is the first, and the sum of
-all the others', which counts as spread evenly over them. What is left of the prior
-needs no memory: it follows from label and number of visits.
+A row stores the evidence of m classes, the first of which is the label, and the sum of
+the evidence of all other classes, which is treated as evenly distributed over them. The
+prior's contribution is not stored: it follows from the label and number of visits.
 """
 
 from typing import Any, NamedTuple
@@ -18,14 +18,14 @@ from ._formulas import (
 )
 from ._rules import UpdateRule
 
-# Up to so many classes, an index is kept in 16 bits: as int16, whose negative numbers
-# stand for those from 2**15 on, since few operations know uint16.
+# Up to this number of classes, an index is stored in 16 bits. The type is int16, where
+# negative numbers represent indices from 2**15 on, as few operations support uint16.
 _SHORT = 2**16
 
-# What a row's values in float16 sum to. Only their proportions count.
+# Sum of a row's values in float16. Only their proportions matter.
 SCALE = 2.0**15
 
-# The bits of a float32 that a float16 has no room for.
+# Mask of the bits of a float32 that are lost in a float16.
 LOST = 0x1FFF
 
 
@@ -35,13 +35,13 @@ class CompactRows(NamedTuple):
     Parameters
     ----------
     classes : Tensor of int of shape (n_samples, n_kept)
-        The classes of each row, all different, the label first.
+        The distinct classes of each row, with the label first.
     values : Tensor of shape (n_samples, n_kept)
-        Proportions of their evidence, whose sum is `total` less `rest`.
+        Proportions of their evidence, which sums to ``total - rest``.
     total : Tensor of shape (n_samples,)
-        Sum of a row's evidence.
+        Sum of a row's evidence over all classes.
     rest : Tensor of shape (n_samples,)
-        The part of it that belongs to other classes.
+        Sum of the evidence of all other classes.
     """
 
     classes: Tensor
@@ -56,9 +56,9 @@ class CompactPrior(NamedTuple):
     Parameters
     ----------
     strength, floor, discount : float
-        c, eps and gamma. A finite number stands for an infinite c.
+        c, eps and gamma. An infinite c is represented by a large finite number.
     n_classes : int
-        K.
+        Number of classes K.
     """
 
     strength: float
@@ -68,11 +68,11 @@ class CompactPrior(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Its sum."""
+        """Sum of the prior concentrations."""
         return self.strength + (self.n_classes - 1) * self.floor
 
     def left(self, visits: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the factor that is left of it after so many visits, gamma^T."""
+        """Return the factor gamma^T of the prior after T visits."""
         if self.discount == 1:
             return torch.ones_like(visits, dtype=dtype)
         return self.discount ** visits.to(dtype)
@@ -85,9 +85,9 @@ class Evidence(NamedTuple):
     ----------
     classes : Tensor of int64 of shape (n, n_kept)
     held : Tensor of shape (n, n_kept)
-        The evidence of each.
+        The evidence of each of these classes.
     total, rest : Tensor of shape (n,)
-        Of all classes, and of those that are not kept.
+        The evidence of all classes, and of those that are not kept.
     """
 
     classes: Tensor
@@ -101,12 +101,12 @@ class Evidence(NamedTuple):
         return each.unsqueeze(1).repeat(1, n_classes).scatter_(1, *self[:2])
 
 
-# Classes that a row keeps unless another number is asked for.
+# Default number of classes that a row keeps.
 N_KEPT = 32
 
 
 def n_kept_of(posterior_dtype: str) -> int | None:
-    """Return how many classes a row keeps by the estimator's parameter.
+    """Return the number of classes per row for the estimator's parameter.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def n_kept_of(posterior_dtype: str) -> int | None:
     Returns
     -------
     int or None
-        None for another text.
+        None for any other value.
     """
     if posterior_dtype == "compact":
         return N_KEPT
@@ -127,12 +127,12 @@ def n_kept_of(posterior_dtype: str) -> int | None:
 
 
 def index_dtype(n_classes: int) -> torch.dtype:
-    """Return the type that class indices are kept in."""
+    """Return the type that class indices are stored in."""
     return torch.int16 if n_classes <= _SHORT else torch.int32
 
 
 def first_classes(labels: Tensor, n_classes: int, n_kept: int) -> Tensor:
-    """Return the classes of rows without evidence: the label, and those after it.
+    """Return the classes of rows without evidence: the label, and its successors.
 
     Parameters
     ----------
@@ -155,9 +155,9 @@ def read(rows: CompactRows, index: Tensor | None, dtype: torch.dtype) -> Evidenc
     ----------
     rows : CompactRows
     index : Tensor of shape (n,) or None
-        Which; None is all.
+        Row numbers; None means all rows.
     dtype : torch.dtype
-        Of the result.
+        Type of the result.
     """
     if index is not None:
         rows = CompactRows(*(part.index_select(0, index) for part in rows))
@@ -165,25 +165,25 @@ def read(rows: CompactRows, index: Tensor | None, dtype: torch.dtype) -> Evidenc
     if rows.classes.dtype == torch.int16:
         classes &= _SHORT - 1
     values, total, rest = (part.to(dtype) for part in rows[1:])
-    # Exact in sum, however the values were rounded.
+    # Rescaled, so that the sum is exact despite the rounding of the values.
     factor = (total - rest) / values.sum(dim=1)
     held = values * torch.where(total > rest, factor, 0).unsqueeze(1)
     return Evidence(classes, held, total, rest)
 
 
 def compress(evidence: Tensor, labels: Tensor, total: Tensor, n_kept: int) -> Evidence:
-    """Keep the label and the classes of most evidence.
+    """Keep the label and the classes with the most evidence.
 
     Parameters
     ----------
     evidence : Tensor of shape (n, n_classes)
-        Of every class.
+        Evidence of every class.
     labels : Tensor of shape (n,)
-        The class that is always kept.
+        The label of each row, which is always kept.
     total : Tensor of shape (n,)
         Sum of the evidence.
     n_kept : int
-        How many classes are kept.
+        Number of classes to keep.
     """
     label = labels.unsqueeze(1)
     others = evidence.scatter(1, label, -1.0).topk(n_kept - 1, dim=1, sorted=False)
@@ -191,31 +191,32 @@ def compress(evidence: Tensor, labels: Tensor, total: Tensor, n_kept: int) -> Ev
     held = evidence.gather(1, classes)
     if n_kept == evidence.shape[1]:
         return Evidence(classes, held, total, torch.zeros_like(total))
-    # By difference, so that the total stays exact.
+    # Computed as a difference, so that the total stays exact.
     return Evidence(classes, held, total, (total - held.sum(dim=1)).clamp(min=0))
 
 
 def keep_best(kept: Evidence, columns: Tensor, evidence: Tensor) -> Evidence:
-    """Keep the label, and the best of the other classes that are kept and of more.
+    """Keep the label, and those of the other classes that have the most evidence.
 
     Parameters
     ----------
     kept : Evidence
-        Of the classes kept so far.
+        The classes kept so far.
     columns, evidence : Tensor of shape (n, n_more)
-        Further classes and their evidence, which is negative where they do not count.
+        Further candidate classes and their evidence. Negative evidence excludes a
+        candidate.
 
     Returns
     -------
     Evidence
-        As much of all classes as before.
+        With the same total, and the same number of classes.
     """
     pool = torch.cat([kept.held[:, 1:], evidence], dim=1)
     pooled = torch.cat([kept.classes[:, 1:], columns], dim=1)
     best = pool.topk(kept.held.shape[1] - 1, dim=1, sorted=False).indices
     held = torch.cat([kept.held[:, :1], pool.gather(1, best)], dim=1)
     classes = torch.cat([kept.classes[:, :1], pooled.gather(1, best)], dim=1)
-    # By difference, so that the total stays exact.
+    # Computed as a difference, so that the total stays exact.
     rest = (kept.total - held.sum(dim=1)).clamp(min=0)
     return Evidence(classes, held, kept.total, rest)
 
@@ -229,12 +230,12 @@ def write(
     ----------
     rows : CompactRows
     index : Tensor of shape (n,)
-        Which.
+        Row numbers.
     new : Evidence
     visits : Tensor of shape (n,)
-        How often each was updated before.
+        Number of earlier updates of each row.
     chosen : Tensor of bool of shape (n,)
-        The others are left as they are.
+        Whether to store each row. The others stay unchanged.
     """
     held = new.held
     if rows.values.dtype == torch.float16:
@@ -246,7 +247,7 @@ def write(
 
 
 def _rounded(new: Evidence, index: Tensor, visits: Tensor) -> Tensor:
-    """Round proportions to float16, up as often as they are near to the next number."""
+    """Round proportions to float16 with dither, so that the rounding is unbiased."""
     held = new.held.float()
     total = held.sum(dim=1, keepdim=True)
     held = held * torch.where(total > 0, SCALE / total, 0)
@@ -255,16 +256,16 @@ def _rounded(new: Evidence, index: Tensor, visits: Tensor) -> Tensor:
 
 
 def dither(visits: Any, index: Any, classes: Any) -> Any:
-    """Return what is added to the bits of a float32 that are cut off then.
+    """Return the dither to add to the bits of a float32 before truncation.
 
-    It is a hash, without the regularity that :func:`skbsd._formulas.rounded` has: of
-    proportions, what is added follows from how they were rounded before, and a regular
-    dither would fall in with that.
+    The dither is a hash, unlike the regular sequence in
+    :func:`skbsd._formulas.rounded`. What an update adds to the proportions depends on
+    their previous rounding, and a regular dither would be correlated with that.
 
     Parameters
     ----------
     visits, index : Tensor or ndarray of int64 of shape (n,)
-        How often each row was updated, and its number.
+        Number of updates of each row, and its row number.
     classes : Tensor or ndarray of int64 of shape (n, n_kept)
 
     Returns
@@ -295,19 +296,19 @@ def posterior_step(
 ) -> tuple[Tensor, Tensor]:
     """Update beliefs; return loss and gradient.
 
-    For devices without a form of their own. The target is the mean of the belief before
-    classes are dropped.
+    Used on devices without a specialised implementation. The target is the mean of the
+    belief before classes are dropped.
 
     Parameters
     ----------
     logits : Tensor of shape (n, n_classes)
         Detached.
     rows : CompactRows
-        Those at `index` are updated by the rule, if their loss is finite.
+        The rows at `index` are updated by the rule if their loss is finite.
     visits : Tensor of shape (n_samples,)
-        Raised by one where a row is updated.
+        Incremented for each updated row.
     index : Tensor of shape (n,)
-        Distinct rows.
+        Distinct row numbers.
     weight : Tensor of shape (n,) or None
         Weight of each sample in the loss.
     rule : UpdateRule
@@ -318,7 +319,7 @@ def posterior_step(
     loss : Tensor of shape ()
         Mean cross-entropy of the rule's targets with the logits, times weight.
     gradient : Tensor of shape (n, n_classes)
-        (p - q) * weight / n, of the logits' type.
+        (p - q) * weight / n, in the logits' type.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     log_proba = logits.log_softmax(dim=-1, dtype=dtype)
@@ -347,13 +348,13 @@ def posterior_step(
 def dirichlet(
     evidence: Tensor, labels: Tensor, left: Tensor, prior: CompactPrior
 ) -> Tensor:
-    """Add what is left of the prior to the evidence.
+    """Return the concentrations: the evidence plus the discounted prior.
 
     Parameters
     ----------
     evidence : Tensor of shape (n, n_classes)
     labels, left : Tensor of shape (n,)
-        Class of each row, and the factor of its prior.
+        Label of each row, and the factor of its prior.
     prior : CompactPrior
 
     Returns

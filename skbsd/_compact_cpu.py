@@ -1,7 +1,7 @@
 """The step of the compact store on the CPU, in NumPy and in blocks of rows.
 
-Only what has to be passes over all classes: exponentials, their sum, two products for
-the loss, a search for the largest, and the gradient. Beliefs are a few columns.
+Only the necessary operations process all classes: exponentials, their sum, two products
+for the loss, a search for the maxima, and the gradient. The beliefs have few columns.
 """
 
 import math
@@ -15,10 +15,10 @@ from ._compact import LOST, SCALE, CompactPrior, CompactRows, dither
 from ._cpu import TINY, in_blocks, ones_of, sharp_evidence
 from ._rules import UpdateRule
 
-# Values of a block: few kinds are in use, so there may be more than of dense rows.
+# Values per block. It uses fewer arrays than a dense step, so a block may be larger.
 _BLOCK = 2**19
 
-# Rows of fewer classes are searched as they are.
+# Rows with fewer classes are searched directly, without division into parts.
 _SHORTEST = 512
 
 
@@ -33,7 +33,7 @@ def posterior_step(
 ) -> tuple[Tensor, Tensor]:
     """Update beliefs; return loss and gradient.
 
-    Takes and returns what :func:`skbsd._compact.posterior_step` does.
+    Parameters and results are those of :func:`skbsd._compact.posterior_step`.
     """
     store = _Store(rows, visits)
     step = partial(_step_rows, store, rule, prior, len(logits))
@@ -41,7 +41,7 @@ def posterior_step(
 
 
 class _Belief(NamedTuple):
-    """Evidence of some rows: of the classes kept, of all, and of the others."""
+    """Evidence of some rows: of the kept classes, of all classes, and of the rest."""
 
     classes: np.ndarray
     held: np.ndarray
@@ -50,11 +50,11 @@ class _Belief(NamedTuple):
 
 
 class _Store:
-    """The memory of a compact store as arrays."""
+    """The tensors of a compact store as arrays that share their memory."""
 
     def __init__(self, rows: CompactRows, visits: Tensor):
         classes = rows.classes.numpy()
-        if classes.dtype == np.int16:  # which stands for larger numbers, too
+        if classes.dtype == np.int16:  # negative numbers represent larger indices
             classes = classes.view(np.uint16)
         self.classes = classes
         self.values = rows.values.numpy()
@@ -63,18 +63,18 @@ class _Store:
         self.visits = visits.numpy()
 
     def read(self, index: np.ndarray, dtype: np.dtype) -> _Belief:
-        """Return rows in a type that one can calculate with."""
+        """Return rows in a type for computation."""
         held = self.values.take(index, axis=0).astype(dtype)
         total = self.total.take(index).astype(dtype, copy=False)
         rest = self.rest.take(index).astype(dtype, copy=False)
-        # Exact in sum, however the values were rounded. Nothing has no proportions.
+        # Rescaled, so that the sum is exact despite rounding; 0 without any evidence.
         factor = (total - rest) / (held @ ones_of(held.shape[1], held.dtype))
         held *= np.where(total > rest, factor, 0).astype(dtype)[:, np.newaxis]
         classes = self.classes.take(index, axis=0).astype(np.int64)
         return _Belief(classes, held, total, rest)
 
     def write(self, index: np.ndarray, new: _Belief, kept: slice | np.ndarray) -> None:
-        """Store the rows `kept` of what was calculated."""
+        """Store those rows of the computed beliefs that `kept` selects."""
         held = new.held
         if self.values.dtype == np.float16:
             held = self._rounded(new, index)
@@ -86,7 +86,7 @@ class _Store:
         self.visits[rows] += 1
 
     def _rounded(self, new: _Belief, index: np.ndarray) -> np.ndarray:
-        """Do what :func:`skbsd._compact._rounded` does."""
+        """Round like :func:`skbsd._compact._rounded`."""
         held = new.held.astype(np.float32)
         total = held @ ones_of(held.shape[1], held.dtype)
         held *= np.where(total > 0, SCALE / total, 0).astype(np.float32)[:, np.newaxis]
@@ -107,8 +107,8 @@ def _step_rows(
     gradient: np.ndarray,
     weight: np.ndarray | None = None,
 ) -> float:
-    """Do the step for some of n samples; fill `gradient`, return their loss."""
-    with np.errstate(all="ignore"):  # rows that are not finite are looked for
+    """Perform the step for some of n samples; fill `gradient`, return their loss."""
+    with np.errstate(all="ignore"):  # non-finite rows are detected below
         kept: slice | np.ndarray = slice(None)
         before = store.read(index, x.dtype)
         left = _left(prior, store.visits, index, x.dtype)
@@ -116,19 +116,19 @@ def _step_rows(
         arguments = rule, prior, before, left, scale, gradient
         new, losses, least = _posterior(x, *arguments)
         if not (math.isfinite(losses.sum()) and least > TINY):
-            # Rarely: exponentials out of range, or rows that are not finite.
+            # Rare: exponentials out of range, or non-finite rows.
             x = x - np.max(x, axis=1, keepdims=True)
             kept = np.isfinite(x).all(axis=1)
             new, losses, _ = _posterior(x, *arguments)
         store.write(index, new, kept)
-        # A difference, which may be rounded to below zero.
+        # Computed as a difference, so rounding may make it negative.
         return max(float(losses @ scale), 0.0)
 
 
 def _left(
     prior: CompactPrior, visits: np.ndarray, index: np.ndarray, dtype: np.dtype
 ) -> np.ndarray:
-    """Return what the update leaves of the prior of each row, gamma^(T + 1)."""
+    """Return the factor gamma^(T + 1) of each row's prior after the update."""
     if prior.discount == 1:
         return np.ones(len(index), dtype)
     left = prior.discount ** (visits.take(index) + 1.0)
@@ -144,12 +144,12 @@ def _posterior(
     scale: np.ndarray,
     gradient: np.ndarray,
 ) -> tuple[_Belief, np.ndarray, float]:
-    """Fill `gradient`, times a scale of each row.
+    """Fill `gradient`, with each row multiplied by its scale.
 
-    Returns beliefs, losses, and the smallest sum of exponentials.
+    Return beliefs, losses, and the smallest sum of exponentials.
 
-    With p of the prediction and e of the evidence, the target of a class that is not
-    kept is share * e + even, where `even` is the same for all of them.
+    For evidence e, the target of a class that is not kept is share * e + even, where
+    `even` is the same for all these classes.
     """
     ones = ones_of(x.shape[1], x.dtype)
     powers = np.exp(x, out=gradient)
@@ -184,7 +184,7 @@ def _posterior(
     target *= share[:, np.newaxis]
     target += uniform
 
-    # The sum of q_k x_k: as if no class were kept, and what those that are differ by.
+    # The sum of q_k x_k as if no class were kept, plus a correction for kept classes.
     if sharp is None:
         mean = np.einsum("ij,ij->i", powers, x) * (rule.weight / sums)
     else:
@@ -199,7 +199,7 @@ def _posterior(
     slope *= scale[:, np.newaxis]
     new = _Belief(before.classes, held, total, before.rest)
     if n_others:
-        # Those that are kept are not looked for; their gradient is known already.
+        # The search excludes kept classes; their gradient has been computed already.
         searched = powers if sharp is None else sharp
         searched.reshape(-1)[places] = -1
         factor = rule.weight / sums if sharp is None else np.ones_like(sums)
@@ -218,10 +218,10 @@ def _posterior(
 def _compressed(
     held: _Belief, searched: np.ndarray, factor: np.ndarray, each: np.ndarray
 ) -> _Belief:
-    """Keep the label, and the best of the classes that are held and all others.
+    """Keep the label, and those of all other classes that have the most evidence.
 
-    The evidence of a class that is not held is `each` and `factor` times what is
-    searched. After some visits, it is seldom more than that of those that are held.
+    The evidence of a class that is not held is ``each + factor * searched``. After some
+    visits, it rarely exceeds the evidence of a class that is held.
     """
     n_others = held.classes.shape[1] - 1
     n_sought = min(n_others, searched.shape[1] - n_others - 1)
@@ -230,7 +230,7 @@ def _compressed(
     rows = np.flatnonzero(highest > held.held[:, 1:].min(axis=1))
     classes, values = held.classes, held.held
     if len(rows):
-        classes = classes.copy()  # the step may have to be done again
+        classes = classes.copy()  # the step may have to be repeated
         some = len(rows) < len(maxima)
         if some:
             searched, maxima = searched[rows], maxima[rows]
@@ -245,13 +245,13 @@ def _compressed(
         best += _starts(pool)
         classes[rows, 1:] = pooled.take(best)
         values[rows, 1:] = pool.take(best)
-    # By difference, so that the total stays exact.
+    # Computed as a difference, so that the total stays exact.
     rest = held.total - values @ ones_of(values.shape[1], values.dtype)
     return _Belief(classes, values, held.total, np.maximum(rest, 0))
 
 
 def _maxima(values: np.ndarray, n: int) -> np.ndarray:
-    """Return the largest values of interleaved parts of each row, and what is left."""
+    """Return the maxima of interleaved parts of each row, and the remaining values."""
     n_rows, n_columns = values.shape
     n_parts, length = _parts(n, n_columns)
     if length == 1:
@@ -262,15 +262,15 @@ def _maxima(values: np.ndarray, n: int) -> np.ndarray:
 
 
 def _largest(values: np.ndarray, maxima: np.ndarray, n: int) -> np.ndarray:
-    """Return the columns of the n largest values of each row, in no order.
+    """Return the columns of the n largest values of each row, in arbitrary order.
 
-    They lie in the n parts with the largest maxima.
+    They are in the n parts with the largest maxima.
     """
     n_parts, length = _parts(n, values.shape[1])
     best = _best(maxima, n)
     if length == 1:
         return best
-    # Columns that are left over are parts of one, here followed by what is not there.
+    # Each remaining column is a part of length one, padded with columns out of range.
     last = best >= n_parts
     best[last] += n_parts * (length - 1)
     columns = best[:, :, np.newaxis] + np.arange(0, n_parts * length, n_parts)
@@ -278,26 +278,26 @@ def _largest(values: np.ndarray, maxima: np.ndarray, n: int) -> np.ndarray:
     beyond = columns >= values.shape[1]
     columns[beyond] = 0
     found = values.take(columns + _starts(values))
-    found[beyond] = -2  # below what is not looked for
+    found[beyond] = -2  # below the -1 of excluded classes
     best = _best(found, n)
     best += _starts(columns)
     return columns.take(best)
 
 
 def _best(values: np.ndarray, n: int) -> np.ndarray:
-    """Return the columns of the n largest values of each row, in no order."""
-    # The smallest are found sooner.
+    """Return the columns of the n largest values of each row, in arbitrary order."""
+    # NumPy finds the smallest values faster than the largest.
     return np.argpartition(-values, n - 1, axis=1)[:, :n]
 
 
 def _starts(values: np.ndarray) -> np.ndarray:
-    """Return where rows begin in memory."""
+    """Return the flat index of each row's first value."""
     return np.arange(0, values.size, values.shape[1])[:, np.newaxis]
 
 
 @cache
 def _parts(n: int, n_columns: int) -> tuple[int, int]:
-    """Return number and length of parts: few are left to look at, and little over."""
+    """Return number and length of parts that leave few columns to search."""
     if n_columns < _SHORTEST:
         return n_columns, 1
     wanted = max(2 * n, math.isqrt(n * n_columns))

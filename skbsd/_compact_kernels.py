@@ -1,9 +1,9 @@
-"""The step of the compact store on a GPU: a kernel for all classes, and a few columns.
+"""The step of the compact store on a GPU: a kernel and operations on a few columns.
 
-The kernel reads logits and writes their gradient once, as that of the dense store does,
-and finds the largest evidence of each of some hundred groups of classes. PyTorch's
-operations choose the classes to keep among the best groups; nothing waits for the
-device.
+Like the kernel of the dense store, the kernel reads the logits and writes their
+gradient. It also finds the largest evidence in each of some hundred groups of classes.
+PyTorch's operations then select the classes to keep from the groups with the largest
+maxima. Nothing synchronises with the device.
 """
 
 import functools
@@ -27,17 +27,17 @@ from ._rules import UpdateRule
 try:
     import triton
     import triton.language as tl
-except ImportError:  # PyTorch for the CPU comes without it.
+except ImportError:  # The CPU builds of PyTorch do not include Triton.
     triton = None
 
-# Neighbouring classes that share a maximum.
+# Number of adjacent classes that form a group with one maximum.
 GROUP = 8
 
 if triton is not None:
 
     @triton.jit
     def _beliefs(classes, held, column, each, floor, label, M: tl.constexpr):
-        """Beliefs before the evidence, and whether a class is kept."""
+        """Return the beliefs before the update, and whether each class is kept."""
         before = tl.zeros_like(column).to(tl.float32) + each
         kept = column < 0
         for j in range(M):
@@ -75,14 +75,14 @@ if triton is not None:
         BLOCK: tl.constexpr,
         GROUP: tl.constexpr,
     ):
-        """Step ROWS samples, BLOCK classes at a time."""
+        """Perform the step for ROWS samples, BLOCK classes at a time."""
         evidence_sum = tl.load(numbers)
         sharpness = tl.load(numbers + 1)
         smoothing = tl.load(numbers + 2)
         sample = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
         lane = tl.max_contiguous(tl.arange(0, BLOCK), 4)[None, :]
         in_batch = sample < n
-        # Those past the end do again what the last one does, and store nothing.
+        # Samples past the end repeat the work of the last one, and store nothing.
         row = tl.minimum(sample, n - 1)
         scale = 1.0 / n
         if weight is not None:
@@ -96,7 +96,7 @@ if triton is not None:
         label = tl.load(label + row)
         mass = tl.load(mass + row)
 
-        # As in the dense kernel: the sums of both softmaxes, in each lane for itself.
+        # As in the dense kernel, each lane computes its own sums of both softmaxes.
         high = tl.full([ROWS, BLOCK], -3.4028234663852886e38, tl.float32)
         lowest = tl.full([ROWS, BLOCK], float("inf"), tl.float32)
         total = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -126,7 +126,7 @@ if triton is not None:
         log_total = tl.log(total)
         finite = (lowest - highest - log_total > -float("inf")) & (mass < float("inf"))
 
-        # One over the stand-in of an infinite prior is no normal number.
+        # The reciprocal of the number for an infinite prior is not a normal number.
         unit = 2.3283064365386963e-10
         share = (1 - smoothing) / (mass * unit)
         uniform = smoothing / K
@@ -183,17 +183,17 @@ def posterior_step(
     numbers: Tensor | None = None,
     sharpen: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Launch the kernel by a rule, and keep the best classes.
+    """Launch the kernel with a rule, and keep the classes with the most evidence.
 
-    Takes and returns what :func:`skbsd._compact.posterior_step` does.
+    Other parameters and results are those of :func:`skbsd._compact.posterior_step`.
 
     Parameters
     ----------
     numbers : Tensor of shape (4,), optional
         The fields of the rule on the device; by default they are copied there. A CUDA
-        graph reads what they are when it is replayed.
+        graph reads their current values when it is replayed.
     sharpen : bool, optional
-        Whether to heed the sharpness; by default where it is not 1.
+        Whether to apply the sharpness; by default, if it is not 1.
     """
     if numbers is None:
         numbers = numbers_of(rule, logits.device)
@@ -235,7 +235,7 @@ def posterior_step(
         outside = columns >= prior.n_classes
         columns = columns.clamp(max=prior.n_classes - 1)
         found = evidence(columns) + each.unsqueeze(1)
-        # One class after the other, as all at once would take much memory.
+        # A loop over kept classes, as comparing all at once would need much memory.
         for j in range(n_kept):
             outside = outside | (columns == before.classes[:, j : j + 1])
         new = keep_best(new, columns, found.masked_fill(outside, -1.0))
@@ -257,9 +257,10 @@ def _launch(
     numbers: Tensor,
     sharpen: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return losses, gradient, maxima of groups, and what evidence follows from.
+    """Launch the kernel; return losses, gradient, maxima of groups and statistics.
 
-    As long as the list of the kernel's arguments.
+    The statistics determine the evidence. The function is long because the kernel has
+    many arguments.
     """
     n, n_classes = logits.shape
     whole = max(GROUP, triton.next_power_of_2(n_classes))
@@ -321,8 +322,8 @@ def usable(logits: Tensor, rows: CompactRows, n_classes: int) -> bool:
     Returns
     -------
     bool
-        False for other types, on other devices than GPUs (save under Triton's
-        interpreter) and where Triton is missing or does not work.
+        False for unsupported types, on devices other than GPUs (except under Triton's
+        interpreter), and if Triton is missing or does not work.
     """
     if not (logits.is_cuda or interpreted) or triton is None:
         return False
@@ -342,7 +343,7 @@ def usable(logits: Tensor, rows: CompactRows, n_classes: int) -> bool:
 def _compiles(
     device: torch.device, dtype: torch.dtype, n_kept: int, n_classes: int
 ) -> bool:
-    """Whether a step succeeds, for predictions as they are and for sharper ones."""
+    """Whether a step succeeds, with and without sharpening."""
     logits = torch.zeros(1, n_classes, dtype=dtype, device=device)
     index = torch.zeros(1, dtype=torch.int64, device=device)
     classes = torch.arange(n_kept, device=device, dtype=index_dtype(n_classes))
@@ -353,10 +354,10 @@ def _compiles(
             rows = CompactRows(classes[None], zeros, zeros[:, 0], zeros[:, 1])
             rule = UpdateRule(sharpness=sharpness)
             posterior_step(logits, rows, index.int(), index, None, rule, prior)
-    except Exception as error:  # of no common type: compilers or files may be missing
+    except Exception as error:  # no common type: a compiler or file may be missing
         warnings.warn(
             f"the kernel of the compact store does not run on {device} ({error!r}); "
-            "PyTorch's operations take its place, which are slower.",
+            "PyTorch's operations are used instead, which are slower.",
             RuntimeWarning,
             stacklevel=2,
         )

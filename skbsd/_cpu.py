@@ -1,9 +1,9 @@
 """The posterior step on the CPU.
 
-NumPy on the memory of the tensors: its operations cost less to call than PyTorch's,
-which counts for small batches. Large ones are done in blocks of rows that stay in a
-core's cache from one operation to the next, several blocks at a time; an operation
-that is spread over the cores by itself would have them wait for each other each time.
+It uses NumPy on the memory of the tensors, as NumPy's operations have less overhead
+than PyTorch's, which matters for small batches. Large batches are processed in blocks
+of rows that stay in a core's cache across operations, with several blocks in parallel.
+Parallelising each operation instead would synchronise the cores after each one.
 """
 
 import os
@@ -19,19 +19,19 @@ from torch import Tensor
 from ._formulas import dither_steps
 from ._rules import UpdateRule
 
-# Values of a block, of which there are four kinds in use: together 4 MB of float32.
-# Smaller ones have the threads wait for the interpreter more often.
+# Values per block. A step uses four such arrays: together 4 MB of float32. With smaller
+# blocks, threads wait for the interpreter more often.
 _BLOCK = 2**18
 
-# How the dither of a store in float16 rises, of 13 bits.
+# Increments of the 13-bit dither of a store in float16.
 _BY_UPDATE, _BY_ROW, _BY_CLASS = dither_steps(13)
 
-# Sums of exponentials above this have lost nothing that counts to underflow.
+# In sums of exponentials above this, the effect of underflow is negligible.
 TINY = 1e-30
 
 
 def usable(alpha: Tensor) -> bool:
-    """Whether NumPy knows the type of the store."""
+    """Whether NumPy supports the type of the store."""
     return alpha.dtype in (torch.float32, torch.float64, torch.float16)
 
 
@@ -50,12 +50,11 @@ def posterior_step(
     logits : Tensor of shape (n, n_classes)
         Detached.
     alpha : Tensor of shape (n_samples, n_classes)
-        Its rows `index` are updated by the rule, those whose loss is not finite
-        excepted.
+        The rows at `index` are updated by the rule if their loss is finite.
     visits : Tensor of shape (n_samples,)
-        Raised by one where alpha is updated.
+        Incremented for each updated row.
     index : Tensor of shape (n,)
-        Distinct rows.
+        Distinct row numbers.
     weight : Tensor of shape (n,) or None
         Weight of each sample in the loss.
     rule : UpdateRule
@@ -65,7 +64,7 @@ def posterior_step(
     loss : Tensor of shape ()
         Mean cross-entropy of the rule's targets with the logits, times weight.
     gradient : Tensor of shape (n, n_classes)
-        (p - q) * weight / n, of the logits' type.
+        (p - q) * weight / n, in the logits' type.
     """
     arguments = alpha.numpy(), visits.numpy(), rule, len(logits)
     return in_blocks(partial(_step_rows, *arguments), logits, index, weight, _BLOCK)
@@ -78,20 +77,21 @@ def in_blocks(
     weight: Tensor | None,
     block: int,
 ) -> tuple[Tensor, Tensor]:
-    """Do a step in blocks of rows; return loss and gradient.
+    """Perform a step in blocks of rows; return loss and gradient.
 
     Parameters
     ----------
     step_rows : callable
-        Takes logits, index, an array for the gradient and, where there is one, the
-        weight of a block; fills the gradient, and returns the share of the mean loss.
+        Takes the logits, the index, an array for the gradient and, if `weight` is not
+        None, the weight of a block. It fills the gradient, and returns the block's
+        contribution to the mean loss.
     logits, index, weight : Tensor
         As in `posterior_step`.
     block : int
-        Values of a block.
+        Number of logits per block.
     """
     n, n_classes = logits.shape
-    if n == 0:  # the mean of nothing
+    if n == 0:  # the mean of an empty batch
         return logits.new_full((), np.nan), logits
     is_wide = logits.dtype in (torch.float32, torch.float64)
     x = (logits if is_wide else logits.float()).numpy()
@@ -121,27 +121,27 @@ def stacked_step(
     weight: Tensor | None,
     rule: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Do the steps of several stores, whose rows are in one.
+    """Perform the steps of several stores whose rows are concatenated.
 
     Parameters
     ----------
     logits : Tensor of shape (m, n, n_classes)
-        Of m stores, detached.
+        Logits of m stores, detached.
     alpha : Tensor of shape (n_rows, n_classes)
-        Of float32 or float64.
+        Concentrations of all stores, in float32 or float64.
     visits : Tensor of shape (n_rows,)
     index : Tensor of shape (m, n)
         Distinct rows of `alpha`.
     weight : Tensor of shape (m, n) or None
     rule : object
-        With the attributes of an :class:`UpdateRule`, numbers or tensors of shape
-        (m, 1, 1).
+        With the attributes of an :class:`UpdateRule`, which are numbers or tensors of
+        shape (m, 1, 1).
 
     Returns
     -------
     losses : Tensor of shape (m,)
     gradient : Tensor of shape (m, n, n_classes)
-        Of each store's mean loss in its logits.
+        Gradient of each store's mean loss with respect to its logits.
     """
     m, n, n_classes = logits.shape
     x = logits.numpy().reshape(m * n, n_classes)
@@ -164,16 +164,16 @@ def stacked_step(
 def _step_rows(
     alpha, visits, rule: Any, n: int, x, index, gradient, weight=None, n_stores=None
 ) -> Any:
-    """Do the step for some of n samples; fill `gradient`, return their loss.
+    """Perform the step for some of n samples; fill `gradient`, return their loss.
 
-    With `n_stores`, they are n samples of each of so many stores, with a loss of each.
+    With `n_stores`, the samples are n for each store, and each store has a loss.
     """
-    with np.errstate(all="ignore"):  # rows that are not finite are looked for
+    with np.errstate(all="ignore"):  # non-finite rows are detected below
         kept: slice | np.ndarray = slice(None)
         target, belief, logs = _posterior(alpha, rule, x, index, gradient)
         loss = _loss(target, x, logs, n, weight, n_stores)
         if not np.isfinite(loss).all():
-            # Rarely: exponentials out of range, or rows that are not finite.
+            # Rare: exponentials out of range, or non-finite rows.
             x = x - np.max(x, axis=1, keepdims=True)
             kept = np.isfinite(x).all(axis=1)
             target, belief, logs = _posterior(alpha, rule, x, index, gradient)
@@ -185,12 +185,12 @@ def _step_rows(
         visits[rows] += 1
         gradient -= target
         gradient *= 1 / n if weight is None else (weight / n)[:, np.newaxis]
-        # A difference, which may be rounded to below zero.
+        # Computed as a difference, so rounding may make it negative.
         return max(loss, 0.0) if n_stores is None else np.maximum(loss, 0.0)
 
 
 def _loss(target, x, logs, n, weight, n_stores):
-    """Return the mean loss, of each store where there are several."""
+    """Return the mean loss; with `n_stores`, that of each store."""
     if n_stores is not None:
         losses = logs - np.einsum("ij,ij->i", target, x)
         if weight is not None:
@@ -204,7 +204,7 @@ def _loss(target, x, logs, n, weight, n_stores):
 def _posterior(alpha, rule: Any, x, index, proba):
     """Fill `proba`; return targets, beliefs and logarithms of the sums.
 
-    These are NaN where exponentials vanish, and so is the loss.
+    Logarithms are NaN if the exponentials of a row underflow, and so is its loss.
     """
     ones = ones_of(x.shape[1], x.dtype)
     np.exp(x, out=proba)
@@ -232,24 +232,24 @@ def _posterior(alpha, rule: Any, x, index, proba):
 
 
 def _differs(value: Any, number: float) -> bool:
-    """Whether a value is another number, or a column of several."""
+    """Whether a value differs from a number, or is a column of values."""
     return isinstance(value, np.ndarray) or value != number
 
 
 def sharp_evidence(log_proba: np.ndarray, rule: Any, ones: np.ndarray) -> np.ndarray:
     """Turn log_proba into weight * softmax(sharpness * log_proba), in place.
 
-    A power of the probabilities would take ten times as long.
+    Computing a power of the probabilities would take ten times as long.
 
     Parameters
     ----------
     log_proba : ndarray of shape (n, n_classes)
     rule : UpdateRule
     ones : ndarray of shape (n_classes,)
-        What sums are taken with.
+        From :func:`ones_of`, to compute sums.
     """
     log_proba *= rule.sharpness
-    # The largest probability of K classes is 1 / K at least.
+    # The largest probability of K classes is at least 1 / K.
     if len(ones) ** -np.max(rule.sharpness) < TINY:
         log_proba -= np.max(log_proba, axis=1, keepdims=True)
     evidence = np.exp(log_proba, out=log_proba)
@@ -258,7 +258,7 @@ def sharp_evidence(log_proba: np.ndarray, rule: Any, ones: np.ndarray) -> np.nda
 
 
 def _rounded_to_half(belief, index, visits):
-    """Do what :func:`skbsd._formulas.rounded` does, in place."""
+    """Round like :func:`skbsd._formulas.rounded`, in place."""
     phase = visits.take(index) * _BY_UPDATE + index * _BY_ROW
     phase &= 0x1FFF
     dither = np.add.outer(phase.astype(np.int32), _dither_of_classes(belief.shape[1]))
@@ -277,7 +277,7 @@ def _dither_of_classes(n: int) -> np.ndarray:
 
 @lru_cache
 def ones_of(n: int, dtype: np.dtype) -> np.ndarray:
-    """Return what to multiply by: several times as fast as sums of short rows.
+    """Return a vector of ones; a product with it sums short rows several times faster.
 
     Parameters
     ----------
@@ -293,5 +293,5 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    # A forked process has the pool, but not its threads.
+    # A forked process inherits the pool, but not its threads.
     os.register_at_fork(after_in_child=_pool.cache_clear)

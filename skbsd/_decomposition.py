@@ -17,11 +17,11 @@ class ScoreDecomposition(NamedTuple):
     Parameters
     ----------
     score : float
-        The score as a whole; 0 is the best.
+        The total score; 0 is the best.
     miscalibration : float
-        What recalibration gains, never negative.
+        The part that recalibration removes; never negative.
     refinement : float
-        What remains after it.
+        The part that remains after recalibration.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def _recalibrated(confidence, hit, weight):
 
 
 def _decomposition(score, refined):
-    """Split a score; a map that loses to doing nothing is not applied."""
+    """Split a score; a recalibration that increases the score is not applied."""
     refinement = min(float(refined), float(score))
     miscalibration = float(score) - refinement
     return ScoreDecomposition(miscalibration + refinement, miscalibration, refinement)
@@ -106,10 +106,10 @@ def brier_decomposition(
     The Brier score is a sum over the classes of binary scores,
     :math:`\sum_k E[(p_k - 1[y = k])^2]`. Each is split by CORP [1]_: refinement is
     the score of the pool-adjacent-violators (PAV) recalibration of :math:`p_k`, the
-    best non-decreasing one, and miscalibration is what recalibration gains. In the
-    terms of [1]_ refinement is uncertainty minus discrimination. The maps are fitted
-    to each class alone, so recalibrated rows need not sum to one, and to the data
-    they are judged on, so miscalibration is overestimated on few samples.
+    best non-decreasing one, and miscalibration is the reduction by recalibration. In
+    the terms of [1]_, refinement is uncertainty minus discrimination. The maps are
+    fitted to each class separately, so recalibrated rows need not sum to one. They are
+    fitted to the evaluated data, so miscalibration is overestimated on few samples.
 
     References
     ----------
@@ -144,9 +144,9 @@ def _tempered_log_loss(logits, codes, weight):
         mean = np.sum(softmax(inverse * logits, axis=1) * logits, axis=1)
         return weight @ (mean - chosen)
 
-    # The loss is convex in 1/T, so its slope has at most one root. Where every
-    # prediction is right the loss has only an infimum, at T = 0, which a large 1/T
-    # reaches: the slope underflows to zero there.
+    # The loss is convex in 1/T, so its slope has at most one root. If every prediction
+    # is right, the loss has only an infimum, at T = 0. A sufficiently large 1/T reaches
+    # it, as the slope underflows to zero there.
     if slope(0.0) >= 0:
         best = 0.0
     else:

@@ -1,4 +1,4 @@
-"""skorch's default callbacks without what they cost in every batch or silent epoch."""
+"""skorch's default callbacks without their overhead per batch and per silent epoch."""
 
 import inspect
 from typing import Any
@@ -7,21 +7,21 @@ import numpy as np
 from skorch.callbacks import EpochScoring, EpochTimer, PassthroughScoring, PrintLog
 from skorch.utils import to_numpy
 
-# The sink that is not set: Ray puts another function in the place of `print`.
+# The default sink of skorch's callback. It is not `print` itself, as Ray replaces that.
 _PRINT = inspect.signature(PrintLog).parameters["sink"].default
 
 
 def is_default(callback: Any) -> bool:
-    """Whether a callback is one that every estimator has."""
+    """Whether a callback is one of those that every estimator has."""
     kinds = EpochTimer, EpochLoss, ValidationAccuracy, EpochLog
     return type(callback) in kinds
 
 
 class EpochLoss(PassthroughScoring):
-    """Average of the batches' losses, without skorch's search through the history."""
+    """Mean of the batches' losses, without skorch's search through the history."""
 
     def on_epoch_end(self, net, **kwargs):
-        """Record the average, and whether it is the best so far."""
+        """Record the mean, and whether it is the best so far."""
         prefix = "train" if self.on_train else "valid"
         epoch = net.history[-1]
         if f"{prefix}_batch_count" not in epoch:
@@ -38,13 +38,13 @@ class EpochLoss(PassthroughScoring):
 class ValidationAccuracy(EpochScoring):
     """Accuracy on the validation set, which the run counts on the device.
 
-    skorch's keeps every prediction of the epoch for scikit-learn to score. With
-    another `scoring` or extraction of the targets, this does the same.
+    skorch's version stores all predictions of the epoch to score them with
+    scikit-learn. With another `scoring` or `target_extractor`, this class does so too.
     """
 
     @property
     def counted(self) -> bool:
-        """Whether the run's count is all it needs."""
+        """Whether the counts of the run suffice to compute the score."""
         return (
             self.scoring == "accuracy"
             and not self.on_train
@@ -52,7 +52,7 @@ class ValidationAccuracy(EpochScoring):
         )
 
     def on_batch_end(self, net, batch, y_pred, training, **kwargs):
-        """Keep a batch's predictions, unless counting is enough."""
+        """Store a batch's predictions, unless the counts suffice."""
         if not self.counted:
             super().on_batch_end(net, batch, y_pred, training, **kwargs)
 
@@ -66,29 +66,29 @@ class ValidationAccuracy(EpochScoring):
 
 
 class EpochLog(PrintLog):
-    """A line per epoch, which is not laid out where nobody will see it.
+    """Prints a line per epoch, which is formatted only if it is shown.
 
-    And one before and after, of what is not an epoch's: where the data are, and the
-    time of compilation.
+    It also prints the location of the data before training, and the compilation time
+    after it.
     """
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
-        """Print where the data are."""
+        """Print the location of the data."""
         resident = net.data_loading_ == "resident"
         way = f"on {net.device_}" if resident else f"loaded to {net.device_} by batch"
         self._sink(f"Training data: {way}", net.verbose)
 
     def on_train_end(self, net, X=None, y=None, **kwargs):
-        """Print how long compilation took."""
+        """Print the compilation time."""
         if net.compile:
             self._sink(f"Compilation: {net.compile_time_:.1f} s", net.verbose)
 
     def on_epoch_end(self, net, **kwargs):
-        """Print the line."""
+        """Print the line of the epoch."""
         if net.verbose or self.sink is not _PRINT:
             super().on_epoch_end(net, **kwargs)
 
     def _sink(self, text, verbose):
-        # skorch's would take its own default for a sink of the user's under Ray.
+        # Under Ray, skorch's version would mistake the default for a custom sink.
         if verbose or self.sink is not _PRINT:
             self.sink(text)

@@ -1,4 +1,4 @@
-"""Memory that lies in a file: tensors larger than the machine's memory."""
+"""Tensors in memory-mapped files, which may be larger than the machine's memory."""
 
 import math
 import os
@@ -14,18 +14,18 @@ from torch import Tensor
 def allocate(
     shape: tuple[int, ...], dtype: torch.dtype, folder: str | os.PathLike[str]
 ) -> Tensor:
-    """Return a tensor of zeros in a file that goes when the tensor does.
+    """Return a tensor of zeros in a file that is removed with the tensor.
 
-    The file has no name as soon as it is in use, where the system allows that: nothing
-    is left of it even by a process that was killed, and nobody can take it for a state
-    that was saved.
+    If the system permits, the file's name is removed as soon as it is mapped. Then
+    nothing remains of the file even if the process is killed, and the file cannot be
+    mistaken for a saved state.
 
     Parameters
     ----------
     shape : tuple of int
     dtype : torch.dtype
     folder : path-like
-        Is made if it is not there. On a disk with room for the tensor.
+        Created if it does not exist. Its disk needs enough free space for the tensor.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def allocate(
     Raises
     ------
     OSError
-        If there is no such room, or no file can be made there.
+        If the disk has too little free space, or the file cannot be created.
     """
     size = math.prod(shape)
     if size == 0:
@@ -49,24 +49,24 @@ def allocate(
         raise
     try:
         path.unlink()
-    except OSError:  # Windows keeps a file that is in use
+    except OSError:  # Windows cannot remove a file that is in use
         weakref.finalize(tensor, _remove, path)
     return tensor
 
 
 def _file_of(n_bytes: int, folder: Path) -> Path:
-    """Make a file of zeros for which the disk has room."""
+    """Create a file of zeros, with its disk space allocated."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(".skbsd-beliefs", dir=folder)
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{os.fspath(folder)!r} is not a folder that beliefs can be written to "
-            f"({error.strerror}); name another one as posterior_folder",
+            f"{os.fspath(folder)!r} is not a writable folder for the beliefs "
+            f"({error.strerror}); set posterior_folder to another folder",
         ) from error
     try:
-        # Without it, a full disk would kill the process in the middle of a step.
+        # Without allocation, a full disk would kill the process during a step.
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, n_bytes)
         else:
@@ -75,9 +75,9 @@ def _file_of(n_bytes: int, folder: Path) -> Path:
         os.unlink(name)
         raise OSError(
             error.errno,
-            f"the beliefs take {n_bytes:,} bytes, for which there is no room in "
-            f"{os.fspath(folder)!r} ({error.strerror}); name a folder on another disk, "
-            "or take the compact store",
+            f"the beliefs take {n_bytes:,} bytes, which do not fit on the disk of "
+            f"{os.fspath(folder)!r} ({error.strerror}); choose a folder on another "
+            "disk, or the compact store (posterior_dtype='compact')",
         ) from error
     except BaseException:
         os.unlink(name)

@@ -1,4 +1,4 @@
-"""What a call of `fit` has left on an estimator, to be that of another process too."""
+"""Transfer of an estimator's fitted state to another process."""
 
 import pickle
 from typing import Any
@@ -8,14 +8,14 @@ from ._state import dumps_by_value
 
 
 class _Fitted:
-    """The part of an estimator's state that is not its parameters."""
+    """An estimator's state without its parameters."""
 
     def __init__(self, net: Any):
         self._net = net
         self.state: dict[str, Any] = {}
 
     def __getstate__(self):
-        # Here and not before, as components are pickled within.
+        # Computed while pickling, as the estimator's components are pickled here.
         left_out = _own(self._net) | {"callbacks_"}
         state = self._net.__getstate__()
         return {k: v for k, v in state.items() if k not in left_out}
@@ -25,10 +25,10 @@ class _Fitted:
 
 
 def pack(net: Any) -> bytes:
-    """Return what a call of `fit` has left.
+    """Return the pickled fitted state of an estimator.
 
-    Classes that the script or notebook defines travel by their code. Callbacks that
-    cannot be pickled stay behind.
+    Classes that are defined in the script or notebook are pickled with their code.
+    Callbacks that cannot be pickled are omitted.
 
     Parameters
     ----------
@@ -37,18 +37,18 @@ def pack(net: Any) -> bytes:
     """
     try:
         callbacks = dumps_by_value(net.callbacks_)
-    except Exception:  # whatever a pickle of somebody's object may raise
+    except Exception:  # pickling a custom object may raise anything
         callbacks = dumps_by_value(None)
     return dumps_by_value((_Fitted(net), callbacks))
 
 
 def unpack(net: Any, packed: bytes) -> None:
-    """Leave on an estimator what `pack` has found on another one.
+    """Replace an estimator's fitted state by one from `pack`.
 
     Parameters
     ----------
     net : BSDClassifier
-        With the same parameters. What an earlier call has left goes.
+        With the same parameters. Its previous fitted state is discarded.
     packed : bytes
     """
     fitted, callbacks = pickle.loads(packed)
@@ -63,6 +63,6 @@ def unpack(net: Any, packed: bytes) -> None:
 
 
 def _own(net: Any) -> set[str]:
-    """Return the names of what each process has: parameters, and scikit-learn's own."""
+    """Return the names of attributes that stay: parameters and scikit-learn's own."""
     parameters = {*net._constructor_names(), *net._params_to_validate}
     return {*parameters, "_params_to_validate", "_skl_callbacks", *CONTEXTS}

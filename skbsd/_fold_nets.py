@@ -1,4 +1,4 @@
-"""Estimators that are trained on a part of the data, before the final one is."""
+"""Estimators that are trained on parts of the data before the final network."""
 
 import copy
 from typing import Any
@@ -16,7 +16,7 @@ from ._check_callbacks import monitors_validation
 from ._rules import Choice
 from ._sklearn_tasks import CONTEXTS
 
-# Callbacks of skorch's that change how a network is trained, and not only watch.
+# skorch's callbacks that affect training instead of only observing it.
 _ACTING = (
     EarlyStopping,
     GradientNormClipping,
@@ -24,7 +24,7 @@ _ACTING = (
     LRScheduler,
     ParamMapper,
 )
-# Attributes that are neither parameters nor fitted, but of a call of fit.
+# Attributes that belong to a call of fit: neither parameters nor fitted attributes.
 _OF_A_FIT = (
     "_fingerprint",
     "_generators",
@@ -45,22 +45,24 @@ def fold_net(
     seed: int | None,
     batch_size: int | None = None,
 ) -> Any:
-    """Return an estimator like another one, to be trained silently and once.
+    """Return a copy of an estimator for a single, silent training on a fold.
 
-    It is no clone: parameters are shared, as a fit does not change them, and those that
-    cannot be copied, such as callbacks with an open file, are left out.
+    It is not a clone: the copy shares the parameters, as a fit does not change them.
+    The user's callbacks that only observe are omitted, as some cannot be copied, such
+    as those with an open file.
 
     Parameters
     ----------
     net : BSDClassifier
     choice : Choice
-        Learning rate and rule.
+        The chosen learning rate and rule.
     n_epochs : int
+        Number of epochs.
     schedule_epochs : int
-        That its schedule is for.
+        Number of epochs that the learning-rate schedule spans.
     seed : int or None
     batch_size : int, default=None
-        In place of that of the other one.
+        Batch size; by default that of `net`.
     """
     copied = object.__new__(type(net))
     vars(copied).update(
@@ -97,7 +99,7 @@ def fold_net(
 
 
 def _keep_acting(net: Any) -> None:
-    """Leave out the user's callbacks that only watch, and what was set of them."""
+    """Remove the user's callbacks that only observe, and their parameters."""
     named = dict(net._uniquely_named_callbacks())
     own = {name for name, _ in net._default_callbacks}
     acting = {
@@ -119,12 +121,12 @@ def _keep_acting(net: Any) -> None:
 
 def _acts(callback: Any) -> bool:
     kind = callback if isinstance(callback, type) else type(callback)
-    # There are no validation data in a fold.
+    # A fold has no validation data.
     return issubclass(kind, _ACTING) and not monitors_validation(callback)
 
 
 def seeds(random_state: Any, n: int) -> list[int | None]:
-    """Return seeds for the folds, without a draw from the user's own generator.
+    """Return seeds for the folds, without advancing the user's generator.
 
     Parameters
     ----------
@@ -134,5 +136,5 @@ def seeds(random_state: Any, n: int) -> list[int | None]:
     if random_state is None:
         return [None] * n
     rng = copy.deepcopy(check_random_state(random_state))
-    rng.randint(2**31 - 1)  # the final network's
+    rng.randint(2**31 - 1)  # the seed of the final network
     return rng.randint(2**31 - 1, size=n).tolist()

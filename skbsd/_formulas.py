@@ -1,7 +1,7 @@
 """The mathematics of the method, in pure functions.
 
 In the paper's symbols, `prior_strength` is c, `prior_floor` is eps and `discount` is
-gamma; alpha is a row of concentrations and q its mean, the training target.
+gamma. A row of concentrations is alpha, and its mean q is the training target.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._rules import UpdateRule
 
-# Bits of a float32 that a shorter type has no room for.
+# Number of bits of a float32 that are lost in a shorter type.
 _LOST_BITS = {torch.float16: 13, torch.bfloat16: 16}
 
 
@@ -33,7 +33,7 @@ def prior_concentration(
         Number of classes K.
     prior_strength : float
         Concentration of the label, c > 0. Infinity is stored as a quarter of the
-        largest number of `dtype`, next to which every other entry vanishes.
+        largest number of `dtype`, compared with which other entries are negligible.
     prior_floor : float
         Concentration of each other class, eps > 0.
     dtype : torch.dtype, default=torch.float32
@@ -58,7 +58,7 @@ def prior_concentration(
     tensor([[ 0.5000,  0.5000, 10.0000],
             [10.0000,  0.5000,  0.5000]])
     """
-    # A quarter leaves room for the evidence: the sum of the row must not overflow.
+    # A quarter, so that the sum of the row does not overflow when evidence is added.
     strength = min(prior_strength, torch.finfo(dtype).max / 4)
     alpha = torch.full(
         (len(labels), n_classes), prior_floor, dtype=dtype, device=labels.device
@@ -69,8 +69,8 @@ def prior_concentration(
 def sharpen(proba: Tensor, sharpness: float | Tensor) -> Tensor:
     """Raise probabilities to the power of `sharpness`, scaled to sum to one.
 
-    This is softmax(sharpness * logits), and not in the paper. With a sharpness above 1
-    what a prediction is unsure of counts for less.
+    This is softmax(sharpness * logits), which is not part of the paper. A sharpness
+    above 1 reduces the probabilities of the less likely classes.
 
     Parameters
     ----------
@@ -106,11 +106,11 @@ def update_concentration(
     alpha : Tensor of shape (n_samples, n_classes)
         Concentrations before the update.
     evidence : Tensor of shape (n_samples, n_classes)
-        What the belief takes in from the prediction, detached: in the paper the
-        predicted probabilities, in general a :class:`UpdateRule`'s
+        Evidence of the prediction, detached. In the paper, it is the predicted
+        probabilities; with an :class:`UpdateRule`, it is
         w * softmax(sharpness * logits).
     discount : float or Tensor that broadcasts
-        What is left of alpha: gamma, in (0, 1]; 1 forgets nothing.
+        Factor gamma of the previous concentrations, in (0, 1].
 
     Returns
     -------
@@ -221,14 +221,14 @@ def soft_cross_entropy_gradient(
     proba : Tensor of shape (n_samples, n_classes)
         Predicted probabilities p, softmax(logits).
     target : Tensor of shape (n_samples, n_classes)
-        Probabilities q, held constant, as everywhere in the method.
+        Probabilities q, treated as constant, as everywhere in the method.
     weight : Tensor of shape (n_samples,), optional
         Factor of each sample's loss.
 
     Returns
     -------
     Tensor of shape (n_samples, n_classes)
-        Of :func:`soft_cross_entropy`.
+        Gradient of :func:`soft_cross_entropy`.
 
     Examples
     --------
@@ -243,21 +243,21 @@ def soft_cross_entropy_gradient(
 
 
 def dither_steps(lost_bits: int) -> tuple[int, int, int]:
-    """Return by how much the dither of :func:`rounded` rises.
+    """Return the increments of the dither of :func:`rounded`.
 
-    Multiples of a golden section fill the range evenly, however many there are; for
-    rows and classes other irrational numbers keep the three apart.
+    Any number of multiples of the golden ratio fills the range evenly. Rows and classes
+    use other irrational numbers, so that the three sequences are independent.
 
     Parameters
     ----------
     lost_bits : int
-        How many bits are rounded away: the dither is taken modulo 2**lost_bits.
+        Number of bits that rounding removes. The dither is taken modulo 2**lost_bits.
 
     Returns
     -------
     tuple of (int, int, int)
-        From one update of a row to the next, from row to row, and from class to class.
-        Odd, so that multiples take all values.
+        Increments from one update of a row to the next, from row to row, and from class
+        to class. They are odd, so that their multiples take all values.
     """
     fractions = (5**0.5 / 2 - 0.5, 3**0.5 - 1, 2**0.5 - 1)
     update, row, column = (int(f * 2**lost_bits) | 1 for f in fractions)
@@ -267,26 +267,27 @@ def dither_steps(lost_bits: int) -> tuple[int, int, int]:
 def rounded(alpha: Tensor, dtype: torch.dtype, index: Tensor, visits: Tensor) -> Tensor:
     """Round concentrations to the type of a store, without bias.
 
-    A prediction that is small beside the belief would be rounded away in each update,
-    and the sum of many with it. Here a value goes up as often as its distance from the
-    next lower one says: what is cut off is raised by a dither first, which runs evenly
-    through its range from one update of a row to the next. It depends on row, class and
-    number of updates alone, so that results are reproducible.
+    Rounding to nearest would lose predicted probabilities that are small compared with
+    the belief in each update, and thus their sum over many updates. Here, a value is
+    rounded up with a frequency proportional to its distance from the next lower number.
+    To this end, a dither is added to the bits before truncation. From one update of a
+    row to the next, the dither covers its range evenly. It depends only on row, class
+    and number of updates, so that results are reproducible.
 
     Parameters
     ----------
     alpha : Tensor of shape (n, n_classes)
         Not negative.
     dtype : torch.dtype
-        Types of 32 bits and more are only converted to.
+        For types of 32 bits or more, values are only converted.
     index, visits : Tensor of shape (n,)
-        Row of each belief, and how often it was updated before.
+        Row number of each belief, and number of its earlier updates.
 
     Returns
     -------
     Tensor of shape (n, n_classes)
-        What has an exact counterpart is left as it is, and what is smaller than the
-        smallest normal number of `dtype` goes to the nearest.
+        Values that `dtype` represents exactly are unchanged. Values below the smallest
+        normal number of `dtype` are rounded to nearest.
     """
     lost = _LOST_BITS.get(dtype)
     if lost is None:
@@ -296,20 +297,21 @@ def rounded(alpha: Tensor, dtype: torch.dtype, index: Tensor, visits: Tensor) ->
     phase = by_update * visits.long() + by_row * index
     column = torch.arange(alpha.shape[1], device=alpha.device)
     dither = (phase.unsqueeze(1) + by_class * column) & mask
-    # The bits of a positive number are ordered as the numbers are.
+    # Positive floats have the same order as their bits, read as integers.
     bits = alpha.float().view(torch.int32) + dither.int()
     return (bits & ~mask).view(torch.float32).to(dtype)
 
 
 def updated(before: Tensor, proba: Tensor, rule: Any) -> tuple[Tensor, Tensor]:
-    """Return concentrations after an update, and the targets that follow.
+    """Return the concentrations after an update, and the resulting targets.
 
     Parameters
     ----------
     before, proba : Tensor of shape (..., n, n_classes)
-        Concentrations and predictions.
+        Concentrations and predicted probabilities.
     rule : UpdateRule
-        Or what has its attributes, as tensors that broadcast: rules of several stores.
+        Or an object with the same attributes as tensors that broadcast, which holds the
+        rules of several stores.
     """
     evidence = sharpen(proba, rule.sharpness)
     if not _is_number(rule.weight, 1):
@@ -319,7 +321,7 @@ def updated(before: Tensor, proba: Tensor, rule: Any) -> tuple[Tensor, Tensor]:
 
 
 def _is_number(value: float | Tensor, number: float) -> bool:
-    """Whether a value is that number, and no Tensor, which is not looked at."""
+    """Whether a value is a certain number; False for tensors, which are not read."""
     return not isinstance(value, Tensor) and value == number
 
 
@@ -332,10 +334,10 @@ def posterior_step(
     weight: Tensor | None,
     rule: UpdateRule,
 ) -> tuple[Tensor, Tensor]:
-    """Do what the step is, in the functions above.
+    """Update beliefs with the functions above; return loss and gradient.
 
-    For devices without a form of their own; takes and returns what
-    :func:`skbsd._cpu.posterior_step` does.
+    Used on devices without a specialised implementation. Parameters and results are
+    those of :func:`skbsd._cpu.posterior_step`.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     log_proba = logits.log_softmax(dim=-1, dtype=dtype)

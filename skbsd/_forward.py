@@ -304,9 +304,23 @@ def wants_channels_last(
         or isinstance(optimizer, torch.optim.LBFGS)
         or not any(isinstance(m, nn.Conv2d) for m in module.modules())
         or any(map(is_lazy, module.parameters()))
+        or (device.type == "cpu" and any(map(_corrupts_memory, module.modules())))
     ):
         return False
     return trusted or _takes_channels_last(module, preparation, device)
+
+
+def _corrupts_memory(module: nn.Module) -> bool:
+    """Whether a channels-last convolution may write beyond its memory on a CPU.
+
+    With AVX2, the gradients of oneDNN's pointwise convolutions do so in torch 2.14 if
+    the number of channels is not a multiple of eight, the width of a vector.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and bool(module.in_channels % 8 or module.out_channels % 8)
+    )
 
 
 def _takes_channels_last(

@@ -1,4 +1,4 @@
-"""torch's random generators, borrowed for a call of `fit`."""
+"""An estimator's random states, which torch's generators use during a call of `fit`."""
 
 import os
 import threading
@@ -9,12 +9,12 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-# torch's generators belong to the process: fits in several threads take turns.
+# torch's generators belong to the process, so fits in several threads cannot overlap.
 _LOCK = threading.RLock()
 
 
 def _renew_lock() -> None:
-    """Take a new lock in a forked process, where nobody would release the old one."""
+    """Create a new lock in a forked process, where the old one may stay locked."""
     global _LOCK
     _LOCK = threading.RLock()
 
@@ -24,12 +24,13 @@ if hasattr(os, "register_at_fork"):
 
 
 class Generators:
-    """The states that an estimator's generators have between two calls.
+    """The states of an estimator's generators between two calls.
 
     Parameters
     ----------
     states : dict of str to Tensor
-        By type of device. A type that is missing is seeded from the CPU's generator.
+        Generator states by device type. A missing one is seeded from the CPU's
+        generator.
     """
 
     def __init__(self, states: dict[str, Tensor]):
@@ -55,7 +56,7 @@ class Generators:
 
     @contextmanager
     def borrowed(self, device: torch.device) -> Iterator[None]:
-        """Have torch draw from these generators; restore its own afterwards."""
+        """Set torch's generators to these states; restore the old states afterwards."""
         with _LOCK:
             before = _current(device)
             try:
@@ -66,29 +67,29 @@ class Generators:
                 _set(device, before)
 
     def part_ways(self, device: torch.device, rank: int, size: int) -> None:
-        """Draw other numbers than other processes, in the middle of a call.
+        """Make this process draw other numbers than the others, during a call.
 
         Parameters
         ----------
         device : torch.device
         rank, size : int
-            Number of this process, and how many there are. The first one goes on with
-            its own numbers, from which the seeds of the others follow.
+            Rank of this process, and number of processes. The first process keeps its
+            random sequence, from which the seeds of the others are drawn.
         """
         seeds = torch.randint(2**31, (size,)).tolist()
         if rank:
             _seed(device, seeds[rank])
 
     def save(self, device: torch.device) -> dict[str, Tensor]:
-        """Return the states as they are in the middle of a call."""
+        """Return the current states, during a call."""
         return _current(device)
 
     def load(self, device: torch.device, states: dict[str, Tensor]) -> None:
-        """Set the states in the middle of a call."""
+        """Set the current states, during a call."""
         _set(device, states)
 
     def copy(self) -> "Generators":
-        """Return a copy that goes its own way."""
+        """Return an independent copy."""
         return Generators(dict(self.states))
 
     def __getstate__(self):
@@ -115,7 +116,7 @@ def _set(device: torch.device, states: dict[str, Tensor]) -> None:
         module = torch.get_device_module(device)
         module.set_rng_state(states[device.type], *_index(device))
     else:
-        # A model that was fitted elsewhere: what comes follows from its own state.
+        # The model was fitted on another device; derive a seed from the CPU's state.
         _seed(device, int(torch.randint(2**31, ())))
 
 
@@ -129,5 +130,5 @@ def _seed(device: torch.device, seed: int) -> None:
 
 
 def _index(device: torch.device) -> tuple:
-    # Of the types with a generator, CUDA alone may have several devices.
+    # CUDA is the only device type with generators and possibly several devices.
     return (device,) if device.type == "cuda" else ()

@@ -1,4 +1,4 @@
-"""A function as a CUDA graph: what it launches is recorded, and launched at once."""
+"""A function as a CUDA graph, which replays its kernels with one launch."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from ._memory import release_reserve
 
 
 def records_graphs(device: torch.device) -> bool:
-    """Whether a device can record what is launched on it."""
+    """Whether a device supports CUDA graphs."""
     return device.type == "cuda"
 
 
@@ -21,7 +21,7 @@ class Graph:
     Parameters
     ----------
     function : callable
-        Does the same operations, in the same memory, each time it is called.
+        Performs the same operations in the same memory at each call.
     device : torch.device
         With its index.
     """
@@ -30,13 +30,13 @@ class Graph:
         self._function = function
         self._device = device
         self._recorded: torch.cuda.CUDAGraph | None = None
-        # Autograd remembers the stream that a parameter was used on, so that calls
-        # before a recording have to be on its stream too.
+        # Autograd remembers the stream on which a parameter was used. Therefore, calls
+        # before a recording must use the same stream.
         self._stream = _stream(device)
 
     @property
     def is_recorded(self) -> bool:
-        """Whether there is a recording to replay."""
+        """Whether a recording exists that can be replayed."""
         return self._recorded is not None
 
     def call(self) -> None:
@@ -45,10 +45,10 @@ class Graph:
             self._function()
 
     def record(self) -> None:
-        """Record what the function does, without doing it.
+        """Record the operations of the function, without executing them.
 
-        The random numbers of a recording come from a generator state that is tied to
-        it; it gets one of its own, as the state is of no more use where this fails.
+        A recording draws random numbers from a generator state that is bound to it. It
+        gets a copy of the state, because a failed recording makes the state unusable.
         """
         release_reserve(self._device)
         generator = torch.cuda.default_generators[self._device.index]
@@ -57,7 +57,7 @@ class Graph:
         recorded, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         try:
             with self._on_stream(), _no_garbage_collection():
-                # The device is left to other threads.
+                # Other threads may continue to use the device.
                 recorded.capture_begin(pool, capture_error_mode="thread_local")
                 try:
                     self._function()
@@ -70,12 +70,12 @@ class Graph:
         self._recorded = recorded
 
     def replay(self) -> None:
-        """Do what was recorded."""
+        """Replay the recorded operations."""
         assert self._recorded is not None
         self._recorded.replay()
 
     def drop(self) -> None:
-        """Forget the recording. No tensor in its memory may be in use by then."""
+        """Delete the recording. None of the tensors in its memory may be in use."""
         self._recorded = None
         release_reserve(self._device)
 
@@ -89,31 +89,31 @@ class Graph:
 
 
 def _leave_pool(device: torch.device, pool: tuple[int, int]) -> None:
-    """Have the allocator forget a recording that failed.
+    """Make the allocator close the memory pool of a failed recording.
 
-    Later versions of torch do so themselves. In earlier ones a recording that the
-    device has refused stays open, and memory can no longer be given back.
+    Later versions of torch do so themselves. In earlier versions, the pool of a
+    recording that the device has refused stays open, and no memory can be released.
     """
     if hasattr(torch.cuda.CUDAGraph, "capture_end_pre"):
         return
     for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-        # They raise where the recording was closed before it failed.
+        # They raise an error if the pool was closed before the failure.
         with suppress(RuntimeError):
             getattr(torch._C, name)(device.index, pool)
 
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Return one stream for all recordings: cuBLAS keeps memory for each that it meets.
+    """Return one stream for all recordings, as cuBLAS keeps a workspace per stream.
 
-    Fits take turns, as torch's generators belong to the process.
+    Fits cannot overlap, as torch's generators belong to the process.
     """
     return torch.cuda.Stream(device)
 
 
 @contextmanager
 def same_generator(device: torch.device) -> Iterator[None]:
-    """Leave the generator as it is, but for the numbers that recordings have drawn.
+    """Restore the default generator's state object, advanced by what recordings drew.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def same_generator(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Free no tensors of others, which is not allowed while a graph is recorded."""
+    """Disable garbage collection, as freeing tensors is not allowed in a capture."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""What a history of epochs comes to, in a few figures."""
+"""A summary of the training history, and its conversion to columns for files."""
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-# The types of numbers that a history holds: how arrays store them, and their names.
+# Types of numbers in a history, with their type codes in arrays and their names.
 _CODES = {bool: "b", float: "d", np.float64: "d", int: "q"}
 _NUMBERS = {kind.__name__: kind for kind in _CODES}
 
-# The figures of an epoch as skorch names them, and as people do.
+# The metrics of an epoch: skorch's names, and names for people.
 NAMES = {
     "train_loss": "training loss",
     "valid_loss": "validation loss",
@@ -22,15 +22,16 @@ NAMES = {
 
 
 class Outcome(NamedTuple):
-    """How training went.
+    """Summary of a training.
 
     Parameters
     ----------
     n_epochs : int
+        Number of finished epochs.
     seconds : float or None
-        None where no callback took the time.
+        Training time; None if no callback measured it.
     last : dict of str to float
-        The figures of the last epoch, those of NAMES that it has.
+        The metrics in NAMES that the last epoch has.
     """
 
     n_epochs: int
@@ -44,12 +45,12 @@ def finished(history: Iterable[Mapping[str, Any]] | None) -> list[Mapping[str, A
 
 
 def figures(epoch: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures that an epoch has."""
+    """Return those metrics in NAMES that an epoch has."""
     return {key: float(epoch[key]) for key in NAMES if key in epoch}
 
 
 def outcome(history: Iterable[Mapping[str, Any]] | None) -> Outcome | None:
-    """Sum up a history; None where no epoch was finished."""
+    """Return the summary of a history; None if no epoch was finished."""
     epochs = finished(history)
     if not epochs:
         return None
@@ -59,11 +60,11 @@ def outcome(history: Iterable[Mapping[str, Any]] | None) -> Outcome | None:
 
 
 class HistoryColumns:
-    """A history that grows, as columns of numbers for a file.
+    """A growing history as columns of numbers for a file.
 
-    It has two numbers or more for every batch: as objects of their own they would take
-    longer to write than a network. Each row is looked at once, when its epoch is over,
-    so that the time for an epoch does not grow with their number.
+    A history contains at least two numbers per batch. As separate objects, they would
+    take longer to write than a network. Each row is processed once, at the end of its
+    epoch, so that the time per epoch does not grow with the number of epochs.
     """
 
     def __init__(self):
@@ -71,7 +72,7 @@ class HistoryColumns:
         self._n_batches: list[int] = []
 
     def update(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Add the epochs that are new."""
+        """Add the new epochs of a history."""
         for epoch in history[len(self._n_batches) :]:
             row = dict(epoch)
             batches = row.pop("batches", [])
@@ -81,7 +82,7 @@ class HistoryColumns:
             self._n_batches.append(len(batches))
 
     def packed(self) -> dict[str, Any]:
-        """Return plain data and tensors."""
+        """Return the columns as plain data and tensors."""
         return {
             "epochs": self._epochs.packed(),
             "batches": self._batches.packed(),
@@ -90,7 +91,7 @@ class HistoryColumns:
 
 
 def from_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a history that was packed."""
+    """Return the rows of a history from its packed columns."""
     batches = iter(_unpack(columns["batches"]))
     return [
         {"batches": list(islice(batches, n)), **row}
@@ -101,7 +102,7 @@ def from_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 class _Rows:
-    """Rows with the same keys and types put together, a column for each key."""
+    """Rows, grouped by keys and types, with a column for each key of a group."""
 
     def __init__(self):
         self._groups: dict[tuple, _Group] = {}

@@ -1,4 +1,4 @@
-"""What notebooks show of an estimator."""
+"""The HTML representation of an estimator in notebooks."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ from skorch.history import History
 
 from ._history import NAMES, outcome
 
-# scikit-learn would list whatever ends in an underscore, skorch's inner state too.
+# By default, scikit-learn lists all attributes that end in an underscore, which include
+# skorch's internal state.
 _ATTRIBUTES = (
     "device_",
     "n_iter_",
@@ -23,14 +24,14 @@ _ATTRIBUTES = (
 
 
 class HTMLRepresentation:
-    """scikit-learn's diagram with the outcome of the training, for BSDClassifier."""
+    """scikit-learn's diagram with a summary of the training, for BSDClassifier."""
 
     history_: History | None
     device_: Any
 
     def _sk_visual_block_(self):
-        """Return what scikit-learn draws, on its own and as a step of a Pipeline."""
-        # Here, where scikit-learn draws a plain block if it is not there any more.
+        """Return the block that scikit-learn draws, alone or as a Pipeline's step."""
+        # Imported here: if a later scikit-learn removes it, a plain block is drawn.
         from sklearn.utils._repr_html.estimator import _VisualBlock
 
         return _VisualBlock(
@@ -42,7 +43,7 @@ class HTMLRepresentation:
         )
 
     def _training_summary(self) -> str | None:
-        """Say in a line how training went."""
+        """Return a summary of the training in one line, or None if not trained."""
         found = outcome(self.history_)
         if found is None:
             return None
@@ -52,7 +53,7 @@ class HTMLRepresentation:
         return f"{epochs} on {self.device_}{time}; {', '.join(last)}"
 
     def _get_fitted_attr_html(self, doc_link=""):
-        """Return the table of fitted attributes, of scikit-learn 1.9."""
+        """Return the table of fitted attributes that scikit-learn 1.9 shows."""
         table: Any = BaseEstimator._get_fitted_attr_html(self, doc_link)
         found = outcome(self.history_)
         table.data = {

@@ -1,4 +1,4 @@
-"""Weights that follow from the data, where a network has such."""
+"""Initialises those weights of a network that depend on the training data."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from ._loading import TrainingData, part_of, prediction_batches
 
-# Samples that a network is shown, and numbers that these may be at most.
+# Largest number of samples for the initialisation, and of values in these samples.
 _SAMPLES = 5_000
 _VALUES = 2**25
 
@@ -16,22 +16,22 @@ _VALUES = 2**25
 def initialize_from_data(
     net: Any, data: TrainingData, rows: np.ndarray, device: torch.device
 ) -> None:
-    """Show training samples to a new network with a method `initialize_from`.
+    """Pass training samples to a new network's method `initialize_from`, if it exists.
 
-    They are spread evenly over the rows, which may be sorted by class, and prepared as
-    for a prediction: nothing is drawn at random. What items of a Dataset draw from
-    torch's generators is as if they had not.
+    The samples are evenly spaced in the rows, which may be sorted by class. They are
+    prepared as for prediction, without randomness. If the items of a Dataset draw from
+    torch's generators, the states are restored afterwards.
 
     Parameters
     ----------
     net : BSDClassifier
-        With its network.
+        With an initialised network.
     data : TrainingData
         On the device, or too large for it.
     rows : ndarray of int
-        What is trained on.
+        Training rows.
     device : torch.device
-        Of the network.
+        Device of the network.
     """
     initialize = getattr(net.module_, "initialize_from", None)
     if initialize is None or net._copies_module():

@@ -1,8 +1,8 @@
 """The posterior step as one kernel, for NVIDIA and AMD GPUs.
 
-PyTorch takes a dozen kernels for the step, each of which moves the rows of the batch
-through memory; this one reads them once and writes them once. The arithmetic is that
-of :meth:`skbsd.posterior.DirichletPosterior.step`, in float32.
+PyTorch needs a dozen kernels for the step, and each moves the rows of the batch through
+memory. This kernel reads them once and writes them once. The arithmetic is that of
+:meth:`skbsd.posterior.DirichletPosterior.step`, in float32.
 """
 
 import functools
@@ -17,12 +17,12 @@ from ._rules import UpdateRule
 try:
     import triton
     import triton.language as tl
-except ImportError:  # PyTorch for the CPU comes without it.
+except ImportError:  # The CPU builds of PyTorch do not include Triton.
     triton = None
 
-# Rows of up to so many classes stay in registers: twice as many would not fit. Longer
-# ones are read in chunks, twice; the second time from the cache, as the programs at
-# work are few: so many threads occupy a multiprocessor.
+# Rows of up to this number of classes stay in registers; rows of twice the length would
+# not fit. Longer rows are read twice, in chunks. The second read hits the cache, as few
+# programs run at the same time: their many threads occupy a whole multiprocessor.
 LONGEST_ROW = 16384
 CHUNK = 8192
 # Short rows share a program, up to this many numbers.
@@ -32,13 +32,14 @@ if triton is not None:
 
     @triton.jit
     def _read(logits, alpha, inside, in_store, POLICY: tl.constexpr):
-        """Logits and beliefs in float32, of no effect where not `inside`."""
+        """Read logits and beliefs in float32, and neutral values if not `inside`."""
         z = tl.load(logits, inside, other=-float("inf"), eviction_policy=POLICY)
         before = tl.load(alpha, inside & in_store, other=0.0, eviction_policy=POLICY)
         return z.to(tl.float32), before.to(tl.float32)
 
-    # K and STRIDE are constants to tell the compiler how rows are aligned, so that it
-    # moves several numbers at once. What differs between batches makes no new kernel.
+    # K and STRIDE are constants, so that the compiler knows the alignment of rows and
+    # vectorises memory access. Values that vary between batches are not specialised, as
+    # each would require a new compilation.
     @triton.jit(
         do_not_specialize=["n", "n_rows"],
         do_not_specialize_on_alignment=["index", "weight"],
@@ -64,23 +65,23 @@ if triton is not None:
         ROWS: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
-        """Step ROWS samples, BLOCK classes at a time.
+        """Perform the step for ROWS samples, BLOCK classes at a time.
 
-        In one piece, as a kernel reads and writes each row once.
+        It is a single function, as the kernel reads and writes each row once.
 
-        The evidence is evidence_sum * softmax(sharpness * logits) where SHARPEN, else
-        evidence_sum times the prediction itself. Where HALF, the store is in float16,
-        and beliefs are rounded to it as by :func:`skbsd._formulas.rounded`.
+        The evidence is evidence_sum * softmax(sharpness * logits) if SHARPEN, and
+        evidence_sum times the predicted probabilities otherwise. If HALF, the store is
+        in float16, and beliefs are rounded as by :func:`skbsd._formulas.rounded`.
         """
-        # From memory, and not as arguments, which a CUDA graph would keep for good.
+        # Read from memory, as a CUDA graph would keep the values of arguments.
         evidence_sum = tl.load(numbers)
         sharpness = tl.load(numbers + 1)
         smoothing = tl.load(numbers + 2)
         discount = tl.load(numbers + 3)
-        # In 64 bits, as logits and alpha may have more than 2**31 numbers.
+        # In 64 bits, as logits and alpha may have more than 2**31 elements.
         sample = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-        # A thread takes four numbers at once, not eight of a shorter type: where types
-        # differ, they would have to change threads.
+        # A thread processes four values at once, and not eight of a shorter type. With
+        # mixed types, values would have to move between threads.
         lane = tl.max_contiguous(tl.arange(0, BLOCK), 4)[None, :]
         in_batch = sample < n
         row = tl.load(index + sample, mask=in_batch, other=-1).to(tl.int64)
@@ -105,8 +106,8 @@ if triton is not None:
                 sharp_total = tl.sum(sharp, axis=1, keep_dims=True)
             mass = tl.sum(before, axis=1, keep_dims=True)
         else:
-            # The sum of the softmax, relative to the highest logit so far, in each lane
-            # for itself. The start is the lowest number: -inf less -inf is NaN.
+            # Each lane computes the sum of the softmax relative to its highest logit so
+            # far, which starts at the lowest finite number, as -inf - -inf is NaN.
             high = tl.full([ROWS, BLOCK], -3.4028234663852886e38, tl.float32)
             lowest = tl.full([ROWS, BLOCK], float("inf"), tl.float32)
             total = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -139,15 +140,15 @@ if triton is not None:
             mass = tl.sum(mass, axis=1, keep_dims=True)
 
         log_total = tl.log(total)
-        # Of the row after the step: the evidence sums to its weight. NaN for a row
-        # that is not in the store, of which no memory is touched, spreads to loss and
+        # Mass of the row after the step, where the evidence sums to its weight. A row
+        # outside the store is neither read nor written; its NaN propagates to loss and
         # gradient.
         mass = tl.where(in_store, discount * mass + evidence_sum, float("nan"))
-        # Whether the loss is, in which every class has a positive target.
+        # Whether the loss is finite; every class has a positive target in it.
         finite = (lowest - highest - log_total > -float("inf")) & (mass < float("inf"))
 
-        # Factors of the row, in place of divisions. One over the stand-in of an
-        # infinite prior is no normal number; in units of 2**32 it is.
+        # Factors of the row, to avoid divisions. The reciprocal of the number for an
+        # infinite prior is not a normal number; with masses in units of 2**32, it is.
         unit = 2.3283064365386963e-10
         share = (1 - smoothing) / (mass * unit)
         uniform = smoothing / K
@@ -166,7 +167,7 @@ if triton is not None:
                     logits + column, alpha + column, inside, in_store, "evict_first"
                 )
             log_proba = z - highest - log_total
-            # Of the longest rows, registers have no room for powers.
+            # For the longest rows, the registers cannot store the powers.
             if BLOCK >= K and BLOCK <= 8192:
                 proba = powers * one_over_total
             else:
@@ -195,7 +196,7 @@ if triton is not None:
         tl.store(visits + row, visited + 1, mask=finite)
 
 
-# With TRITON_INTERPRET=1 the kernel runs anywhere, line by line.
+# With TRITON_INTERPRET=1, the kernel runs on any device, line by line.
 interpreted = triton is not None and not isinstance(_step, triton.JITFunction)
 
 
@@ -208,37 +209,38 @@ def launch(
     numbers: Tensor,
     sharpen: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Take in the predictions of a batch; return its losses and their gradient.
+    """Update beliefs with a batch of predictions; return losses and their gradient.
 
-    The rows `index` of `alpha` and `visits` change in place, save where the loss is
-    not finite. A row outside `alpha` has NaN for a loss. Nothing waits for the device,
-    and nothing is copied to it. The function is as long as the list of the kernel's
+    The rows `index` of `alpha` and `visits` are updated in place if their loss is
+    finite. The loss of a row outside `alpha` is NaN. Nothing synchronises with the
+    device or is copied to it. The function is long because the kernel has many
     arguments.
 
     Parameters
     ----------
     logits : Tensor of shape (n, n_classes)
-        Of type float32, float16 or bfloat16.
+        Logits of type float32, float16 or bfloat16.
     alpha : Tensor of shape (n_samples, n_classes)
         Concentrations, contiguous, of type float32 or float16.
     visits : Tensor of shape (n_samples,)
-        Of type int32, contiguous.
+        Numbers of updates, contiguous, of type int32.
     index : Tensor of shape (n,)
-        Row of each sample of the batch, of type int64. Without repetition.
+        Distinct row number of each sample of the batch, of type int64.
     weight : Tensor of shape (n,) or None
         Weight of each sample in the loss.
     numbers : Tensor of shape (4,)
-        The fields of an :class:`UpdateRule`, in its order and in float32; the first is
-        its weight, which the evidence sums to.
+        The fields of an :class:`UpdateRule`, in their order and in float32. The first
+        is the weight, which is the sum of the evidence.
     sharpen : bool
-        Whether to heed the sharpness, which is taken to be 1 otherwise.
+        Whether to apply the sharpness, which must be 1 otherwise.
 
     Returns
     -------
     losses : Tensor of shape (n,)
-        Of type float32. Each sample's share of the mean: weight * loss / n.
+        Each sample's contribution to the mean, weight * loss / n, in float32.
     gradient : Tensor of shape (n, n_classes)
-        Of their sum in the logits, (p - q) * weight / n, of their type.
+        Gradient of their sum with respect to the logits, (p - q) * weight / n, in the
+        logits' type.
     """
     n, n_classes = logits.shape
     if logits.stride(1) != 1:
@@ -248,7 +250,7 @@ def launch(
     whole = triton.next_power_of_2(n_classes)
     block = whole if whole <= LONGEST_ROW else CHUNK
     rows = max(1, TILE // block)
-    # Eight numbers to a thread, of at most 1024; AMD's warps may have 64 of these.
+    # Eight values per thread, and at most 1024 threads; AMD's warps may have 64.
     warps = min(rows * block // 256, 16 if torch.version.hip else 32)
     by_update, by_row, by_class = dither_steps(13)
     with torch.cuda.device_of(logits):
@@ -273,15 +275,15 @@ def launch(
             ROWS=rows,
             BLOCK=block,
             num_warps=warps,
-            # Triton's default, which is about to change and warns of it.
+            # Triton's current default; Triton warns that it will change.
             enable_fp_fusion=True,
         )
     return losses, gradient
 
 
-# An operator that compilers do not look into (unlike `torch.library.triton_op`): there
-# is nothing in it to fuse with its surroundings, and so Triton's interpreter can run
-# it in every version of PyTorch.
+# An operator that is opaque to compilers, unlike `torch.library.triton_op`: it contains
+# nothing to fuse with other operations, and Triton's interpreter can run it in every
+# version of PyTorch.
 operator = torch.library.custom_op(
     "skbsd::posterior_step", launch, mutates_args=("alpha", "visits")
 )
@@ -303,20 +305,20 @@ def posterior_step(
     numbers: Tensor | None = None,
     sharpen: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Launch the kernel by a rule.
+    """Launch the kernel with a rule.
 
-    Takes and returns what :func:`skbsd._cpu.posterior_step` does.
+    Other parameters and results are those of :func:`skbsd._cpu.posterior_step`.
 
     Parameters
     ----------
     numbers : Tensor of shape (4,), optional
         The fields of the rule on the device; by default they are copied there. A CUDA
-        graph reads what they are when it is replayed.
+        graph reads their current values when it is replayed.
     sharpen : bool, optional
-        Whether to heed the sharpness; by default where it is not 1. A CUDA graph keeps
-        this for good.
+        Whether to apply the sharpness; by default, if it is not 1. It is constant in a
+        CUDA graph.
     """
-    # The dispatcher of operators takes longer than the launch.
+    # Without a compiler, the operator's dispatch would take longer than the launch.
     step = operator if torch.compiler.is_compiling() else launch
     if numbers is None:
         numbers = numbers_of(rule, logits.device)
@@ -354,8 +356,8 @@ def usable(logits: Tensor, alpha: Tensor) -> bool:
     Returns
     -------
     bool
-        False for other types and layouts, on other devices than GPUs (save under
-        Triton's interpreter) and where Triton is missing or does not work.
+        False for unsupported types and layouts, on devices other than GPUs (except
+        under Triton's interpreter), and if Triton is missing or does not work.
     """
     if not (logits.is_cuda or interpreted) or triton is None:
         return False
@@ -375,10 +377,10 @@ def usable(logits: Tensor, alpha: Tensor) -> bool:
 def _compiles(
     device: torch.device, dtype: torch.dtype, store: torch.dtype, n_classes: int
 ) -> bool:
-    """Whether a step succeeds, which takes a C compiler and a GPU that is new enough.
+    """Whether a step succeeds, which requires a C compiler and a recent enough GPU.
 
-    What is compiled for a single sample without weight serves other batches, too; there
-    is a kernel for predictions as they are, and one for sharper ones.
+    The kernels that are compiled for a single sample without weight serve other batches
+    too. One kernel is compiled with sharpening, and one without.
     """
     logits = torch.zeros(1, n_classes, dtype=dtype, device=device)
     index = torch.zeros(1, dtype=torch.int64, device=device)
@@ -386,10 +388,10 @@ def _compiles(
         for sharpness in (1.0, 2.0):
             rule = UpdateRule(sharpness=sharpness)
             posterior_step(logits, logits.to(store) + 1, index.int(), index, None, rule)
-    except Exception as error:  # of no common type: compilers or files may be missing
+    except Exception as error:  # no common type: a compiler or file may be missing
         warnings.warn(
             f"the kernel of the posterior step does not run on {device} ({error!r}); "
-            "PyTorch's operations take its place, which are slower.",
+            "PyTorch's operations are used instead, which are slower.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Arrays too large to be copied, such as those of a file that is mapped to memory."""
+"""Operations on arrays that are too large to copy, such as memory-mapped files."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Bytes that a copy of the inputs may take.
+# Largest number of bytes of inputs that may be copied.
 COPY = 2**28
-# Bytes that are looked at at once of what is not copied.
+# Number of bytes that are processed at once of larger inputs.
 PART = 2**22
 
 
 def parts(X: Any) -> Iterator[Any]:
-    """Yield consecutive rows of an array, as many as may be copied.
+    """Yield consecutive blocks of rows of an array, each small enough to copy.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def standard_deviations(X: np.ndarray) -> np.ndarray:
     first = next(parts(X)).mean(axis=0, dtype=np.float64)
     sums = np.zeros((2, X.shape[1]))
     for part in parts(X):
-        # Near to zero, so that few digits are lost in the difference of squares.
+        # Close to zero, so that the difference of squares loses few digits.
         centred = part - first
         sums += centred.sum(axis=0), np.einsum("ij,ij->j", centred, centred)
     mean, square = sums / len(X)
@@ -49,10 +49,10 @@ def standard_deviations(X: np.ndarray) -> np.ndarray:
 
 
 def shared(X: np.ndarray) -> Tensor:
-    """Return a tensor that shares the memory of an array, which nobody must write to.
+    """Return a tensor that shares an array's memory, and must not be written to.
 
-    torch warns of arrays that are read-only, such as a DataFrame's or those of a file
-    that is mapped for reading.
+    This avoids torch's warning about read-only arrays, such as those of a DataFrame or
+    of a memory-mapped file.
 
     Parameters
     ----------
@@ -64,10 +64,10 @@ def shared(X: np.ndarray) -> Tensor:
 
 
 class _Writeable:
-    """Shows NumPy the memory of an array as if it could be written to."""
+    """Presents the memory of an array to NumPy as writable."""
 
     def __init__(self, X: np.ndarray):
-        self._X = X  # keeps the memory
+        self._X = X  # keeps the memory alive
         interface = dict(X.__array_interface__)
         interface["data"] = (interface["data"][0], False)
         self.__array_interface__ = interface

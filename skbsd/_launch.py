@@ -1,7 +1,7 @@
-"""Starting the processes that train one network together, for scripts and notebooks.
+"""Starts the processes that train one network together, from scripts and notebooks.
 
-They are what torchrun would start. Each finds in a folder what to do, and leaves its
-outcome there.
+They get the environment that torchrun would set. Each process reads its task from a
+folder and writes its outcome there.
 """
 
 import codecs
@@ -31,9 +31,9 @@ from ._ranks import RankError, current
 from ._sklearn_tasks import in_parallel
 from ._state import dumps_by_value
 
-# How long the others have, in seconds, to end when one process has failed.
+# Number of seconds that the others have to end after one process has failed.
 _GRACE = 3.0
-# What a process runs. An interrupt ends it without a word until it has begun.
+# The code of a process. Until `do_part` begins, an interrupt ends it silently.
 _CODE = """
 import signal
 import sys
@@ -47,38 +47,38 @@ _TASK, _ARRAY = "task.pkl", "X.npy"
 
 
 def n_processes(devices: Any, device: torch.device) -> int:
-    """Return how many processes `devices` stands for.
+    """Return the number of processes for a value of `devices`.
 
     Parameters
     ----------
     devices : int, "all" or None
     device : torch.device
-        Of the estimator.
+        Device of the estimator.
     """
     n_gpus = torch.cuda.device_count() if device.type == "cuda" else 1
     if devices in (None, "all"):
         return 1 if devices is None else n_gpus
     if device.type == "cuda" and devices > n_gpus:
         raise ValueError(
-            f"devices={devices!r}, but there are {n_gpus} GPUs; pass devices='all', or "
-            "device='cpu' to train on processes of the CPU."
+            f"devices={devices!r}, but torch sees {n_gpus} GPUs; pass devices='all', "
+            "or device='cpu' to train in several processes on the CPU."
         )
     return devices
 
 
 def fit_in_processes(net: Any, n: int, method: str, X: Any, arguments: dict) -> None:
-    """Have processes call a method of an estimator, and take over what it leaves.
+    """Call a method of an estimator in new processes, and adopt the fitted state.
 
     Parameters
     ----------
     net : BSDClassifier
-        Left as it is where the call fails.
+        It stays unchanged if the call fails.
     n : int
-        How many processes.
+        Number of processes.
     method : {"fit", "partial_fit"}
     X : array-like or Dataset
     arguments : dict
-        The others.
+        Further keyword arguments of the method.
     """
     with tempfile.TemporaryDirectory(prefix="skbsd-") as name:
         folder = Path(name)
@@ -91,14 +91,14 @@ def fit_in_processes(net: Any, n: int, method: str, X: Any, arguments: dict) -> 
             failed, is_interrupted = _wait(processes)
         outcomes = [_outcome(folder, rank) for rank in range(n)]
     if is_interrupted and (failed or in_parallel()):
-        # Some were not so far that they could agree to stop, or this is one of the fits
-        # of a search, which ends: only this process knows.
+        # Either some processes had not yet begun to listen for interrupts, or this is
+        # one of the fits of a search, and only this process can end the search.
         raise KeyboardInterrupt
     _raise(outcomes, failed)
     packed, caught = outcomes[0][1]
     _fitted_state.unpack(net, packed)
     if not isinstance(net.random_state, int | None):
-        # What a call draws from a generator of the user's, which was copied.
+        # The processes drew from a copy of the user's generator; advance the original.
         check_random_state(net.random_state).randint(2**31 - 1)
     for message, category in caught:
         warnings.warn(message, category, stacklevel=4)
@@ -106,12 +106,12 @@ def fit_in_processes(net: Any, n: int, method: str, X: Any, arguments: dict) -> 
 
 @contextmanager
 def _running(folder: Path, n: int) -> Iterator[list[subprocess.Popen]]:
-    """Start processes; what is left of them at the end is killed."""
+    """Start processes; kill those that still run at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     threads = str(max(1, torch.get_num_threads() // n))
-    # A launcher of this process, of which these know nothing, has left its own.
+    # Variables of a launcher that started this process must not reach the new ones.
     inherited = {k: v for k, v in os.environ.items() if "TORCHELASTIC" not in k}
     environment = {
         "OMP_NUM_THREADS": threads,
@@ -119,7 +119,7 @@ def _running(folder: Path, n: int) -> Iterator[list[subprocess.Popen]]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(n),
-        # What can be imported here, and nothing else: no files of the working folder.
+        # The import path of this process, without the working directory.
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
@@ -133,10 +133,10 @@ def _running(folder: Path, n: int) -> Iterator[list[subprocess.Popen]]:
                 process = subprocess.Popen(
                     [sys.executable, "-c", _CODE, str(folder)],
                     env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdin=subprocess.PIPE,  # ends with this process
+                    stdin=subprocess.PIPE,  # closed when this process ends
                     stdout=shown,
                     stderr=errors if rank else subprocess.PIPE,
-                    # Interrupts come through this process, once.
+                    # This process passes each interrupt on once.
                     start_new_session=True,
                 )
             processes.append(process)
@@ -162,30 +162,29 @@ def _running(folder: Path, n: int) -> Iterator[list[subprocess.Popen]]:
 
 
 def _show(pipe: Any, shown_on: Any, path: Path) -> None:
-    """Show what the first process prints, where a notebook shows it, and note it.
+    """Copy the first process's output to this one's, for notebooks, and to a file.
 
-    A progress bar's lines have no end, so they are shown in the pieces that come.
+    Progress bars print no line ends, so the output is copied in pieces as it arrives.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     with pipe, path.open("ab") as noted:
         while piece := pipe.read1(65536):
             noted.write(piece)
-            if shown_on is not None:  # as of pythonw
+            if shown_on is not None:  # None under pythonw
                 shown_on.write(decoder.decode(piece))
                 shown_on.flush()
 
 
 def _errors(folder: Path, rank: int) -> Path:
-    """Return the file of what a process says of errors."""
+    """Return the path of the file with a process's standard error."""
     return folder / f"errors-{rank}.txt"
 
 
 def _wait(processes: list[subprocess.Popen]) -> tuple[dict[int, int], bool]:
-    """Wait for processes; return which have failed with which exit codes.
+    """Wait for processes; return exit codes of failed ones, and any interrupt.
 
-    And whether there was an interrupt. The first that fails is first. An interrupt is
-    passed on to all of them, which agree where to stop; at a second one nothing is
-    waited for.
+    The exit codes are in the order of the failures. An interrupt is passed on to all
+    processes, which agree where to stop. A second interrupt is raised immediately.
     """
     failed: dict[int, int] = {}
     end = None
@@ -209,7 +208,7 @@ def _wait(processes: list[subprocess.Popen]) -> tuple[dict[int, int], bool]:
 
 
 def _outcome(folder: Path, rank: int) -> tuple[str, Any]:
-    """Return what a process has left, or what it has said in place of that."""
+    """Return the outcome of a process, or the end of its standard error if it died."""
     path = folder / f"outcome-{rank}.pkl"
     if path.exists():
         return pickle.loads(path.read_bytes())
@@ -218,7 +217,7 @@ def _outcome(folder: Path, rank: int) -> tuple[str, Any]:
 
 
 def _raise(outcomes: list[tuple[str, Any]], failed: dict[int, int]) -> None:
-    """Raise what has made a process fail, if one has."""
+    """Raise the error that made a process fail, if any."""
     n = len(outcomes)
     raised = {r: what for r, (kind, what) in enumerate(outcomes) if kind == "error"}
     for rank, error in raised.items():
@@ -230,11 +229,11 @@ def _raise(outcomes: list[tuple[str, Any]], failed: dict[int, int]) -> None:
         kind, text = outcomes[rank]
         if kind == "died":
             how = f"with exit code {code}" if code > 0 else _signal_name(-code)
-            said = f" Its last words:\n{text}" if text else ""
+            said = f" Its last output:\n{text}" if text else ""
             raise RankError(
                 f"process {rank} of {n} that trained together died {how}. The "
-                "estimator is as it was; with `checkpoint` set, the same call goes on "
-                f"after the last whole epoch.{said}"
+                "estimator is unchanged. If `checkpoint` is set, the same call resumes "
+                f"after the last complete epoch.{said}"
             )
     for error in raised.values():
         raise error
@@ -242,17 +241,17 @@ def _raise(outcomes: list[tuple[str, Any]], failed: dict[int, int]) -> None:
 
 def _signal_name(number: int) -> str:
     if number == signal.SIGKILL:
-        return "by SIGKILL, as processes do when memory runs out"
+        return "by SIGKILL, which the system sends when memory runs out"
     return f"by {signal.Signals(number).name}"
 
 
 def do_part(name: str) -> None:
-    """Do a process's part.
+    """Run the task of a process.
 
     Parameters
     ----------
     name : str
-        Of the folder.
+        Path of the folder with the task.
     """
     folder = Path(name)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -260,10 +259,10 @@ def do_part(name: str) -> None:
     parent = threading.Thread(target=_end_with_parent, args=(folder,), daemon=True)
     parent.start()
     try:
-        current()  # gives this process its GPU, which the estimator is then on
+        current()  # selects this process's GPU before the estimator is loaded to it
         net, method, X, arguments = pickle.loads((folder / _TASK).read_bytes())
         if X is None:
-            # Torch takes no arrays that are read-only; what is written stays here.
+            # Torch needs writable arrays; with "c", changes stay in this process.
             X = np.load(folder / _ARRAY, mmap_mode="c")
         with warnings.catch_warnings(record=True) as caught:
             getattr(net, method)(X, **arguments)
@@ -282,9 +281,9 @@ def do_part(name: str) -> None:
 
 
 def _end_with_parent(folder: Path) -> None:
-    """End this process when the one that has started it ends, such as a notebook's.
+    """End this process when its parent ends, such as the kernel of a notebook.
 
-    It cannot remove the folder then, which may hold as much as X.
+    The parent can no longer remove the folder, which may contain all of X.
     """
     while os.read(0, 1):
         pass
@@ -293,11 +292,11 @@ def _end_with_parent(folder: Path) -> None:
 
 
 def _sendable(error: BaseException) -> BaseException:
-    """Return an exception that can be pickled, and that says where it was raised."""
+    """Return an exception that can be pickled, with its traceback as a note."""
     where = "".join(traceback.format_exception(error))
     try:
         pickle.loads(dumps_by_value(error))
-    except Exception:  # whatever a pickle of somebody's exception may raise
+    except Exception:  # pickling a custom exception may raise anything
         error = RuntimeError(f"{type(error).__name__}: {error}")
     if not isinstance(error, RankError):
         error.add_note(f"\n{where}")

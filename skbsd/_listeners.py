@@ -1,4 +1,4 @@
-"""Who looks at single batches, losses and gradients while training runs."""
+"""Determines which callbacks use single batches, losses and gradients."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ _BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 
 
 class Notifying(Protocol):
-    """What listeners are notified through: a net of skorch's."""
+    """The interface of a skorch net through which listeners are notified."""
 
     classes_: Any
 
@@ -28,14 +28,14 @@ class Notifying(Protocol):
         """Call a hook of the net and of its callbacks."""
 
     def get_all_learnable_params(self) -> Iterable:
-        """Return the names and parameters that are trained."""
+        """Return the names and values of all learnable parameters."""
 
 
 class Listeners:
-    """The net and its callbacks, as far as they look into an epoch.
+    """The hooks of the net and its callbacks that run within an epoch.
 
-    What nobody looks at costs nothing: losses stay on the device until the epoch ends,
-    and labels are not decoded.
+    Work for which no hook exists is skipped: losses stay on the device until the epoch
+    ends, and labels are not decoded.
 
     Parameters
     ----------
@@ -45,9 +45,9 @@ class Listeners:
     Attributes
     ----------
     to_gradients : bool
-        Whether anything looks at gradients before they are applied.
+        Whether any hook uses gradients before they are applied.
     to_losses : bool
-        Whether anything may read a batch's loss before the epoch ends.
+        Whether any hook may read a batch's loss before the epoch ends.
     to_accuracy : bool
         Whether a callback records the accuracy that is counted on the device.
     """
@@ -65,13 +65,13 @@ class Listeners:
         )
 
     def to_batches(self, *, training: bool) -> bool:
-        """Whether anything looks at single batches of a pass."""
+        """Whether any hook uses single batches of a pass."""
         return _overrides(self._net, NeuralNet) or any(
             _looks_at_batches(c, training=training) for c in self._callbacks
         )
 
     def begin_batch(self, batch: Batch, *, training: bool) -> tuple:
-        """Notify of a batch; return it as callbacks know it, with decoded labels."""
+        """Notify of a batch; return it in skorch's form, with decoded labels."""
         pair = LabelledBatch((batch.x, batch.y))
         pair.classes = self._net.classes_
         self._net.notify("on_batch_begin", batch=pair, training=training)
@@ -82,7 +82,7 @@ class Listeners:
         self._net.notify("on_batch_end", batch=pair, training=training, **step)
 
     def gradients(self, batch: Batch) -> None:
-        """Notify of gradients that were computed, where anything looks at them."""
+        """Notify of computed gradients, if any hook uses them."""
         if self.to_gradients:
             self._net.notify(
                 "on_grad_computed",
@@ -93,9 +93,9 @@ class Listeners:
 
 
 class LabelledBatch(tuple):
-    """A pair (x, y) whose labels are decoded when somebody looks at them.
+    """A pair (x, y) whose labels are decoded on access.
 
-    To fetch them from a GPU is to wait for it, and most callbacks do not look.
+    Copying them from a GPU synchronises with it, and most callbacks do not need them.
 
     Attributes
     ----------
@@ -115,7 +115,7 @@ class LabelledBatch(tuple):
 
 
 def sees_gradients(callback: Callback) -> bool:
-    """Whether a callback looks at gradients, and so may change them.
+    """Whether a callback receives gradients, and thus may change them.
 
     Parameters
     ----------
@@ -144,9 +144,9 @@ def _reads_losses(callback: Callback) -> bool:
 
 
 def _overrides(listener, base: type, hooks=_BATCH_HOOKS) -> bool:
-    """Whether the listener's class, or the listener itself, has a hook of its own.
+    """Whether the listener or its class overrides one of the hooks.
 
-    skorch takes any object for a callback that has the methods, of whatever class.
+    skorch accepts any object with the methods of a callback, whatever its class.
     """
     return any(
         h in vars(listener) or getattr(type(listener), h, None) is not getattr(base, h)

@@ -1,8 +1,8 @@
-"""Reading rows of a file that is mapped to memory before they are needed.
+"""Prefetches rows of a memory-mapped file.
 
-Rows are needed in a random order. For each one that is not in memory the system would
-wait for the disk, and read some megabytes about it; told beforehand, it reads those of
-a batch side by side, and nothing else.
+Training needs the rows in a random order. For each row that is not in memory, the
+system would wait for the disk and read some megabytes around it. With prefetching, the
+system reads the rows of a batch in parallel, and nothing else.
 """
 
 import mmap
@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-# Larger files than this share of memory will not stay in it.
+# Files larger than this fraction of memory are assumed not to stay in it.
 _SHARE = 0.5
 
 
 class MappedRows:
-    """The rows of an array in a file.
+    """The rows of an array in a memory-mapped file.
 
     Parameters
     ----------
     mapping : mmap
     start : int
-        Of the array in the mapping, in bytes.
+        Offset of the array in the mapping, in bytes.
     size : int
-        Of a row, in bytes.
+        Size of a row, in bytes.
     """
 
     def __init__(self, mapping: mmap.mmap, start: int, size: int):
@@ -37,7 +37,7 @@ class MappedRows:
 
     @classmethod
     def of(cls, X: Any) -> "MappedRows | None":
-        """Return those of an array, where it is one of a file larger than memory.
+        """Return the rows of an array if it maps a file that is large for memory.
 
         Parameters
         ----------
@@ -56,7 +56,7 @@ class MappedRows:
         return cls(mapping, X.ctypes.data - first, X[:1].nbytes)
 
     def read_ahead(self, rows: Any) -> None:
-        """Have the system read some rows, and do not wait for it.
+        """Ask the system to read some rows, without waiting for them.
 
         Parameters
         ----------
@@ -71,8 +71,8 @@ class MappedRows:
 
 
 def memory() -> int:
-    """Return the bytes of memory that this process shares with others."""
+    """Return the memory of the machine or of this process's cgroup, in bytes."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # no number, where there is no limit
+    with suppress(OSError, ValueError):  # not a number if there is no limit
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return total

@@ -1,4 +1,4 @@
-"""Memory of a GPU: how much is left, and going on with smaller batches without it."""
+"""GPU memory: its free amount, and smaller batches if it runs out."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that a GPU has left for tensors.
+    """Return the bytes of a GPU's memory that are available for tensors.
 
-    The driver does not know of memory that torch holds in reserve: after a large fit it
-    would seem full.
+    The driver counts memory in torch's cache as used. After a large fit, the GPU would
+    seem to be full.
 
     Parameters
     ----------
@@ -24,10 +24,10 @@ def free_memory(device: torch.device) -> int:
 
 
 def release_reserve(device: torch.device) -> None:
-    """Give memory back that torch holds in reserve, where it is a quarter of all.
+    """Release torch's cached memory if it exceeds a quarter of the GPU's memory.
 
-    A CUDA graph reserves memory of its own, which can be used otherwise only after it
-    was given back.
+    A CUDA graph reserves a private pool. Other tensors can use this memory only after
+    the pool has been released.
 
     Parameters
     ----------
@@ -40,22 +40,22 @@ def release_reserve(device: torch.device) -> None:
 
 
 def in_parts(call: Callable[[Any], Tensor], batches: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield what a function returns for each batch, or for parts of it.
+    """Yield the result of a function for each batch, or for parts of it.
 
-    Where a batch takes more memory than a GPU has, it is halved until it fits, and so
-    are the batches that follow. A warning says so, once.
+    If a batch needs more memory than the GPU has, it is halved until it fits, and so
+    are the following batches. A warning is issued once.
 
     Parameters
     ----------
     call : callable
-        From a batch to one row for each of its samples.
+        Takes a batch and returns one row for each of its samples.
     batches : iterable of Tensor
-        Those that are no Tensor cannot be halved.
+        Other types than Tensor are permitted, but such batches are not halved.
 
     Raises
     ------
     torch.OutOfMemoryError
-        If a single sample takes too much.
+        If a single sample needs too much memory.
     """
     largest = None
     for batch in batches:
@@ -72,9 +72,9 @@ def in_parts(call: Callable[[Any], Tensor], batches: Iterable[Any]) -> Iterator[
                 continue
             if largest is None:
                 warnings.warn(
-                    f"{len(part)} samples at once take more memory than the GPU has; "
-                    "prediction goes on with smaller batches. Free memory that other "
-                    "models and processes hold, or set batch_size lower.",
+                    f"a batch of {len(part)} samples needs more memory than the GPU "
+                    "has; prediction continues with smaller batches. Free memory that "
+                    "other models and processes use, or set a lower batch_size.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -83,7 +83,7 @@ def in_parts(call: Callable[[Any], Tensor], batches: Iterable[Any]) -> Iterator[
 
 
 def _try(call: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor | None:
-    """Return None where memory is too small, and nothing of the attempt is left."""
+    """Return the result, or None if memory runs out; no tensors of the call remain."""
     try:
         return call(batch)
     except torch.OutOfMemoryError:

@@ -1,7 +1,7 @@
-"""The samples of one process, of several that train together, and their beliefs.
+"""Division of the samples and beliefs among processes that train together.
 
-A process keeps its samples, and what is believed of them, for a whole call of `fit`:
-beliefs travel when training is over, or into a checkpoint, and never between.
+Each process keeps its samples and their beliefs for a whole call of `fit`. Beliefs are
+gathered only at the end of training and for checkpoints.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,24 +18,24 @@ from ._loading import Split, TrainingData, part_of
 from ._ranks import OneRank
 from .posterior import Posterior
 
-# The deal is the same in each call, so that beliefs stay where they are.
+# The division is the same in each call, so that a process keeps its beliefs.
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a process trains and validates on; this one on everything.
+    """The training and validation samples of one process.
 
     Parameters
     ----------
     data : TrainingData
         The samples of the process.
     split : Split
-        Their rows.
+        Their division into training and validation rows.
     train_share, valid_share : Share
-        Which part of the batches they are.
+        The process's share of the batches.
     rows : ndarray of int or None
-        Which rows of X the samples are; None is all of them.
+        Rows of X that the process has; None means all of them.
     """
 
     data: TrainingData
@@ -46,15 +46,15 @@ class Part:
 
 
 class PartedBeliefs:
-    """The beliefs about all samples, of which each process has a part.
+    """The beliefs of all samples, divided among the processes.
 
     Parameters
     ----------
     part : Part
-        Of this process.
+        The samples of this process.
     ranks : OneRank
     prior : callable
-        Returns what is believed of all samples before training, on the CPU.
+        Returns the prior beliefs of all samples, on the CPU.
     """
 
     def __init__(self, part: Part, ranks: OneRank, prior: Callable[[], Posterior]):
@@ -63,24 +63,25 @@ class PartedBeliefs:
         self._prior = prior
 
     def own(self, whole: Posterior) -> Posterior:
-        """Return the beliefs about the samples of this process."""
+        """Return the beliefs of the samples of this process."""
         if self._rows is None:
             return whole
         return whole.part(torch.from_numpy(self._rows))
 
     def gathered(self, posterior: Posterior, *, only_first: bool = False) -> Posterior:
-        """Return the beliefs about all samples; those not trained on have their prior.
+        """Return the beliefs of all samples; samples not trained on keep their prior.
 
         Parameters
         ----------
         posterior : Posterior
-            About the samples of this process.
+            The beliefs of the samples of this process.
         only_first : bool, default=False
-            Return this process's own where it is not the first.
+            Whether only the first process receives all beliefs. The others receive
+            `posterior`.
         """
         if self._rows is None:
             return posterior
-        # Their pickles are NumPy's, on no device.
+        # Their pickles contain NumPy arrays, so they depend on no device.
         own = self._rows, posterior
         parts: Iterable[Any] = self._ranks.each(own)
         if only_first:
@@ -97,7 +98,7 @@ class PartedBeliefs:
         return self.gathered(posterior, only_first=True).state_dict()
 
     def load(self, posterior: Posterior, state: dict[str, Tensor]) -> None:
-        """Load the beliefs about the samples of this process from the state of all."""
+        """Load the beliefs of this process's samples from the state of all samples."""
         if self._rows is not None:
             whole = self._prior()
             whole.load_state_dict(state)
@@ -106,15 +107,15 @@ class PartedBeliefs:
 
 
 def agreed_split(split: Split, data: TrainingData, ranks: OneRank) -> Split:
-    """Return the first process's split, as one may be drawn at random in each.
+    """Return the first process's split, as each process may have drawn its own.
 
     Parameters
     ----------
     split : Split
-        Of this process.
+        The split of this process.
     data : TrainingData
-        Of all. Where processes have different ones, each keeps its split, and is told
-        so when it trains.
+        All samples. If the processes have different numbers of samples, each keeps its
+        split, and training raises an error.
     ranks : OneRank
     """
     n = len(data.y)
@@ -125,23 +126,23 @@ def agreed_split(split: Split, data: TrainingData, ranks: OneRank) -> Split:
         return split._replace(rows=rows)
     datasets = dict(split.datasets)
     if valid_rows is not None:
-        # Scores that are not of batches find samples by lists, and not by ranges.
+        # Scorers that do not use batches need the indices as a list.
         whole = datasets["dataset_valid"].dataset
         datasets["dataset_valid"] = Subset(whole, valid_rows.tolist())
     return Split(rows, valid_rows, None, datasets)
 
 
 def part_for(data: TrainingData, split: Split, ranks: OneRank) -> Part:
-    """Return a process's part: everything, where it trains alone.
+    """Return the samples of this process; all samples, if it trains alone.
 
     Parameters
     ----------
     data : TrainingData
-        Of all.
+        All samples.
     split : Split
-        What of them is trained and validated on.
+        Their division into training and validation rows.
     ranks : OneRank
-        Those that take part.
+        The processes that take part.
     """
     n_valid = 0 if split.valid_rows is None else len(split.valid_rows)
     if ranks.size == 1:
@@ -169,7 +170,7 @@ def part_for(data: TrainingData, split: Split, ranks: OneRank) -> Part:
 
 
 def _dealt(codes: np.ndarray, rows: np.ndarray, ranks: OneRank) -> np.ndarray:
-    """Deal rows out, of each class evenly, whatever the order that they are in."""
+    """Return this process's rows, with each class divided evenly among processes."""
     shuffled = np.random.default_rng(_SEED).permutation(rows)
     by_class = shuffled[np.argsort(codes[shuffled], kind="stable")]
     return np.sort(by_class[ranks.rank :: ranks.size])

@@ -1,7 +1,8 @@
-"""The processes that train one network together, and what they tell one another.
+"""The processes that train one network together, and their communication.
 
-Each process has a rank, from 0 on. Numbers and objects travel through a group of the
-"gloo" backend, beside the gradients, so that they never wait for a GPU.
+Each process has a rank, starting at 0. Numbers and objects are exchanged in a process
+group of the "gloo" backend, separately from the gradients. Therefore, they never wait
+for a GPU.
 """
 
 import atexit
@@ -23,39 +24,40 @@ from torch import Tensor
 
 logger = logging.getLogger("skbsd")
 
-# What torchrun and other launchers set.
+# Environment variables that torchrun and other launchers set.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# How long a process waits for another one: as long as a training of which it is no
-# part, or a callback of the first one. One that dies is noticed by its connection.
+# Timeout for other processes. It must exceed a training that this process takes no part
+# in, or a callback of the first process. The connection reveals a process that dies.
 _PATIENCE = timedelta(days=1)
-# After so many seconds it says whom it waits for.
+# Number of seconds after which a process reports which processes it waits for.
 _LONG = 30.0
-# How long the others have, in seconds, to say that they are still there.
+# Number of seconds that the other processes have to report that they are alive.
 _ROLL_CALL = 5.0
 
 
 class RankError(RuntimeError):
-    """Another process has failed, so that this one cannot go on."""
+    """Another process has failed, so that this one cannot continue."""
 
 
 class AgreedInterrupt(KeyboardInterrupt):
-    """An interrupt (Ctrl-C) that all processes have agreed to stop for."""
+    """An interrupt (Ctrl-C) at which all processes have agreed to stop."""
 
 
 class Interrupts:
-    """Ctrl-C in processes that train together: they stop after the same step.
+    """Handles Ctrl-C so that processes that train together stop after the same step.
 
-    Signals reach them at different steps, and one that stops alone leaves the others
-    waiting for its gradients. So a signal is noted, and whether there was any is asked
-    of all from time to time. A second one stops the process at once.
+    Signals reach the processes at different steps. A process that stops alone leaves
+    the others waiting for its gradients. Therefore, a process only records the signal,
+    and all processes regularly exchange whether one of them has received any. A second
+    signal stops the process immediately.
 
     Parameters
     ----------
     ranks : OneRank
-        Where there is one process, signals are left alone.
+        With a single process, the signal handlers are not changed.
     """
 
-    # Steps between two questions. Each costs about as much as a small layer.
+    # Steps between two exchanges. Each costs about as much as a small layer.
     EVERY = 32
 
     def __init__(self, ranks: "OneRank"):
@@ -65,7 +67,7 @@ class Interrupts:
 
     @contextmanager
     def noticed(self) -> Iterator[None]:
-        """Note signals, in the main thread: others get none."""
+        """Record signals, in the main thread only, as other threads receive none."""
         is_main = threading.current_thread() is threading.main_thread()
         if self._ranks.size == 1 or not is_main:
             yield
@@ -84,13 +86,13 @@ class Interrupts:
             signal.signal(signal.SIGINT, before)
 
     def check_now_and_then(self) -> None:
-        """Do what `check` does, every few steps."""
+        """Call `check` every few steps."""
         self._n_steps += 1
         if self._n_steps % self.EVERY == 0:
             self.check()
 
     def check(self) -> None:
-        """Raise in all processes where one of them was interrupted."""
+        """Raise AgreedInterrupt in all processes if one of them was interrupted."""
         if self._ranks.size == 1:
             return
         if any(self._ranks.sums([float(self._is_noted)])):
@@ -98,18 +100,18 @@ class Interrupts:
 
 
 class OneRank:
-    """A process that trains alone: whatever is asked of all is asked of it.
+    """A process that trains alone, with the interface of several processes.
 
     Attributes
     ----------
     rank : int
-        Its number.
+        Rank of this process.
     size : int
-        How many processes there are.
+        Number of processes.
     is_first : bool
-        Whether it prints, writes files and calls callbacks.
+        Whether this process prints, writes files and calls callbacks.
     takes_part : bool
-        Whether it trains.
+        Whether this process trains.
     """
 
     rank = 0
@@ -119,7 +121,7 @@ class OneRank:
     group: Any = None
 
     def among(self, size: int) -> "OneRank":
-        """Return the first processes, of which it is the only one."""
+        """Return the first `size` processes; here, the only one."""
         return self
 
     def meet(self) -> None:
@@ -130,7 +132,7 @@ class OneRank:
         return values
 
     def from_first(self, value: Any) -> Any:
-        """Return what the first process has."""
+        """Return the value that the first process passes."""
         return value
 
     def first_does(self, function: Callable[[], Any]) -> Any:
@@ -138,20 +140,22 @@ class OneRank:
         return function()
 
     def gathered(self, value: Any, *, only_first: bool = False) -> list[Any]:
-        """Return what each process has, by rank.
+        """Return the values of all processes, in the order of their ranks.
 
         Parameters
         ----------
         value : object
+            The value of this process.
         only_first : bool, default=False
-            Give the others their own alone, where the values are large.
+            Whether only the first process receives all values, which saves memory if
+            they are large. The others receive their own value.
         """
         return [value]
 
     def each(self, value: Any) -> Iterator[Any]:
-        """Yield what each process has, by rank, one after the other.
+        """Yield the value of each process, in the order of the ranks.
 
-        Of large values, one at a time is held.
+        Only one value at a time is in memory.
         """
         yield value
 
@@ -162,16 +166,16 @@ class OneRank:
         """Replace tensors by their means over all processes."""
 
     def add_gradients(self, parameters: Iterable[Tensor], share: float) -> None:
-        """Replace gradients by their sum over all processes, each times its share."""
+        """Replace gradients by their sum over processes, each weighted by its share."""
 
     @contextmanager
     def working(self, agreed: tuple[type[BaseException], ...]) -> Iterator[None]:
-        """Surround what all processes do at the same time.
+        """Enclose code that all processes run at the same time.
 
         Parameters
         ----------
         agreed : tuple of exception types
-            What is raised in all of them, if in one.
+            Exceptions that all processes raise if one of them does.
         """
         yield
 
@@ -182,7 +186,7 @@ class Ranks(OneRank):
     Parameters
     ----------
     size : int
-        How many of the world's processes these are: the first ones.
+        Number of processes. They are the first ones of the default process group.
     """
 
     def __init__(self, size: int):
@@ -193,7 +197,7 @@ class Ranks(OneRank):
         self.takes_part = self.rank < size
         members = list(range(size))
         is_all = size == dist.get_world_size()
-        # All processes make all groups, in the same order, whoever is in them.
+        # All processes must create all groups in the same order, members or not.
         self.group = self.world if is_all else dist.new_group(members)
         self._control: Any = dist.new_group(members, backend="gloo", timeout=_PATIENCE)
         self._store: Any = dist.PrefixStore("skbsd", _store())
@@ -202,13 +206,13 @@ class Ranks(OneRank):
         self._n_meetings = 0
 
     def close(self) -> None:
-        """Let go of the groups, whose threads must end before the process does."""
+        """Release the groups, as their threads must end before the process does."""
         for part in self._parts.values():
             part.close()
         self.world = self.group = self._control = self._store = None
 
     def meet(self) -> None:
-        """Wait until all processes have begun the same call; say if it takes long."""
+        """Wait until all processes have begun the same call; log if it takes long."""
         self._n_meetings += 1
         self._store.set(f"meeting {self._n_meetings}/{self.rank}", "")
         timer = threading.Timer(_LONG, self._say_who_is_missing, [self._n_meetings])
@@ -227,14 +231,14 @@ class Ranks(OneRank):
         ]
         logger.warning(
             "process %d of %d (by rank) waits for process %s to call fit. All of them "
-            "have to; with devices=1, each trains an estimator of its own.",
+            "must call it; with devices=1, each trains a separate estimator.",
             self.rank,
             self.size,
             ", ".join(missing) or "another",
         )
 
     def among(self, size: int) -> OneRank:
-        """Return the first processes."""
+        """Return the first `size` processes."""
         if size == self.size:
             return self
         if size not in self._parts:
@@ -248,7 +252,7 @@ class Ranks(OneRank):
         return tensor.tolist()
 
     def from_first(self, value: Any) -> Any:
-        """Return what the first process has."""
+        """Return the value that the first process passes."""
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self._control)
         return values[0]
@@ -267,7 +271,7 @@ class Ranks(OneRank):
         return value
 
     def gathered(self, value: Any, *, only_first: bool = False) -> list[Any]:
-        """Return what each process has, by rank."""
+        """Return the values of all processes, in the order of their ranks."""
         values = [None] * self.size
         if not only_first:
             dist.all_gather_object(values, value, group=self._control)
@@ -277,7 +281,7 @@ class Ranks(OneRank):
         return values if self.is_first else [value]
 
     def each(self, value: Any) -> Iterator[Any]:
-        """Yield what each process has, by rank, one after the other."""
+        """Yield the value of each process, in the order of the ranks."""
         for rank in range(self.size):
             values = [value if rank == self.rank else None]
             dist.broadcast_object_list(values, src=rank, group=self._control)
@@ -300,7 +304,7 @@ class Ranks(OneRank):
 
     @torch.no_grad()
     def add_gradients(self, parameters: Iterable[Tensor], share: float) -> None:
-        """Replace gradients by their sum over all processes, each times its share."""
+        """Replace gradients by their sum over processes, each weighted by its share."""
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -309,9 +313,9 @@ class Ranks(OneRank):
 
     @contextmanager
     def working(self, agreed: tuple[type[BaseException], ...]) -> Iterator[None]:
-        """Surround what all processes do at the same time.
+        """Enclose code that all processes run at the same time.
 
-        Where one of them fails alone, the others are told which one it was and why.
+        If a single process fails, the others raise an error with its rank and reason.
         """
         self._n_works += 1
         try:
@@ -330,9 +334,9 @@ class Ranks(OneRank):
         return f"{self.size}/{self._n_works}/{what}/{rank}"
 
     def _tell(self, error: BaseException) -> None:
-        """Tell the others of an error, and wake those that wait for this process.
+        """Report an error to the others, and wake those that wait for this process.
 
-        Where all have the same one, such as that of a parameter, nobody waits.
+        If all processes raise the error, such as for an invalid parameter, none waits.
         """
         text = f"{type(error).__name__}: {error}"
         self._store.set(self._key("failed", self.rank), text)
@@ -340,7 +344,7 @@ class Ranks(OneRank):
             _leave()
 
     def _who_failed(self) -> str:
-        """Return which process has failed, as those that are left can tell."""
+        """Return a message that names the failed process, as far as it is known."""
         try:
             self._store.set(self._key("here", self.rank), "")
             here = self._within("here", _ROLL_CALL, and_also="failed")
@@ -357,12 +361,12 @@ class Ranks(OneRank):
         names = f"process {', '.join(map(str, missing))}" if missing else "a process"
         return (
             f"{names} of {self.size} (by rank) died or lost its connection while the "
-            "network was trained. Look at its output; with `checkpoint` set, the same "
-            "call goes on after the last whole epoch."
+            "network was trained. See its output for the reason. With `checkpoint` "
+            "set, the same call resumes after the last complete epoch."
         )
 
     def _within(self, what: str, seconds: float, and_also: str = "") -> list[int]:
-        """Return the processes that have said something, once all have."""
+        """Return the ranks that have set a key; stop early once all have."""
         end = time.monotonic() + seconds
         while True:
             said = [
@@ -377,20 +381,20 @@ class Ranks(OneRank):
 
 
 _known: Ranks | None = None
-# Whether this process has left the others in the middle of a call.
+# Whether this process has left the group during a call.
 _has_left = False
 
 
 def current(devices: Any = None) -> OneRank:
-    """Return the processes that train together, this one among them.
+    """Return the processes that train together, including this one.
 
-    They are those of torch's default process group. Where there is none, but a launcher
-    such as torchrun has started several processes, it is made.
+    They are the members of torch's default process group. If it does not exist, but a
+    launcher such as torchrun has started several processes, the group is created.
 
     Parameters
     ----------
     devices : int, "all" or None, default=None
-        The estimator's; with 1 it trains alone, whatever other processes do.
+        Parameter of the estimator. With 1, this process trains alone.
     """
     global _known
     if devices == 1 or not dist.is_available():
@@ -398,8 +402,8 @@ def current(devices: Any = None) -> OneRank:
     if not dist.is_initialized():
         if _has_left:
             raise RankError(
-                "the processes that trained together have parted, as one of them "
-                "failed in an earlier call; start the script anew."
+                "the processes that trained together have left their group, as one of "
+                "them failed in an earlier call; restart the script."
             )
         if not _is_launched():
             return OneRank()
@@ -412,10 +416,10 @@ def current(devices: Any = None) -> OneRank:
 
 
 def _is_launched() -> bool:
-    """Whether a launcher has started this process among others.
+    """Whether a launcher has started this process together with others.
 
-    Processes that this one starts, such as a search's, inherit its environment. They
-    train alone.
+    Child processes, such as the workers of a search, inherit the environment of this
+    one, but they train alone.
     """
     return (
         all(name in os.environ for name in _LAUNCHED)
@@ -425,17 +429,17 @@ def _is_launched() -> bool:
 
 
 def _start() -> None:
-    """Make the process group that a launcher's environment describes."""
+    """Create the process group that a launcher's environment describes."""
     backend, n_gpus = "gloo", torch.cuda.device_count()
     if n_gpus:
         local = int(os.environ.get("LOCAL_RANK", 0))
         if local >= n_gpus:
             raise ValueError(
-                f"LOCAL_RANK={local}, but this machine shows {n_gpus} GPUs; start one "
+                f"LOCAL_RANK={local}, but torch sees {n_gpus} GPUs; start one "
                 "process per GPU (torchrun --nproc-per-node), or hide the GPUs with "
                 "CUDA_VISIBLE_DEVICES= to train on the CPU."
             )
-        # The launcher gives each process a GPU of its own: its number is this one.
+        # Launchers assign GPUs to processes by their local rank.
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
@@ -443,10 +447,10 @@ def _start() -> None:
 
 
 def _leave() -> None:
-    """Leave the others, so that nobody waits for this process, for good.
+    """Leave the process group for good, so that no process waits for this one.
 
-    Their addresses in the store are those of the connections that have ended: a group
-    that was made anew would wait for them.
+    The store still contains the addresses of the closed connections. A new group would
+    wait for them.
     """
     global _has_left
     _has_left = True
@@ -454,14 +458,14 @@ def _leave() -> None:
 
 
 def _stop() -> None:
-    """Let go of the process group."""
+    """Destroy the process group."""
     global _known
     known, _known = _known, None
     if dist.is_initialized():
         dist.destroy_process_group()
     if known is not None:
         known.close()
-    gc.collect()  # what an interrupted call has left may hold groups too
+    gc.collect()  # objects of an interrupted call may refer to groups too
 
 
 def _store() -> Any:
@@ -470,9 +474,10 @@ def _store() -> Any:
 
 @contextmanager
 def _dense(tensor: Tensor) -> Iterator[Tensor]:
-    """Give a tensor in one piece, as exchanges need it; copy it back if it is another.
+    """Yield a contiguous version of a tensor, and copy a changed copy back.
 
-    Weights in the format "channels last" are not.
+    Collective operations need contiguous tensors. Weights in the "channels last" format
+    are not contiguous.
     """
     tensor = tensor.detach()
     dense = tensor.contiguous()
@@ -482,23 +487,23 @@ def _dense(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _is_of_connection(error: BaseException) -> bool:
-    """Whether an exchange with other processes is what failed."""
+    """Whether an error comes from the communication with other processes."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo/transport" in str(error)
     )
 
 
 def n_taking_part(size: int, n_samples: int, batch_size: int) -> int:
-    """Return how many processes train: at least two samples of a batch are for each.
+    """Return the number of processes that can train, with two samples per batch each.
 
-    Batch normalisation needs two.
+    Batch normalisation needs at least two samples.
 
     Parameters
     ----------
     size : int
-        How many there are.
+        Number of available processes.
     n_samples, batch_size : int
-        Of all processes together; a `batch_size` of -1 is all samples.
+        Totals over all processes; a `batch_size` of -1 means all samples.
     """
     batch = n_samples if batch_size == -1 else min(batch_size, n_samples)
     return max(1, min(size, batch // 2))

@@ -1,6 +1,6 @@
-"""A network of which several processes train copies: torch's DistributedDataParallel.
+"""Data-parallel training of a network with torch's DistributedDataParallel.
 
-It lives as long as a call of `fit`. The estimator keeps the network itself.
+The wrapper exists during a call of `fit`. The estimator keeps the bare network.
 """
 
 import gc
@@ -20,43 +20,43 @@ from ._ranks import OneRank
 
 
 class Alone:
-    """How a network is trained by one process: as it is.
+    """The replica of a process that trains alone, without a wrapper.
 
     Attributes
     ----------
     network : nn.Module or None
-        What is called in place of the module while it is trained.
+        Wrapper to call in place of the module in training steps.
     share : float
-        Part of the step's samples that are this process's.
+        Fraction of the step's samples that this process has.
     """
 
     network: Any = None
     share = 1.0
 
     def synchronise(self) -> None:
-        """Have all processes hold the same buffers."""
+        """Make the buffers equal in all processes."""
 
     def renew(self, let_go: Callable[[], None]) -> bool:
-        """Get ready for other parameters to be trained, where they have changed.
+        """Rebuild the wrapper if other parameters are trainable than before.
 
         Parameters
         ----------
         let_go : callable
-            Called before, to forget what was trained until then.
+            Called before that, to drop references to the old wrapper.
 
         Returns
         -------
         bool
-            Whether `network` is another one now.
+            Whether `network` was replaced.
         """
         return False
 
 
 class Replica(Alone):
-    """A copy of the network in each process, with the sum of their gradients.
+    """A copy of the network in each process, with summed gradients.
 
-    Each process's gradient counts by its share of the samples, so that the sum is the
-    gradient of the mean over the whole batch.
+    Each process's gradient is weighted by its share of the samples, so that the sum is
+    the gradient of the mean loss over the whole batch.
 
     Parameters
     ----------
@@ -79,18 +79,18 @@ class Replica(Alone):
         self.group = ranks.group
         if any(map(is_lazy, module.parameters())):
             with torch.no_grad():
-                probe()  # gives lazy layers their shape
+                probe()  # initialises lazy layers
         self._device = device
         self._probe = probe
         self._trained = self._now_trained()
         self._build()
 
     def _now_trained(self) -> list[bool]:
-        """Return which parameters are trained, as callbacks may change that."""
+        """Return which parameters are trainable now, as callbacks may change that."""
         return [p.requires_grad for p in self._module.parameters()]
 
     def _build(self) -> None:
-        """Wrap the network; the gradients of what is frozen now are not waited for."""
+        """Wrap the network. Parameters that are frozen now take no part in it."""
         if not any(self._trained):
             return
         device = self._device
@@ -105,28 +105,28 @@ class Replica(Alone):
         self.network.register_comm_hook(self, _sum_hook())
 
     def renew(self, let_go: Callable[[], None]) -> bool:
-        """Get ready for other parameters to be trained, where they have changed."""
+        """Rebuild the wrapper if other parameters are trainable than before."""
         now = self._now_trained()
         if now == self._trained:
             return False
         self._trained = now
         let_go()
         self.network = None
-        gc.collect()  # the hooks on gradients go with the last reference
+        gc.collect()  # removes the gradient hooks with the last reference
         self._build()
         return True
 
     def release(self) -> None:
-        """Let go of DistributedDataParallel, whose hook knows this object.
+        """Release DistributedDataParallel, whose hook refers to this object.
 
-        It holds a process group, whose threads must have ended when the process does.
+        It refers to a process group, whose threads must end before the process does.
         """
         self.network = self.group = None
 
     def synchronise(self) -> None:
         """Replace running means and variances by their means over the processes.
 
-        Other buffers become those of the first one.
+        Other buffers are copied from the first process.
         """
         means: list[Tensor] = []
         others: list[Tensor] = []
@@ -138,16 +138,17 @@ class Replica(Alone):
 
 
 def _own_buffers() -> dict[str, Any]:
-    """Return the option by which each process keeps its buffers between epochs."""
+    """Return the option that stops the wrapper from synchronising buffers."""
     options = inspect.signature(DistributedDataParallel).parameters
     renamed = "forward_sync_buffers" in options  # in PyTorch 2.13
     return {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
 
 
 def _sum_hook() -> Callable[..., Any]:
-    """Return the communication hook that adds up gradients by their shares."""
+    """Return the communication hook that sums gradients weighted by their shares."""
 
-    # The annotations are looked at; they are not in every build of PyTorch.
+    # PyTorch inspects the annotations. Not every build of it has these types, so the
+    # function is defined here.
     def add_up(
         replica: Replica, bucket: dist.GradBucket
     ) -> torch.futures.Future[Tensor]:
@@ -159,7 +160,7 @@ def _sum_hook() -> Callable[..., Any]:
 
 
 def _has_unused(module: nn.Module, probe: Callable[[], Tensor]) -> bool:
-    """Whether a step leaves parameters without a gradient, such as a head not used."""
+    """Whether a step leaves parameters without a gradient, such as an unused head."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     with torch.enable_grad():
         total = probe().sum()
@@ -169,13 +170,13 @@ def _has_unused(module: nn.Module, probe: Callable[[], Tensor]) -> bool:
 
 @contextmanager
 def synchronised_norms(module: nn.Module, ranks: OneRank) -> Iterator[None]:
-    """Have batch normalisation take its statistics over all processes, meanwhile.
+    """Compute batch-normalisation statistics over all processes within the context.
 
     Parameters
     ----------
     module : nn.Module
-        Its layers are exchanged for :class:`torch.nn.SyncBatchNorm`, with the same
-        parameters and buffers, and put back.
+        Its batch-normalisation layers are replaced by :class:`torch.nn.SyncBatchNorm`
+        with the same parameters and buffers, and restored at the end.
     ranks : OneRank
     """
     exchanged = [

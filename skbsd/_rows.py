@@ -1,21 +1,22 @@
-"""The rows of a batch: which samples it holds."""
+"""Check of a batch's row numbers."""
 
 from torch import Tensor
 
 
 def check_rows(index: Tensor, n_rows: int) -> None:
-    """Raise for rows that are not there, or occur twice.
+    """Check that row numbers are valid and distinct.
 
     Parameters
     ----------
     index : Tensor of int of shape (n,)
-        Where it is on a GPU, this waits for it.
+        If it is on a GPU, the check synchronises with it.
     n_rows : int
-        How many rows there are.
+        Number of rows in the store.
 
     Raises
     ------
     ValueError
+        If a row number is out of range, or occurs more than once.
     """
     rows, counts = index.unique(return_counts=True)
     if len(rows) and not (rows[0] >= 0 and rows[-1] < n_rows):

@@ -1,4 +1,4 @@
-"""The checkpoint of a call of `fit`: which file is its own, and going on from it."""
+"""The checkpoint of a call of `fit`: its identity, and resuming from it."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from ._rules import Choice, resolve_prior_strength, schedule_length
 from ._run import Run
 from ._run_state import RunState
 
-# Parameters that change nothing of what is learnt, or no more than rounding does.
+# Parameters that do not affect the result, or no more than rounding does.
 _WITHOUT_EFFECT = (
     "callbacks",
     "checkpoint",
@@ -33,7 +33,7 @@ _WITHOUT_EFFECT = (
     "posterior_folder",
     "verbose",
 )
-# Callbacks of skorch's that do the same in an epoch however many follow.
+# skorch's callbacks whose action in an epoch does not depend on the number of epochs.
 _UNAWARE = (
     EarlyStopping,
     EpochScoring,
@@ -48,19 +48,19 @@ _SHOWING = ("callbacks__print_log", "callbacks__epoch_timer")
 
 
 class RunCheckpoint:
-    """What a run writes after every epoch, and goes on from.
+    """Writes a run's state after every epoch, and resumes the run from it.
 
     Parameters
     ----------
     file : CheckpointFile
-        Is read at once, so that one that cannot be used is noticed before training.
+        It is read immediately, so that an unusable file is detected before training.
     ranks : OneRank
-        The processes that train together, of which the first reads and writes.
+        The processes that train together. The first one reads and writes the file.
 
     Attributes
     ----------
     is_done : bool
-        Whether the call was finished before.
+        Whether the call was already finished.
     """
 
     def __init__(self, file: CheckpointFile, ranks: OneRank):
@@ -76,16 +76,16 @@ class RunCheckpoint:
         self._state: RunState | None = None
 
     def attach(self, run: Run, generators: Generators, beliefs: PartedBeliefs) -> None:
-        """Take note of the run, before it begins."""
+        """Attach the run, before it begins."""
         self._run = run
         self._state = RunState(run, generators, beliefs)
 
     def resume(self, verbose: int) -> None:
-        """Have the run go on from the file, where there is one, and say so."""
+        """Resume the run from the file, if it exists, and report that."""
         if self._state is None:
             return
         if self._saved is None:
-            self._state.save()  # notices what is not covered before an epoch is lost
+            self._state.save()  # detects uncovered state before an epoch is trained
             return
         self._state.load(self._saved["run"])
         self._saved = None  # it may be large
@@ -97,14 +97,14 @@ class RunCheckpoint:
             announce(f"Resumed: {text}, from {self._source}", verbose)
 
     def write(self, *, is_done: bool = False) -> None:
-        """Write the state of the run; `is_done` where it will not go on."""
+        """Write the state of the run; pass `is_done` if it has ended."""
         if self._state is not None:
             state = {"is_done": is_done, "run": self._state.save()}
             self._ranks.first_does(lambda: self._file.write(state, self._run.epoch))
 
 
 def parameters_that_count(net: Any) -> dict[str, Any]:
-    """Return what makes a call with the same data another one.
+    """Return the parameters that affect the result of a call.
 
     Parameters
     ----------
@@ -123,21 +123,21 @@ def parameters_that_count(net: Any) -> dict[str, Any]:
 
 
 def what_counts(net: Any, choice: Choice) -> tuple[dict[str, Any], int | None]:
-    """Return what tells a training from others, and its length where that is apart.
+    """Return the parameters that identify a training, and its number of epochs.
 
     Parameters
     ----------
     net : BSDClassifier
     choice : Choice
-        Of learning rate and rule.
+        The chosen learning rate and rule.
 
     Returns
     -------
     parameters : dict
-        All that the first epochs depend on.
+        All parameters that affect the first epochs.
     n_epochs : int or None
-        None where the length of the call is one of the parameters, so that no call is
-        the beginning of another one.
+        Number of epochs. None if it is one of the parameters, so that a shorter call is
+        never the beginning of a longer one.
     """
     params = {**parameters_that_count(net), "choice": choice}
     if not _may_be_a_beginning(net):
@@ -154,10 +154,10 @@ def what_counts(net: Any, choice: Choice) -> tuple[dict[str, Any], int | None]:
 
 
 def _may_be_a_beginning(net: Any) -> bool:
-    """Whether nothing but the schedules can know how long the call is to be.
+    """Whether only the schedules depend on the number of epochs.
 
-    Code of the user's may look at `max_epochs`, and act as training ends; an average of
-    the weights is no longer there then.
+    Custom code may read `max_epochs`, and act at the end of training. A finished run
+    also no longer has the state of its weight average.
     """
     if net.averaging is not None or not type(net).__module__.startswith("skbsd."):
         return False
@@ -172,7 +172,7 @@ def _may_be_a_beginning(net: Any) -> bool:
 
 
 def _own_callbacks(net: Any) -> list[Any]:
-    """Return the user's callbacks (instances or classes) that may change something."""
+    """Return the user's callbacks (instances or classes) that may affect training."""
     given = net.callbacks if isinstance(net.callbacks, list) else []
     callbacks = [c[1] if isinstance(c, tuple | list) else c for c in given]
     return [callback for callback in callbacks if not shows_only(callback)]
@@ -184,12 +184,12 @@ def _kinds_of_callbacks(net: Any) -> list[type]:
 
 
 def start_of(net: Any) -> dict[str, Any]:
-    """Return what a call that goes on with a network begins with.
+    """Return the initial state of a call that continues to train a network.
 
     Parameters
     ----------
     net : BSDClassifier
-        Fitted, or with weights that were loaded.
+        Fitted, or with loaded weights.
     """
     posterior = getattr(net, "posterior_", None)
     generators = getattr(net, "_generators", None)

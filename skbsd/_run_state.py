@@ -1,4 +1,4 @@
-"""The state of a run between two epochs: what a checkpoint holds."""
+"""The state of a run between two epochs, for checkpoints."""
 
 from typing import Any
 
@@ -20,24 +20,24 @@ from .objectives import Objective
 
 
 def check_loading(options: dict[str, Any]) -> None:
-    """Raise for samplers and generators, whose state a checkpoint does not hold.
+    """Raise an error for samplers and generators, as checkpoints omit their state.
 
     Parameters
     ----------
     options : dict
-        Those of `iterator_train`.
+        Options of `iterator_train`.
     """
     drawing = sorted(options.keys() & {"batch_sampler", "generator", "sampler"})
     if drawing:
         raise UncoveredStateError(
-            "a checkpoint does not hold the state of "
-            f"{', '.join(f'iterator_train__{name}' for name in drawing)}; leave it "
-            "out, so that order is drawn from random_state, or pass checkpoint=None."
+            "a checkpoint does not contain the state of "
+            f"{', '.join(f'iterator_train__{name}' for name in drawing)}; omit it, "
+            "so that the order depends on random_state, or pass checkpoint=None."
         )
 
 
 def check_components(net: Any) -> None:
-    """Raise for networks and optimizers beside `module_` and `optimizer_`.
+    """Raise an error for networks and optimizers in addition to skorch's default ones.
 
     Parameters
     ----------
@@ -51,22 +51,22 @@ def check_components(net: Any) -> None:
     ]
     if others:
         raise UncoveredStateError(
-            "a checkpoint holds module_ and optimizer_, and not "
+            "a checkpoint contains only module_ and optimizer_, and not "
             f"{', '.join(others)} of {type(net).__name__}; pass checkpoint=None."
         )
 
 
 class RunState:
-    """What a run is between two epochs, as plain data and tensors.
+    """The state of a run between two epochs, as plain data and tensors.
 
     Parameters
     ----------
     run : Run
-        Before it begins.
+        A run that has not begun.
     generators : Generators
-        That torch draws from.
+        The generators that training uses.
     beliefs : PartedBeliefs
-        About the samples of all processes.
+        The beliefs of the samples of all processes.
     """
 
     def __init__(self, run: Run, generators: Generators, beliefs: PartedBeliefs):
@@ -78,12 +78,12 @@ class RunState:
         self._objective_before = contents_of(run.objective)
 
     def save(self) -> dict[str, Any]:
-        """Return the state, with what the first process needs to know of the others.
+        """Return the state; in the first process, with the states of the others.
 
         Raises
         ------
         UncoveredStateError
-            For a module, an objective or a callback that remembers something else.
+            If a module, an objective or a callback has further state.
         """
         run = self._run
         parameters = run.module.named_parameters()
@@ -111,7 +111,7 @@ class RunState:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Have the run, which has begun, go on from a state."""
+        """Load a state into the run, which must have begun, to resume from it."""
         run = self._run
         run.epoch, run.step = state["epoch"], state["step"]
         run.has_stopped = state["has_stopped"]
@@ -128,12 +128,12 @@ class RunState:
         run.forward.compile_time = state["compile_time"]
 
     def _load_own(self, state: dict[str, Any]) -> None:
-        """Load what each process has of its own."""
+        """Load the parts of the state that differ between processes."""
         run, ranks = self._run, self._run.ranks
         own = [state, *state["others"]]
         same_number = len(own) == ranks.size
         if not same_number:
-            run.step = run.epoch * len(run.batches)  # of perhaps another number
+            run.step = run.epoch * len(run.batches)  # their number may have changed
         mine = own[ranks.rank] if same_number else state
         run.objective.load_state_dict(mine["objective"])
         self._generators.load(run.net.device_, mine["generators"])
@@ -141,7 +141,7 @@ class RunState:
             self._generators.part_ways(run.net.device_, ranks.rank, ranks.size)
 
     def _objective_state(self) -> dict[str, Any]:
-        """Return what it remembers, or raise where it does not say what that is."""
+        """Return the objective's state; raise an error if it has undeclared state."""
         objective, before = self._run.objective, self._objective_before
         if type(objective).state_dict is not Objective.state_dict:
             return objective.state_dict()
@@ -152,22 +152,22 @@ class RunState:
         ]
         if remembers:
             raise UncoveredStateError(
-                f"the objective {type(objective).__name__} remembers "
-                f"{', '.join(sorted(remembers))}, of which a checkpoint knows nothing. "
-                "Give it the methods state_dict and load_state_dict, or pass "
+                f"the objective {type(objective).__name__} has changed its attributes "
+                f"{', '.join(sorted(remembers))}, which a checkpoint does not contain. "
+                "Implement its methods state_dict and load_state_dict, or pass "
                 "checkpoint=None."
             )
         return {}
 
 
 def _module_state(module: nn.Module) -> dict[str, Any]:
-    """Return parameters and all buffers, those that are not saved otherwise too."""
+    """Return parameters and all buffers, including non-persistent ones."""
     state = dict(module.state_dict())
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise UncoveredStateError(
                 f"the module {type(module).__name__} has the extra state {name!r}, "
-                "which a checkpoint cannot hold; pass checkpoint=None."
+                "which a checkpoint cannot contain; pass checkpoint=None."
             )
     others = {n: b for n, b in module.named_buffers() if n not in state}
     return {"state_dict": state, "other_buffers": others}

@@ -1,4 +1,4 @@
-"""The fits of a search: begun as scikit-learn would, trained together, handed over."""
+"""The fits of a search, which are trained in stacks before scikit-learn runs them."""
 
 import time
 import warnings
@@ -25,27 +25,28 @@ from .classifier import BSDClassifier
 
 
 class SearchFit:
-    """A fit of a candidate on a fold.
+    """The fit of a candidate on a fold.
 
     Parameters
     ----------
     estimator : estimator
-        With the candidate's parameters. It is a :class:`BSDClassifier`, or a Pipeline
-        that ends in one, where it can be stacked.
+        Estimator with the candidate's parameters. It can be stacked only if it is a
+        :class:`BSDClassifier` or a Pipeline that ends in one.
     X, y : array-like
         The fold's training data.
     names : iterable of str
-        What the candidate sets.
+        Names of the parameters that the candidate sets.
 
     Attributes
     ----------
     obstacle : str or None
-        Why it cannot be stacked.
+        The reason why it cannot be stacked.
     is_trained : bool
+        Whether it was trained in a stack.
     has_failed : bool
         Whether an error was raised.
     seconds : float
-        That its training has taken.
+        Training time.
     """
 
     def __init__(self, estimator: Any, X: Any, y: Any, names: Iterable[str]):
@@ -57,17 +58,17 @@ class SearchFit:
         self._names = tuple(names)
         self._warned: list[tuple[Any, type[Warning], str, int]] = []
         self._trainings: Trainings | None = None
-        self._has_begun = False  # beyond the first training
+        self._has_begun = False  # whether the first training was accepted
         self._net = final_classifier(estimator)
         self.fitting: Fitting | None = None
 
     def begin(self, fit_params: Mapping[str, Any]) -> None:
-        """Fit what comes before the classifier, and go on to its first training.
+        """Fit the steps before the classifier, and prepare its first training.
 
         Parameters
         ----------
         fit_params : mapping
-            Of this fold.
+            Fit parameters of this fold.
         """
         net = self._net
         if net is None:
@@ -91,7 +92,7 @@ class SearchFit:
             self.fitting = next(self._trainings)
 
     def _fit_pipeline(self, net: BSDClassifier, fit_params: Mapping[str, Any]) -> None:
-        """Fit a pipeline whose last step only takes note of what it is given."""
+        """Fit a pipeline whose last step only prepares its trainings."""
 
         def take_note(X: Any, y: Any = None, **params: Any) -> BSDClassifier:
             self._trainings = _trainings(net, X, y, **params)
@@ -104,12 +105,12 @@ class SearchFit:
             del net.__dict__["fit"]
 
     def go_on(self, attempt: Attempt) -> None:
-        """Go on to the next training, or to the end.
+        """Proceed to the next training, or finish the fit.
 
         Parameters
         ----------
         attempt : Attempt
-            What came of the last one.
+            Outcome of the previous training.
         """
         assert self._trainings is not None
         began = time.perf_counter()
@@ -121,7 +122,7 @@ class SearchFit:
         with self._going_on():
             try:
                 if attempt.obstacle is not None:
-                    # As of few fits whose calibration takes a further network.
+                    # For example, only few fits need a further calibration network.
                     self._train_alone(attempt.fitting)
                 if attempt.error is None:
                     self.fitting = self._trainings.send(None)
@@ -136,16 +137,16 @@ class SearchFit:
 
     @staticmethod
     def _train_alone(fitting: Fitting) -> None:
-        """Train as in any other fit; an interrupt ends a search."""
+        """Train without a stack; an interrupt ends the search."""
         if fitting.train() is not None:
             raise KeyboardInterrupt
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
-        """Keep warnings for later, and give way to errors.
+        """Record warnings for later, and suppress errors.
 
-        What fails here is fitted once more, as any other fit, which warns and fails
-        where scikit-learn looks.
+        scikit-learn repeats a fit that fails here, so that its error and warnings occur
+        where scikit-learn handles them.
         """
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -157,13 +158,13 @@ class SearchFit:
         self._warned += [(w.message, w.category, w.filename, w.lineno) for w in caught]
 
     def hand_over(self, other: Any) -> None:
-        """Make another estimator what was trained here, and warn as its fit would."""
+        """Copy the fitted state to another estimator, and issue the warnings."""
         vars(other).update(vars(self.estimator))
         for message, category, filename, line in self._warned:
             warnings.warn_explicit(message, category, filename, line)
 
     def is_of(self, other: Any, X: Any, y: Any) -> bool:
-        """Whether another estimator has the same parameters, and gets the same data."""
+        """Whether another estimator has the same parameters and training data."""
         own, others = self.estimator.get_params(), other.get_params()
         return (
             all(_told(own[name]) == _told(others[name]) for name in self._names)
@@ -173,7 +174,7 @@ class SearchFit:
 
 
 def final_classifier(estimator: Any) -> BSDClassifier | None:
-    """Return the classifier itself, or the last step of a Pipeline; None for others.
+    """Return a classifier, or the classifier that ends a Pipeline; None for others.
 
     Parameters
     ----------
@@ -187,7 +188,7 @@ def final_classifier(estimator: Any) -> BSDClassifier | None:
 def _trainings(
     net: BSDClassifier, X: Any, y: Any = None, sample_weight: Any = None, **split: Any
 ) -> Trainings:
-    """Do what `fit` does before it trains, and return its trainings."""
+    """Run the checks and advice of `fit`, and return its trainings."""
     data = net._check_training_data(X, y, sample_weight, None, keep=False)
     _advice.of_settings(net, data.X, stacklevel=2)
     return net._trainings(data, "fit", split, keep=False)
@@ -201,9 +202,9 @@ class SearchFits:
     estimator : estimator
     X, y : array-like
     candidates : sequence of dict
-        Parameters.
+        Parameters of each candidate.
     splits : sequence of (ndarray, ndarray)
-        Training and test rows.
+        Training and test rows of each fold.
     fit_params : dict
     """
 
@@ -232,13 +233,14 @@ class SearchFits:
         self._estimator = estimator
 
     def train(self, *, max_members: int, asked_for: bool) -> None:
-        """Train together what can be.
+        """Train in stacks those fits that can be stacked.
 
         Parameters
         ----------
         max_members : int
+            Largest number of members in a stack.
         asked_for : bool
-            Also where it is not faster.
+            Whether to stack even if that is not expected to be faster.
         """
         with one_thread_after_fork(), threads(threads_given()):
             self._train(max_members, asked_for)
@@ -257,23 +259,23 @@ class SearchFits:
 
     @property
     def n_trained(self) -> int:
-        """How many were trained in stacks."""
+        """Number of fits that were trained in stacks."""
         return sum(fit.is_trained for fit in self._fits)
 
     def obstacles(self) -> Counter[str]:
-        """Return why others were not, and how many for that reason."""
+        """Return the reasons why fits were not stacked, with the number of fits."""
         fits = [fit for fit in self._fits if not (fit.is_trained or fit.has_failed)]
         return Counter(str(fit.obstacle) for fit in fits)
 
     def seconds(self) -> list[float]:
-        """Return the time of each fit's training in a stack."""
+        """Return each fit's training time in a stack; 0 if it was not stacked."""
         return [fit.seconds if fit.is_trained else 0.0 for fit in self._fits]
 
     def next_clone(self) -> Any:
-        """Return a clone of the estimator, whose `fit` takes over the next fit.
+        """Return a clone of the estimator whose `fit` adopts the next stacked fit.
 
-        scikit-learn clones the estimator for one fit after the other: all folds of the
-        first candidate, those of the second, and so on.
+        scikit-learn clones the estimator once per fit: first for all folds of the first
+        candidate, then for those of the second, and so on.
         """
         own = clone(self._estimator)
         if self._n_handed_out < len(self._fits):
@@ -285,23 +287,23 @@ class SearchFits:
 
 
 def _take_over(estimator: Any, fit: SearchFit, X: Any, y: Any = None, **params: Any):
-    """Stand in for the `fit` of an estimator whose training has taken place."""
+    """Replace the `fit` of an estimator that was already trained in a stack."""
     del vars(estimator)["fit"]
     if not fit.is_of(estimator, X, y):
-        # Of a scikit-learn that evaluates candidates in another order.
+        # This version of scikit-learn evaluates candidates in another order.
         return estimator.fit(X, y, **params)
     fit.hand_over(estimator)
     return estimator
 
 
 def _told(value: Any) -> str:
-    """Return what tells a parameter from others: its text, without an address."""
+    """Return a text that identifies a parameter's value, without memory addresses."""
     text = repr(value)
     return type(value).__name__ if " at 0x" in text else text
 
 
 def _are_same(one: Any, other: Any) -> bool:
-    """Whether two parts of the data hold the same values."""
+    """Whether two parts of the data contain the same values."""
     if one is other:
         return True
     if type(one) is not type(other):

@@ -1,4 +1,4 @@
-"""A fit and its epochs as tasks of scikit-learn's callbacks, of its version 1.9."""
+"""Reports a fit and its epochs to the callbacks of scikit-learn 1.9."""
 
 import inspect
 from typing import Any
@@ -10,10 +10,10 @@ try:
 except ImportError:  # before 1.9, where no estimator has `set_callbacks`
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Stands in for the mixin."""
+        """Replacement for the mixin."""
 
     def with_callbacks(method):
-        """Return the method as it is."""
+        """Return the method unchanged."""
         return method
 
 
@@ -25,7 +25,7 @@ __all__ = [
     "with_callbacks",
 ]
 
-# Where scikit-learn keeps on an estimator what is known while it is fitted.
+# Attributes in which scikit-learn stores the callback contexts during a fit.
 CONTEXTS = (
     "_callback_fit_ctx",
     "_parent_callback_ctx",
@@ -34,7 +34,7 @@ CONTEXTS = (
 
 
 def in_parallel() -> bool:
-    """Whether this is one of several fits that joblib runs, such as a search's."""
+    """Whether joblib runs this fit as one of several, such as in a search."""
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "joblib.parallel":
@@ -44,14 +44,14 @@ def in_parallel() -> bool:
 
 
 class FitTasks:
-    """What scikit-learn's callbacks hear of a call of `fit`, where there are any.
+    """Notifies scikit-learn's callbacks, if any, of the progress of a call of `fit`.
 
     Parameters
     ----------
     estimator : BSDClassifier
     data : TrainingData
     silent : bool, default=False
-        Tell them nothing: another process does.
+        Whether to skip all notifications, because another process sends them.
     """
 
     def __init__(self, estimator: Any, data: TrainingData, *, silent: bool = False):
@@ -74,17 +74,17 @@ class FitTasks:
         self._fit.call_on_fit_task_begin(**self._about)
 
     def begin_epoch(self) -> None:
-        """Say that an epoch begins."""
+        """Notify of the beginning of an epoch."""
         if self._fit is not None:
             self._epoch = self._fit.subcontext(task_name="epoch")
             self._epoch.call_on_fit_task_begin(**self._about)
 
     def end_epoch(self) -> bool:
-        """Say that an epoch has ended; return whether a callback wants to stop."""
+        """Notify of the end of an epoch; return whether a callback requests a stop."""
         return self._end(self._epoch)
 
     def end(self) -> None:
-        """Say that the call has ended."""
+        """Notify of the end of the call."""
         self._end(self._fit)
 
     def _end(self, task: Any) -> bool:
@@ -92,12 +92,12 @@ class FitTasks:
             return False
         epochs = self._estimator.history
         return task.call_on_fit_task_end(
-            # A copy of the estimator, made where a callback asks for it.
+            # For a copy of the estimator, which is created if a callback requests it.
             reconstruction_attributes=lambda: {"n_iter_": count_epochs(epochs)},
             **self._about,
         )
 
 
 def count_epochs(history: Any) -> int:
-    """Return how many epochs of a history were finished."""
+    """Return the number of finished epochs in a history."""
     return sum("train_batch_count" in epoch for epoch in history)

@@ -1,4 +1,4 @@
-"""What an estimator was before a call of `fit`, to be that again."""
+"""The state of an estimator before a call of `fit`, to restore it."""
 
 import copy
 from typing import Any
@@ -7,14 +7,14 @@ from torch.nn.parameter import is_lazy
 
 
 class Snapshot:
-    """The attributes of an estimator, and what a call changes in them in place.
+    """The attributes of an estimator, and copies of states that change in place.
 
     Parameters
     ----------
     net : BSDClassifier
     keep : bool
-        Whether the call goes on with the network, whose weights, optimizer and beliefs
-        then change in place. A new one leaves the old ones alone.
+        Whether the call continues to train the network. In this case, its weights,
+        optimizer and beliefs change in place. Otherwise, the call creates new objects.
     """
 
     def __init__(self, net: Any, *, keep: bool):
@@ -28,16 +28,16 @@ class Snapshot:
                 for name in ("module_", "optimizer_")
             }
             if hasattr(net, "posterior_"):
-                # The copy of beliefs in a file is a file, too.
+                # Beliefs in a file are copied to another file.
                 copied = copy.deepcopy(net.posterior_)
                 self._states["posterior_"] = copied.state_dict()
 
     def release(self) -> None:
-        """Free the copies, where there is no way back: beliefs may be large."""
+        """Free the copies, which may be large, if they are no longer needed."""
         self._states = {}
 
     def restore(self) -> None:
-        """Make the estimator what it was."""
+        """Restore the estimator's state."""
         attributes = vars(self._net)
         attributes.clear()
         attributes.update(self._attributes)

@@ -1,4 +1,4 @@
-"""Several trainings in one loop, stacked along a leading dimension."""
+"""Trains several networks in one loop, stacked along a leading dimension."""
 
 import time
 from collections.abc import Sequence
@@ -25,15 +25,16 @@ from .posterior import DirichletPosterior
 
 
 class _Step(NamedTuple):
-    """What some members do at once, neighbours whose batches are as large.
+    """A training step that adjacent members with equal batch sizes take together.
 
     Parameters
     ----------
     members : slice
     number : int
-        Of the batch in an epoch.
+        Number of the batch in the epoch.
     orders : list of (int, slice)
-        Groups of members with as many samples, and the batch's place in their order.
+        Groups of members with equal numbers of samples, each with the position of the
+        batch in the order of its samples.
     """
 
     members: slice
@@ -42,16 +43,17 @@ class _Step(NamedTuple):
 
 
 class Stack:
-    """Runs that are trained at once.
+    """Runs that are trained together.
 
     Parameters
     ----------
     members : sequence of (Fitting, Run)
-        Begun, of one kind, and alike.
+        Runs that have begun, with equal :func:`kind`, and for which
+        :func:`are_alike` holds.
     """
 
     def __init__(self, members: Sequence[tuple[Fitting, Run]]):
-        # Neighbours have batches of the same sizes.
+        # Sorted, so that members with equal batch sizes are adjacent.
         ordered = sorted(members, key=lambda member: len(_batches(member[1]).rows))
         self.runs = [run for _, run in ordered]
         self._after_epoch = [call for f, _ in ordered for call in f.after_epoch]
@@ -72,14 +74,14 @@ class Stack:
         self._n_batches = max(len(run.batches) for run in self.runs)
         self._counts = any(run.objective.counts_correct for run in self.runs)
         self._augments = any(run.augmentation is not None for run in self.runs)
-        # Images of bytes, and tables in files, are converted batch by batch.
+        # Images of type uint8 and memory-mapped tables are converted batch by batch.
         is_converted = self._x.dtype != run.dtype
         self._is_plain = not (self._augments or is_converted)
         self._device = run.net.device_
         self._diverged: set[int] = set()
 
     def _share_inputs(self) -> None:
-        """Put each different X once into one tensor, with what weighs its samples."""
+        """Concatenate the distinct arrays X into one tensor, and the sample weights."""
         batches = [_batches(run) for run in self.runs]
         different = list({id(b.x): b.x for b in batches}.values())
         first, places = 0, {}
@@ -89,14 +91,14 @@ class Stack:
         device = batches[0].x.device
         self._first = torch.tensor([[places[id(b.x)]] for b in batches], device=device)
         self._x = different[0] if len(different) == 1 else torch.cat(different)
-        for b in batches:  # so that there is one copy
+        for b in batches:  # frees the originals
             place = places[id(b.x)]
             b.x = self._x[place : place + len(b.x)]
         weights = [b.weight for b in batches if b.weight is not None]
         self._weight = torch.cat(weights) if weights else None
 
     def _by_size(self) -> list[slice]:
-        """Return the groups of members with as many samples to train on."""
+        """Return the groups of members with equal numbers of training samples."""
         sizes = [len(_batches(run).rows) for run in self.runs]
         edges = [i for i, n in enumerate(sizes) if i == 0 or n != sizes[i - 1]]
         ends = [*edges[1:], len(sizes)]
@@ -108,7 +110,7 @@ class Stack:
         ends = [np.cumsum(s).tolist() for s in sizes]
         steps: list[_Step] = []
         for number in range(max(map(len, sizes))):
-            last = None  # size of the batch of the group before
+            last = None  # batch size of the previous group
             for g, group in enumerate(self._groups):
                 size = sizes[g][number] if number < len(sizes[g]) else None
                 if size is None:
@@ -125,7 +127,7 @@ class Stack:
         return steps
 
     def obstacle(self) -> str | None:
-        """Return why the networks cannot be run at once, or None."""
+        """Return the reason why the networks cannot be stacked, or None."""
         n = min(4, *(len(_batches(run).rows) for run in self.runs))
         rows = torch.stack([_batches(run).rows[:n] for run in self.runs])
         x = self._prepared(slice(0, len(self.runs)), rows, augments=False)
@@ -133,12 +135,12 @@ class Stack:
         return self._network.obstacle(x)
 
     def train(self) -> set[int]:
-        """Run all epochs, and leave the runs as if each had run them itself.
+        """Run all epochs, and leave the runs as if each had been trained by itself.
 
         Returns
         -------
         set of int
-            Which of the runs, by their `id`, have diverged and are of no use.
+            The `id` of each run that has diverged. Its network is unusable.
         """
         with ExitStack() as contexts:
             for run in self.runs:
@@ -193,7 +195,7 @@ class Stack:
         self._end_epoch(losses, correct)
 
     def _load_rates(self) -> None:
-        """Set the rates of an epoch's steps, of which members may have fewer."""
+        """Set the learning rates of an epoch; members may differ in number of steps."""
         n = self._n_batches
         steps = np.array([run.step for run in self.runs])[:, np.newaxis]
         rates = np.zeros((len(self._optimizer), len(self.runs), n))
@@ -204,7 +206,7 @@ class Stack:
             group.load_rates(of_group, steps + np.arange(1, n + 1))
 
     def _draw(self) -> list[Tensor]:
-        """Draw the order of each member's samples, as it would itself."""
+        """Draw the order of each member's samples, as its own training would."""
         drawn = []
         for run in self.runs:
             with run.net._generators.borrowed(self._device):
@@ -212,7 +214,7 @@ class Stack:
         return [torch.stack(drawn[group]) for group in self._groups]
 
     def _take(self, step: _Step, rows: Tensor, losses: Tensor, correct: Tensor) -> None:
-        """Take a step of some members."""
+        """Take a training step of some members."""
         members = step.members
         network = self._network.part(members)
         x = self._prepared(members, rows, augments=self._augments)
@@ -240,7 +242,7 @@ class Stack:
             correct[:, members, step.number] = sums
 
     def _prepared(self, members: slice, rows: Tensor, *, augments: bool) -> Tensor:
-        """Gather the inputs of a step, and make of them what the networks take."""
+        """Gather the inputs of a step, and prepare them for the networks."""
         places = self._first[members] + rows
         x = self._x.index_select(0, places.flatten())
         shape = x.shape[1:]
@@ -257,7 +259,7 @@ class Stack:
         return torch.stack(prepared)
 
     def _end_epoch(self, losses: Tensor, correct: Tensor) -> None:
-        """Read what the epoch has come to, and tell the runs."""
+        """Read the losses and counts of the epoch, and pass them to the runs."""
         finite = self._network.are_finite()
         sums = correct.sum(dim=2).cpu().numpy()
         for i, (run, own) in enumerate(zip(self.runs, losses.tolist(), strict=True)):
@@ -273,35 +275,35 @@ class Stack:
 
 
 def _posterior(run: Run) -> DirichletPosterior:
-    assert isinstance(run.posterior, DirichletPosterior)  # as `obstacle_in` has seen
+    assert isinstance(run.posterior, DirichletPosterior)  # checked by `obstacle_in`
     return run.posterior
 
 
 def _rule(run: Run) -> UpdateRule | None:
-    assert isinstance(run.objective, SelfDistillation)  # as `obstacle_in` has seen
+    assert isinstance(run.objective, SelfDistillation)  # checked by `obstacle_in`
     return run.objective._rule
 
 
 def _batches(run: Run) -> ResidentBatches:
-    assert isinstance(run.batches, ResidentBatches)  # as `obstacle_in` has seen
+    assert isinstance(run.batches, ResidentBatches)  # checked by `obstacle_in`
     return run.batches
 
 
 @dataclass
 class Attempt:
-    """A training that is to be part of a stack, and what came of it.
+    """A training that may become part of a stack, and its outcome.
 
     Parameters
     ----------
     fitting : Fitting
     obstacle : str or None
-        Why it was not stacked, and has not taken place.
+        The reason why it was not stacked. In this case, it has not been trained.
     error : Exception or None
-        What it has failed with.
+        The error with which it failed.
     seconds : float
-        Its share of the time.
+        Its share of the training time.
     run : Run or None
-        Where it has begun.
+        The run, if it has begun.
     """
 
     fitting: Fitting
@@ -311,7 +313,7 @@ class Attempt:
     run: Run | None = None
 
     def begin(self) -> None:
-        """Do what comes before the first epoch."""
+        """Run everything that precedes the first epoch."""
         began = time.perf_counter()
         try:
             self.run = self.fitting.begin()
@@ -323,23 +325,23 @@ class Attempt:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has begun, and nothing speaks against a stack so far."""
+        """Whether the run has begun, and no obstacle to a stack has been found."""
         return self.run is not None and self.obstacle is None
 
 
 def train_stacked(
     attempts: Sequence[Attempt], *, max_members: int, asked_for: bool
 ) -> None:
-    """Train what can be trained together, in stacks.
+    """Train in stacks those attempts that can be stacked.
 
     Parameters
     ----------
     attempts : sequence of Attempt
-        Which tell what came of them.
+        Their outcomes are stored in them.
     max_members : int
-        Of a stack.
+        Largest number of members in a stack.
     asked_for : bool
-        Whether to stack also what is not faster so.
+        Whether to stack even if that is not expected to be faster.
     """
     shared: dict[Any, Tensor] = {}
     for attempt in attempts:
@@ -353,7 +355,7 @@ def train_stacked(
 
 
 def _share_data(attempt: Attempt, shared: dict[Any, Tensor]) -> None:
-    """Have trainings on the same data hold one copy of them."""
+    """Let trainings on equal data share one copy of it."""
     batches = _batches(_run(attempt))
     _, *of_data = attempt.fitting.net._fingerprint
     key = *of_data, batches.x.dtype, tuple(batches.x.shape)
@@ -361,7 +363,7 @@ def _share_data(attempt: Attempt, shared: dict[Any, Tensor]) -> None:
 
 
 def _groups(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
-    """Sort attempts by what can be stacked."""
+    """Group attempts that can be stacked with each other."""
     found: dict[tuple, list[list[Attempt]]] = {}
     for attempt in attempts:
         groups = found.setdefault(kind(_run(attempt)), [])
@@ -380,7 +382,7 @@ def _run(attempt: Attempt) -> Run:
 
 
 def _train_together(attempts: Sequence[Attempt]) -> str | None:
-    """Train a stack; return why that was not possible, or None."""
+    """Train a stack; return the reason why that was not possible, or None."""
     try:
         stack = Stack([(a.fitting, _run(a)) for a in attempts])
         obstacle = stack.obstacle()
@@ -388,7 +390,7 @@ def _train_together(attempts: Sequence[Attempt]) -> str | None:
             return obstacle
         diverged = stack.train()
     except Exception as error:
-        # Such as too little memory. Trained one by one, each fit tells its own error.
+        # For example, out of memory. Trained one by one, each fit raises its own error.
         reason = str(error).partition("\n")[0]
         return f"{type(error).__name__} in a stack of {len(attempts)} fits: {reason}"
     for attempt in attempts:
@@ -405,7 +407,7 @@ def _train(attempts: Sequence[Attempt], *, asked_for: bool) -> None:
     began = time.perf_counter()
     obstacle = None
     if len(attempts) == 1:
-        obstacle = "there is no other fit with such a network and as many steps"
+        obstacle = "no other fit has the same network and number of steps"
     elif not asked_for:
         obstacle = slowness(_run(attempts[0]), len(attempts))
     if obstacle is None:

@@ -1,4 +1,4 @@
-"""Which trainings can be trained together, and why others cannot."""
+"""Decides which trainings can be stacked, and gives reasons for those that cannot."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from .posterior import DirichletPosterior
 
 # Hooks of the estimator that a stack does not call.
 _NOT_CALLED = ("fit", "infer", "train_step", "train_step_single", "on_batch_begin")
-# What a parameter has to be.
+# Values that these parameters must have.
 _PLAIN = {
     "averaging": None,
     "checkpoint": None,
@@ -29,16 +29,16 @@ _PLAIN = {
     "verbose": 0,
     "warm_start": False,
 }
-# On a CPU, what a stack saves is the time between operations. Networks that convolve
-# are slower at once there, and so are few of them, and large ones or batches, which one
-# by one stay in a core's cache (benchmarks/stacked.py).
+# On a CPU, a stack saves only the overhead between operations. A stack is slower there
+# for convolutional networks, for few networks, and for large networks or batches, which
+# fit into a core's cache if they are trained one by one (benchmarks/stacked.py).
 _FEWEST_ON_CPU = 8
 _MOST_WEIGHTS_ON_CPU = 2**15
-_MOST_PRODUCTS_ON_CPU = 2**22  # of weights and samples of a batch
+_MOST_PRODUCTS_ON_CPU = 2**22  # number of weights times batch size
 
 
 def obstacle_of(net: Any) -> str | None:
-    """Return why an estimator has to be trained by itself, as far as parameters tell.
+    """Return the reason why an estimator's parameters rule out a stack, or None.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def obstacle_of(net: Any) -> str | None:
     if (net.callbacks and net.callbacks != "disable") or net.get_params_for(
         "callbacks"
     ):
-        return "there are callbacks"
+        return "the classifier has callbacks"
     if getattr(net, "_skl_callbacks", None):
         return "scikit-learn's callbacks are set on the classifier"
     for name in _NOT_CALLED:
@@ -70,25 +70,25 @@ def _is_skorchs(hook: Any) -> bool:
 
 
 def obstacle_in(run: Run) -> str | None:
-    """Return why a run that has begun has to be trained by itself, or None.
+    """Return the reason why a run that has begun cannot be stacked, or None.
 
     Parameters
     ----------
     run : Run
     """
     if not isinstance(run.batches, ResidentBatches):
-        return "the data come through a loader"
+        return "a DataLoader supplies the data"
     if not isinstance(run.batches.x, Tensor):
         return "X is sparse, or several inputs"
     if run.batches.transform is not None:
-        return "the augmentation goes by row"
+        return "the augmentation depends on row numbers"
     if type(run.posterior) is not DirichletPosterior:
-        return f"{type(run.posterior).__name__} holds the beliefs"
+        return f"the beliefs are stored in a {type(run.posterior).__name__}"
     if run.forward.dtype == torch.bfloat16:
-        # Autocast does not reach what is run for several at once.
+        # vmap does not apply autocast.
         return "the network runs in bfloat16 (pass precision='float32')"
     if type(run.objective) is not SelfDistillation:
-        return f"{type(run.objective).__name__} is an objective of its own"
+        return f"the objective is {type(run.objective).__name__}, not SelfDistillation"
     if not can_stack(run.optimizer) or is_hooked(run.optimizer) or run.optimizer.state:
         name = type(run.optimizer).__name__
         return f"the optimizer {name} is not torch's SGD, Adam or AdamW without hooks"
@@ -106,23 +106,24 @@ def obstacle_in(run: Run) -> str | None:
 
 
 def slowness(run: Run, n_members: int) -> str | None:
-    """Return why a stack would take longer than one network after the other, or None.
+    """Return the reason why a stack would be slower than separate runs, or None.
 
     Parameters
     ----------
     run : Run
-        One of the members, which are alike.
+        One of the members, which all have the same architecture.
     n_members : int
+        Number of members in the stack.
     """
     if run.net.device_.type != "cpu":
         return None
     weights = [p.numel() for p in run.module.parameters()]
     if any(p.ndim > 2 for p in run.module.parameters()):
-        return "networks that convolve are faster one by one on a CPU"
+        return "convolutional networks are faster one by one on a CPU"
     size = sum(weights)
     products = size * max(_sizes(run))
     if size > _MOST_WEIGHTS_ON_CPU or products > _MOST_PRODUCTS_ON_CPU:
-        return "networks or batches as large are faster one by one on a CPU"
+        return "networks or batches of this size are faster one by one on a CPU"
     if n_members < _FEWEST_ON_CPU:
         return "so few networks are faster one by one on a CPU"
     return None
@@ -134,7 +135,7 @@ def _sizes(run: Run) -> list[int]:
 
 
 def kind(run: Run) -> tuple:
-    """Return what two runs must have in common, and can be compared at once.
+    """Return a key that two runs must have in common to be stacked.
 
     Parameters
     ----------
@@ -159,7 +160,7 @@ def kind(run: Run) -> tuple:
 
 
 def are_alike(one: Run, other: Run) -> bool:
-    """Whether two runs of a kind have networks and optimizers of the same code.
+    """Whether two runs of equal kind have the same architecture and optimizer.
 
     Parameters
     ----------
@@ -179,7 +180,7 @@ def are_alike(one: Run, other: Run) -> bool:
 
 
 def same_code(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two networks do the same with their weights.
+    """Whether two networks perform the same operations on their weights.
 
     Parameters
     ----------
@@ -194,7 +195,7 @@ def same_code(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Return what a module knows, tensors by their form alone."""
+    """Return a module's attributes, with shapes and types in place of tensors."""
     own = {n: v for n, v in vars(module).items() if n not in ("_modules", "training")}
     for kept in ("_parameters", "_buffers"):
         own[kept] = {
@@ -205,7 +206,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Compare values of attributes; those that cannot be compared are not the same."""
+    """Compare values of attributes; values that cannot be compared count as unequal."""
     if one is other:
         return True
     if type(one) is not type(other):

@@ -1,4 +1,4 @@
-"""The beliefs of several trainings, updated at once."""
+"""The beliefs of several trainings, updated together."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from .posterior import DirichletPosterior
 
 
 class StackedRule(NamedTuple):
-    """The rules of several members, as numbers where these agree.
+    """The rules of several members; a field is a number if all members share it.
 
     Parameters
     ----------
@@ -32,13 +32,13 @@ class StackedRule(NamedTuple):
 
 
 class StackedBeliefs:
-    """The rows of several posteriors in one store, one after the other.
+    """The concatenated rows of several posteriors.
 
     Parameters
     ----------
     posteriors : sequence of DirichletPosterior
-        Of one type and as many classes, on one device. They get their rows back when
-        `leave` is called.
+        With equal types and numbers of classes, on one device. `leave` copies the rows
+        back to them.
     """
 
     def __init__(self, posteriors: Sequence[DirichletPosterior]):
@@ -52,12 +52,12 @@ class StackedBeliefs:
         self._rule = StackedRule(1.0, 1.0, 0.0, 1.0)
 
     def load_rules(self, rules: Sequence[UpdateRule | None]) -> None:
-        """Set what the next updates do.
+        """Set the rules of the next updates.
 
         Parameters
         ----------
         rules : sequence of UpdateRule or None
-            Of each member; None is the paper's.
+            Rule of each member; None means the paper's rule.
         """
         applied = [
             p._rule(rule) for p, rule in zip(self._posteriors, rules, strict=True)
@@ -78,25 +78,25 @@ class StackedBeliefs:
         )
 
     def places(self, members: slice, rows: Tensor) -> Tensor:
-        """Return where the rows of some members are among those of all.
+        """Return the positions of some members' rows in the concatenated rows.
 
         Parameters
         ----------
         members : slice
         rows : Tensor of int of shape (m, n)
-            Of each of these members.
+            Rows of each of these m members, in its own numbering.
         """
         return self._first[members] + rows
 
     def labels(self, places: Tensor) -> Tensor:
-        """Return the labels at some places, of their shape."""
+        """Return the labels at some positions, in the shape of `places`."""
         return self._labels[places]
 
     @torch.no_grad()
     def update(
         self, members: slice, logits: Tensor, rows: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Take in the predictions of some members; return losses and their gradient.
+        """Update the beliefs of some members; return losses and their gradient.
 
         Parameters
         ----------
@@ -104,16 +104,16 @@ class StackedBeliefs:
         logits : Tensor of shape (m, n, n_classes)
             Detached.
         rows : Tensor of int of shape (m, n)
-            Of each member's own X, without repetition.
+            Rows of each member's own X, without repetition.
         weight : Tensor of shape (m, n) or None
-            Of each sample in the loss.
+            Weight of each sample in the loss.
 
         Returns
         -------
         losses : Tensor of shape (m,)
             Mean cross-entropy of each member's new targets with its logits.
         gradient : Tensor of shape (m, n, n_classes)
-            Of each member's loss in its logits, in their type.
+            Gradient of each member's loss with respect to its logits, in their type.
         """
         wide = (torch.float32, torch.float64)
         if logits.is_cpu and logits.dtype in wide and self._alpha.dtype in wide:
@@ -130,7 +130,7 @@ class StackedBeliefs:
     def _update(
         self, members: slice, logits: Tensor, rows: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Do what `update` does on any device, in the functions of the mathematics."""
+        """Perform the update on any device, with the functions of `_formulas`."""
         places = self.places(members, rows).flatten()
         dtype = torch.promote_types(logits.dtype, torch.float32)
         log_proba = logits.log_softmax(dim=-1, dtype=dtype)
@@ -150,7 +150,7 @@ class StackedBeliefs:
         return losses.mean(dim=1), gradient
 
     def leave(self) -> None:
-        """Give the posteriors their rows back."""
+        """Copy the rows back to the posteriors."""
         sizes = [len(posterior) for posterior in self._posteriors]
         parts = zip(self._alpha.split(sizes), self._visits.split(sizes), strict=True)
         for state, (alpha, visits) in zip(self._states, parts, strict=True):

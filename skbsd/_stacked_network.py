@@ -1,4 +1,4 @@
-"""Networks of one architecture as one, along a leading dimension."""
+"""Networks of one architecture, stacked along a leading dimension."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -11,28 +11,28 @@ from torch.func import functional_call, vmap
 
 from ._forward import logits_in
 
-# How far logits may be from those of a network that is run by itself.
+# Tolerance for the difference between logits of a stack and of a single network.
 _TOLERANCE = 1e-4
 
 
 class StackedNetwork:
-    """Several networks that are run at once, by :func:`torch.func.vmap`.
+    """Several networks that :func:`torch.func.vmap` runs together.
 
-    Weights that are trained lie in a matrix for each group of the optimizer, with a row
-    for each network.
+    For each parameter group of the optimizer, the trainable weights form a matrix with
+    one row per network.
 
     Parameters
     ----------
     modules : sequence of nn.Module
-        Of one architecture. The first one's code is run. They get their weights back
-        when `leave` is called.
+        Networks of one architecture. Only the first one's code is run. `leave` copies
+        the weights back to them.
     groups : sequence of list of str
-        Names of the parameters that are trained, group by group.
+        Names of the trainable parameters, by parameter group.
 
     Attributes
     ----------
     weights : list of Tensor of shape (n_members, n_weights)
-        Of each group.
+        The weights of each group.
     """
 
     def __init__(self, modules: Sequence[nn.Module], groups: Sequence[Sequence[str]]):
@@ -54,7 +54,7 @@ class StackedNetwork:
         self._parts: dict[tuple[int, int], StackedPart] = {}
 
     def part(self, members: slice) -> "StackedPart":
-        """Return some members, neighbours, which share the memory of all."""
+        """Return adjacent members as views of the stack's memory."""
         key = members.start, members.stop
         if key not in self._parts:
             leaves = {
@@ -67,7 +67,7 @@ class StackedNetwork:
         return self._parts[key]
 
     def _views(self, flat: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return matrices like `weights` as parameters, by name."""
+        """Return views of matrices like `weights` as parameters, by name."""
         views = {}
         for names, matrix in zip(self._groups, flat, strict=True):
             sizes = [prod(self._shapes[name]) for name in names]
@@ -76,7 +76,7 @@ class StackedNetwork:
         return views
 
     def unflattened(self, group: int, flat: Tensor) -> list[Tensor]:
-        """Return a row for a group as its parameters, in their order."""
+        """Return the parameters of a group as views of one of its rows, in order."""
         names = self._groups[group]
         sizes = [prod(self._shapes[name]) for name in names]
         parts = flat.split(sizes)
@@ -87,7 +87,7 @@ class StackedNetwork:
 
     @torch.no_grad()
     def leave(self) -> None:
-        """Give the networks their weights and statistics back."""
+        """Copy weights and statistics back to the networks."""
         stacked = {**self._views(self.weights), **self._rest}
         for i, module in enumerate(self._modules):
             for name, own in _tensors(module).items():
@@ -95,19 +95,19 @@ class StackedNetwork:
 
     @torch.no_grad()
     def are_finite(self) -> list[bool]:
-        """Return of each member whether its weights are finite."""
+        """Return whether the weights of each member are finite."""
         sums = torch.stack([matrix.sum(dim=1) for matrix in self.weights]).sum(dim=0)
         return sums.isfinite().tolist()
 
     def obstacle(self, x: Tensor) -> str | None:
-        """Run all on a few samples; return why that cannot be done at once, or None.
+        """Run the stack on a few samples; return the reason if it fails, or None.
 
-        Nothing is changed: neither weights nor statistics nor torch's generators.
+        Weights, statistics and torch's generators stay unchanged.
 
         Parameters
         ----------
         x : Tensor of shape (n_members, n, ...)
-            Prepared.
+            Prepared inputs.
         """
         trial = StackedNetwork.part(self, slice(0, len(x)))
         trial = StackedPart(
@@ -121,8 +121,8 @@ class StackedNetwork:
             for name, values in {**trial.leaves, **trial.rest}.items()
         }
         devices = [x.device.index] if x.is_cuda else []
-        # Whatever fails, such as control flow that depends on values, is trained one by
-        # one, which tells the user what is wrong where something is.
+        # Networks that fail here, such as with control flow that depends on values, are
+        # trained one by one, which raises the error if the network itself is faulty.
         try:
             with torch.random.fork_rng(devices):
                 alone = functional_call(self.module, first, (x[0].clone(),))
@@ -131,13 +131,13 @@ class StackedNetwork:
                 trial.gradients()
         except Exception as error:
             reason = str(error).partition("\n")[0]
-            return f"the network cannot be run on several at once ({reason})"
+            return f"vmap cannot run the network ({reason})"
         expected, found = expected.detach(), logits[0].detach()
         if not expected.isfinite().all():
             return "the network returns logits that are not finite"
         tolerance = _TOLERANCE * (1 + float(expected.abs().max()))
         if not torch.allclose(found, expected, rtol=0, atol=tolerance):
-            return "the network returns other logits when several are run at once"
+            return "the network returns other logits under vmap"
         return None
 
 
@@ -147,13 +147,13 @@ class StackedPart:
     Parameters
     ----------
     module : nn.Module
-        Whose code is run.
+        Its code is run.
     leaves : dict of str to Tensor of shape (n_members, ...)
-        Parameters that are trained.
+        Trainable parameters.
     rest : dict of str to Tensor of shape (n_members, ...)
         Other parameters, and buffers, which the network may change in place.
     groups : sequence of list of str
-        Names of the leaves, group by group.
+        Names of the leaves, by parameter group.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class StackedPart:
         self._run = vmap(partial(_logits, module), randomness="error")
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of each member's own batch, and forget gradients.
+        """Return the logits of each member's own batch, and clear the gradients.
 
         Parameters
         ----------
@@ -192,8 +192,8 @@ class StackedPart:
     def _gradient(self, name: str) -> Tensor:
         gradient = self.leaves[name].grad
         if gradient is None:
-            # torch's optimizers leave such a parameter alone.
-            raise ValueError(f"{name} takes no part in the logits")
+            # torch's optimizers skip parameters without a gradient.
+            raise ValueError(f"the logits do not depend on {name}")
         return gradient
 
 
@@ -206,6 +206,6 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name."""
+    """Return the detached parameters and buffers by name."""
     named = [*module.named_parameters(), *module.named_buffers()]
     return {name: tensor.detach() for name, tensor in named}

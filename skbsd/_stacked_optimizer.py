@@ -1,7 +1,8 @@
-"""SGD, Adam and AdamW for several networks at once, each with its own rate and decay.
+"""SGD, Adam and AdamW for stacked networks, with a rate and decay for each network.
 
-torch's take one learning rate for all parameters of a group. These do the same
-arithmetic on a matrix with a row per network, so that a rate is a column.
+torch's optimizers use one learning rate for all parameters of a group. These perform
+the same arithmetic on a matrix with a row per network, so that the learning rates are
+a column.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-# What may differ from network to network; `initial_lr` is the highest of a schedule.
+# Options that may differ between networks; `initial_lr` is a schedule's peak rate.
 VARYING = ("lr", "initial_lr", "weight_decay")
 
 
@@ -22,8 +23,8 @@ class StackedGroup:
     Parameters
     ----------
     groups : sequence of dict
-        Of each network's optimizer: what torch has in `param_groups`. Alike, except for
-        rate and decay.
+        Entry of `param_groups` of each network's optimizer. They may differ in learning
+        rate and weight decay only.
     weights : Tensor of shape (n_members, n_weights)
         Changed in place.
     """
@@ -38,13 +39,13 @@ class StackedGroup:
         self._state: dict[str, Tensor] = {}
 
     def load_rates(self, rates: np.ndarray, steps: np.ndarray) -> None:
-        """Set the rates of the next steps.
+        """Set the learning rates of the next steps.
 
         Parameters
         ----------
         rates : ndarray of shape (n_members, n_steps)
         steps : ndarray of int of shape (n_members, n_steps)
-            How many steps each member has taken after the step, itself included.
+            Number of steps that each member has taken, including this one.
         """
         self._columns = {
             name: torch.as_tensor(
@@ -56,7 +57,7 @@ class StackedGroup:
         }
 
     def _numbers(self, rates: np.ndarray, steps: np.ndarray) -> dict[str, np.ndarray]:
-        """Return what the steps multiply with, by name."""
+        """Return the factors of each step and member, by name."""
         raise NotImplementedError
 
     def _column(self, name: str, step: int, members: slice) -> Tensor:
@@ -64,13 +65,13 @@ class StackedGroup:
 
     @torch.no_grad()
     def step(self, members: slice, step: int, gradient: Tensor) -> None:
-        """Take a step of some members.
+        """Update the weights of some members.
 
         Parameters
         ----------
         members : slice
         step : int
-            Counted from the first whose rates were loaded.
+            Number of the step, counted from the first one whose rates were loaded.
         gradient : Tensor of shape (m, n_weights)
             May be overwritten.
         """
@@ -82,7 +83,7 @@ class StackedGroup:
         raise NotImplementedError
 
     def state(self, member: int, n_steps: int) -> dict[str, Tensor]:
-        """Return a member's state by torch's names, flat as its weights are."""
+        """Return a member's optimizer state by torch's names, as flat tensors."""
         return {name: values[member] for name, values in self._state.items()}
 
 
@@ -93,7 +94,7 @@ class _StackedSGD(StackedGroup):
             self._state = {"momentum_buffer": torch.zeros_like(weights)}
 
     def _numbers(self, rates, steps):
-        # The first gradient enters the buffer whole.
+        # The first gradient enters the momentum buffer without dampening.
         share = np.where(steps == 1, 1.0, 1.0 - self._options["dampening"])
         return {"rate": rates, "decay": self._decay, "share": share}
 
@@ -125,7 +126,7 @@ class _StackedAdam(StackedGroup):
 
     @property
     def _is_decoupled(self) -> bool:
-        """Whether the decay is apart from the gradient, as in AdamW."""
+        """Whether the weight decay is decoupled from the gradient, as in AdamW."""
         return bool(self._options["decoupled_weight_decay"])
 
     def _numbers(self, rates, steps):
@@ -174,7 +175,7 @@ _STACKED: dict[type[Optimizer], type[StackedGroup]] = {
 
 
 def can_stack(optimizer: Optimizer) -> bool:
-    """Whether an optimizer is one of those that are here, as torch builds it."""
+    """Whether a stacked version of an optimizer exists for its options."""
     return type(optimizer) in _STACKED and not any(
         group["differentiable"] or isinstance(value, Tensor)
         for group in optimizer.param_groups
@@ -183,7 +184,7 @@ def can_stack(optimizer: Optimizer) -> bool:
 
 
 def same_options(one: Optimizer, other: Optimizer) -> bool:
-    """Whether two optimizers differ in what may vary alone."""
+    """Whether two optimizers differ at most in options that may vary."""
 
     def options(optimizer: Optimizer) -> list[dict[str, Any]]:
         left_out = {*VARYING, "params"}
@@ -198,14 +199,14 @@ def same_options(one: Optimizer, other: Optimizer) -> bool:
 def stacked_groups(
     optimizers: Sequence[Optimizer], weights: Sequence[Tensor]
 ) -> list[StackedGroup]:
-    """Return what takes the steps of several optimizers, group by group.
+    """Return the stacked versions of several optimizers' parameter groups.
 
     Parameters
     ----------
     optimizers : sequence of Optimizer
-        Alike, and without a state.
+        With the same options, and without state.
     weights : sequence of Tensor of shape (n_members, n_weights)
-        Of each group.
+        The weights of each group.
     """
     kind = _STACKED[type(optimizers[0])]
     of_each = zip(*(optimizer.param_groups for optimizer in optimizers), strict=True)

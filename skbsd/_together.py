@@ -1,4 +1,4 @@
-"""What a call of `fit` does where several processes train one network."""
+"""The parts of a call of `fit` that are specific to several processes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -18,14 +18,14 @@ from ._replica import Alone, Replica, synchronised_norms
 from ._run import DivergenceError
 from ._run_checkpoint import parameters_that_count
 
-# What is raised in all processes, if in one.
+# Exceptions that all processes raise if one of them does.
 AGREED = (DivergenceError, AgreedInterrupt)
 
 
 def check_same(
     net: Any, data: TrainingData, split: Split, device: torch.device, world: OneRank
 ) -> None:
-    """Raise where processes were given other data, or cannot work together.
+    """Raise an error if processes received different data or cannot train together.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ def check_same(
     """
     if device.type not in ("cpu", "cuda"):
         raise ValueError(
-            f"device={str(device)!r} is for one process; several train on 'cpu' or "
-            "'cuda'."
+            f"device={str(device)!r} supports a single process only; use 'cpu' or "
+            "'cuda' to train in several processes."
         )
     if net.sync_batch_norm and device.type != "cuda":
         raise ValueError(
@@ -53,7 +53,7 @@ def check_same(
             fingerprint(split.rows, data.codes[split.rows]),
             None if weight is None else fingerprint(weight, data.codes),
         ),
-        # The seed is the first one's.
+        # All processes use the seed of the first one.
         **{
             f"values of {name}": value
             for name, value in parameters_that_count(net).items()
@@ -67,23 +67,23 @@ def check_same(
                 raise ValueError(
                     f"process {rank} of {len(of_all)} (by rank) was given other {name} "
                     "than process 0. Pass the same X, y and parameters in all of them, "
-                    "as the samples are dealt out here; or devices=1, to train an "
-                    "estimator in each."
+                    "as fit divides the samples among the processes; or devices=1, to "
+                    "train a separate estimator in each."
                 )
 
 
 def train_together(
     net: Any, train: Callable[[], int | None], ranks: OneRank, world: OneRank
 ) -> int | None:
-    """Train in some processes, and give the others what that leaves.
+    """Train in some processes, and send the fitted state to the others.
 
     Parameters
     ----------
     net : BSDClassifier
     train : callable
-        Trains it; returns the number of an epoch that was interrupted, or None.
+        Trains the network; returns the number of an interrupted epoch, or None.
     ranks : OneRank
-        Those that train.
+        The processes that train.
     world : OneRank
         All processes.
     """
@@ -109,13 +109,13 @@ def train_together(
 def callbacks_here(
     net: Any, data: TrainingData, split: Split, ranks: OneRank
 ) -> Iterator[None]:
-    """Call callbacks in the first process, but for those that act on steps.
+    """Restrict callbacks to the first process, except those that act on steps.
 
     Parameters
     ----------
     net : BSDClassifier
     data : TrainingData
-        Of all processes.
+        The data of all processes.
     split : Split
     ranks : OneRank
     """
@@ -142,10 +142,10 @@ def callbacks_here(
 
 @contextmanager
 def _scores_of_all(net: Any) -> Iterator[None]:
-    """Have scores predict all validation data anew, where batches are dealt out.
+    """Make scorers predict all validation data instead of using cached predictions.
 
-    What skorch keeps of the batches is the first process's part. (Of a Dataset it keeps
-    the labels too, which it finds nowhere else.)
+    The predictions that skorch caches cover only the first process's samples. (For a
+    Dataset, skorch needs the cache, as it takes the labels from it too.)
     """
     changed = [
         callback
@@ -167,14 +167,14 @@ def _scores_of_all(net: Any) -> Iterator[None]:
 def replicated(
     net: Any, data: TrainingData, split: Split, device: torch.device, ranks: OneRank
 ) -> Iterator[Alone]:
-    """Have the processes train copies of the network, where there are several.
+    """Yield the replica of the network that this process trains.
 
     Parameters
     ----------
     net : BSDClassifier
-        With its network.
+        With an initialised network.
     data : TrainingData
-        Of all processes.
+        The data of all processes.
     split : Split
     device : torch.device
     ranks : OneRank

@@ -1,4 +1,4 @@
-"""The versions that wrote a model, and a warning where others read it."""
+"""Package versions in saved models, and a warning if they differ on loading."""
 
 import platform
 import warnings
@@ -12,19 +12,20 @@ from sklearn.exceptions import InconsistentVersionWarning
 
 from ._version import __version__
 
-# Where a difference may change what a model does. A saved file depends on the others
-# as little as weights do.
+# Packages whose versions may affect a model's behaviour. A saved file depends on the
+# other packages only as much as bare weights do.
 _COMPARED = ("skbsd", "scikit-learn")
 
 
 class SavedVersionWarning(InconsistentVersionWarning):
-    """scikit-learn's warning, that says which library it is about.
+    """scikit-learn's warning about versions, extended by the name of the library.
 
     Parameters
     ----------
     library : str
+        Name of the library.
     **versions : str
-        As of scikit-learn's warning; the versions are those of the library.
+        Parameters of scikit-learn's warning, with the versions of the library.
     """
 
     def __init__(self, *, library: str, **versions: str):
@@ -35,13 +36,13 @@ class SavedVersionWarning(InconsistentVersionWarning):
         return (
             f"this {self.estimator_name} was saved with {self.library} "
             f"{self.original_sklearn_version} and is loaded with "
-            f"{self.current_sklearn_version}. It may fail or predict something else; "
-            "compare its predictions, or train it anew."
+            f"{self.current_sklearn_version}. It may fail or return other predictions; "
+            "compare its predictions, or train it again."
         )
 
 
 def current() -> dict[str, str]:
-    """Return the versions of what an estimator depends on."""
+    """Return the versions of the packages that an estimator depends on."""
     return {
         "python": platform.python_version(),
         "skbsd": __version__,
@@ -53,16 +54,16 @@ def current() -> dict[str, str]:
 
 
 def compare(found: dict[str, Any], estimator: str, stacklevel: int) -> None:
-    """Warn where versions differ from those that are here.
+    """Warn if versions differ from the installed ones.
 
     Parameters
     ----------
     found : dict of str to str
-        As from :func:`current`; of what lacks, the version is not known.
+        From :func:`current`. The versions of missing packages are unknown.
     estimator : str
-        Name of its class.
+        Name of the estimator's class.
     stacklevel : int
-        Of the warning, as counted from here.
+        Stack level of the warning, relative to this function.
     """
     here = current()
     for library in _COMPARED:

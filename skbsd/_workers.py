@@ -1,7 +1,7 @@
-"""What a process that fits for others may use: a GPU of its own, and its threads.
+"""Selects the GPU and the number of threads for fits in worker processes.
 
-Searches run fits in processes of joblib, Dask or Ray. What the backend has assigned
-counts; this is about what backends leave open.
+Searches run fits in processes of joblib, Dask or Ray. Resources that the backend
+assigns are respected; this module decides only what the backend leaves open.
 """
 
 import multiprocessing
@@ -24,14 +24,14 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _STARTED_AS = os.getpid()
-# A GPU with less than this share of the most free memory is left to others.
+# A GPU is not chosen if its free memory is below this fraction of the largest one.
 _ENOUGH = 0.5
 
 
 def is_worker() -> bool:
-    """Whether this process works for another one: of loky, multiprocessing, Dask, Ray.
+    """Whether this process is a worker of loky, multiprocessing, Dask or Ray.
 
-    Packages that are not imported cannot have started it.
+    A package that is not imported cannot have started this process.
     """
     if multiprocessing.parent_process() is not None or _dask_worker() is not None:
         return True
@@ -42,7 +42,7 @@ def is_worker() -> bool:
 
 
 def _dask_worker() -> Any:
-    """Return the Dask worker that runs this, where one does."""
+    """Return the Dask worker that runs this code, or None."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
@@ -56,11 +56,12 @@ def _dask_worker() -> Any:
 
 
 def threads_given() -> int | None:
-    """Return how many threads a fit is to use; None is as many as torch does.
+    """Return the number of threads for a fit; None keeps torch's number.
 
-    joblib (loky) and Ray tell torch by `OMP_NUM_THREADS` as they start a worker. A Dask
-    worker has as many as it was given: fits in one process take turns. Where Dask
-    started it, it was told to use one, or what the user has configured.
+    joblib (loky) and Ray set `OMP_NUM_THREADS` when they start a worker, which torch
+    reads. A fit in a Dask worker uses all threads of the worker, as fits in one process
+    take turns. If a nanny of Dask started the worker, Dask has set `OMP_NUM_THREADS` to
+    1 or to the configured number.
     """
     worker = _dask_worker()
     if worker is None:
@@ -71,12 +72,12 @@ def threads_given() -> int | None:
 
 @contextmanager
 def threads(n: int | None) -> Iterator[None]:
-    """Have torch use so many threads within the context.
+    """Set torch's number of threads within the context.
 
     Parameters
     ----------
     n : int or None
-        None leaves the number as it is.
+        None leaves the number unchanged.
     """
     before = torch.get_num_threads()
     if n is None or n == before:
@@ -90,9 +91,9 @@ def threads(n: int | None) -> Iterator[None]:
 
 
 def one_thread_after_fork() -> AbstractContextManager[None]:
-    """Have torch use one thread, in a process that was forked from another one.
+    """Make torch use one thread if this process was forked from another one.
 
-    Where OpenMP ran in that one, this one would wait for its threads forever.
+    If OpenMP has run in the parent, the child would wait forever for its threads.
     """
     return nullcontext() if os.getpid() == _STARTED_AS else threads(1)
 
@@ -101,11 +102,11 @@ def one_thread_after_fork() -> AbstractContextManager[None]:
 
 
 def own_gpu() -> int:
-    """Return the number of the GPU that "auto" means in this process.
+    """Return the number of the GPU that "auto" selects in this process.
 
-    That is the current one, but in workers that see several GPUs, as the backend has
-    assigned none: these take one each, and keep it. The processes of a single fit
-    were told theirs.
+    This is torch's current GPU, except in workers that see several GPUs, because their
+    backend has assigned none. Each such worker chooses one GPU and keeps it. The
+    processes of a single data-parallel fit have been assigned theirs.
     """
     current = torch.cuda.current_device()
     n_gpus = torch.cuda.device_count()
@@ -120,7 +121,7 @@ def own_gpu() -> int:
 
 @cache
 def _claimed(pid: int, n_gpus: int) -> tuple[int, list[int]]:
-    """Choose a GPU once in a process; the open files hold its claim."""
+    """Choose a GPU once per process; return it and the open files that lock it."""
     names = [_uuid(gpu) for gpu in range(n_gpus)]
     held: list[int] = []
 
@@ -133,40 +134,42 @@ def _claimed(pid: int, n_gpus: int) -> tuple[int, list[int]]:
     free = free_memories(names)
     try:
         return choose_gpu(free, claim), held
-    except OSError:  # no locks here
+    except OSError:  # files cannot be locked
         candidates = _candidates(free)
         return candidates[pid % len(candidates)], held
 
 
 def choose_gpu(free: list[int], claim: Callable[[int, int], bool]) -> int:
-    """Return the GPU with the fewest workers, of those with enough free memory.
+    """Return the GPU with the fewest workers among those with enough free memory.
 
     Parameters
     ----------
     free : list of int
-        Free memory of each GPU.
+        Free memory of each GPU, in bytes.
     claim : callable
-        Called with a GPU and a number from 0 on; returns whether the GPU could be
-        claimed as its worker of this number.
+        Called with the number of a GPU and a worker slot, counted from 0. Returns
+        whether this process could claim the slot.
     """
     candidates = _candidates(free)
-    # Workers that start at the same moment see the same memory: claims tell them apart.
+    # Workers that start simultaneously see the same free memory, so they need claims.
     return next(gpu for slot in count() for gpu in candidates if claim(gpu, slot))
 
 
 def _candidates(free: list[int]) -> list[int]:
-    """Return the GPUs with enough free memory, the most first."""
+    """Return the GPUs with enough free memory, in descending order of it."""
     enough = [gpu for gpu, left in enumerate(free) if left >= _ENOUGH * max(free)]
     return sorted(enough, key=lambda gpu: -free[gpu])
 
 
 def _lock(name: str, slot: int) -> int | None:
-    """Lock a file until the process ends, however it does; None where another has it.
+    """Lock a file until the process ends; return None if another process has it.
+
+    The system releases the lock even if the process crashes.
 
     Raises
     ------
     OSError
-        Where files cannot be locked.
+        If files cannot be locked.
     """
     if fcntl is None:
         raise OSError("files cannot be locked on this system")
@@ -181,15 +184,15 @@ def _lock(name: str, slot: int) -> int | None:
 
 
 def _uuid(gpu: int) -> str:
-    """Return what names a GPU on this machine, whatever processes number it."""
+    """Return a GPU's identifier, which does not depend on the process's numbering."""
     return str(getattr(torch.cuda.get_device_properties(gpu), "uuid", gpu))
 
 
 def free_memories(names: list[str]) -> list[int]:
     """Return the free memory of GPUs, in bytes.
 
-    The driver's own tool is asked first: torch would take some hundred megabytes of
-    each GPU to find out, and keep them.
+    nvidia-smi is tried first, because torch would create a context on each GPU, which
+    occupies some hundred megabytes until the process ends.
 
     Parameters
     ----------
@@ -203,7 +206,7 @@ def free_memories(names: list[str]) -> list[int]:
 
 
 def _known_to_driver() -> dict[str, int]:
-    """Return the free memory of the GPUs that nvidia-smi lists, by UUID."""
+    """Return the free memory of the GPUs that nvidia-smi lists, in bytes, by UUID."""
     query = ["--query-gpu=uuid,memory.free", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(

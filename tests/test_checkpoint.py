@@ -390,7 +390,7 @@ class TestErrors:
         file = tmp_path / "file"
         file.write_text("")
         model = quick(checkpoint=file / "folder")
-        with pytest.raises(CheckpointError, match=r"not a folder that can be written"):
+        with pytest.raises(CheckpointError, match="not a writable folder"):
             model.fit(*iris)
         with pytest.raises(CheckpointError, match=r"is a file; expected a folder"):
             model.set_params(checkpoint=file).fit(*iris)
@@ -441,7 +441,7 @@ class TestErrors:
         header, tensors = _files.read(path)
         header["versions"]["torch"] = "1.0"
         _files.write_atomically(path, tensors, header)
-        with pytest.raises(CheckpointError, match=r"torch 1\.0.*here are"):
+        with pytest.raises(CheckpointError, match=r"torch 1\.0.*this is"):
             quick(checkpoint=tmp_path).fit(*iris)
 
     def test_another_calls_file(self, iris, tmp_path):
@@ -453,7 +453,9 @@ class TestErrors:
             quick(checkpoint=tmp_path / "a").fit(*iris)
         header, tensors = _files.read(other)
         _files.write_atomically(mine, tensors, header | {"kind": "model"})
-        with pytest.raises(CheckpointError, match="is no checkpoint; it holds a model"):
+        with pytest.raises(
+            CheckpointError, match="not a checkpoint; its kind is 'model'"
+        ):
             quick(checkpoint=tmp_path / "a").fit(*iris)
 
     def test_a_fitted_model_stays(self, iris, tmp_path):
@@ -485,7 +487,9 @@ class TestErrors:
 class TestNotCovered:
     def test_an_objective_that_remembers(self, iris, tmp_path):
         model = Forgetful(checkpoint=tmp_path)
-        with pytest.raises(UncoveredStateError, match=r"Average remembers mean.*None"):
+        with pytest.raises(
+            UncoveredStateError, match=r"Average has changed .* mean.*None"
+        ):
             model.fit(*iris)
         assert not hasattr(model, "module_")
 
@@ -524,7 +528,9 @@ class TestNotCovered:
             def make_objective(self):
                 return Counts()
 
-        with pytest.raises(UncoveredStateError, match="Counts remembers total"):
+        with pytest.raises(
+            UncoveredStateError, match="Counts has changed its attributes total"
+        ):
             Counting(checkpoint=tmp_path, max_epochs=2).fit(*iris)
 
     def test_a_callback_with_methods_for_it(self, iris, tmp_path, killed_after):

@@ -514,17 +514,17 @@ class Wrapper(ClassifierMixin, BaseEstimator):
     [
         (double(module=Dropout), "randomness"),
         (double(module=nn.Sequential(nn.Dropout(), nn.Linear(4, 3))), "Dropout"),
-        (double(module=DependsOnValues), "several at once"),
-        (double(module=Unused), "takes no part"),
+        (double(module=DependsOnValues), "vmap cannot run"),
+        (double(module=Unused), "do not depend on"),
         (double(callbacks=[EpochScoring("accuracy", name="x")]), "callbacks"),
         (double(precision="bfloat16"), "bfloat16"),
         (double(posterior_dtype="compact-2"), "CompactPosterior"),
         (double(posterior_folder=tempfile.gettempdir()), "posterior_folder="),
         (double(averaging="ema"), "averaging='ema'"),
         (double(optimizer=torch.optim.RMSprop), "RMSprop"),
-        (double(iterator_train__num_workers=0), "loader"),
+        (double(iterator_train__num_workers=0), "DataLoader"),
         (OwnStep(calibration=None, max_epochs=2), "train_step of its own"),
-        (OwnObjective(calibration=None, max_epochs=2), "an objective of its own"),
+        (OwnObjective(calibration=None, max_epochs=2), "not SelfDistillation"),
         (Wrapper(double()), "Wrapper is neither a BSDClassifier"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -572,7 +572,7 @@ def test_a_part_of_the_fits_is_stacked(iris):
 def test_auto_stacks_what_is_faster(iris, digits):
     X, y = digits[0][:60], digits[1][:60]
     search = StackedGridSearchCV(quick(module=Convolution), GRID, cv=2, refit=False)
-    with pytest.warns(RuntimeWarning, match="convolve are faster one by one"):
+    with pytest.warns(RuntimeWarning, match="convolutional networks are faster"):
         search.fit(X, y)
     search = StackedGridSearchCV(double(), {"lr": [0.01]}, cv=3, refit=False)
     with pytest.warns(RuntimeWarning, match="so few networks"):

@@ -223,7 +223,7 @@ def test_a_process_that_fails_is_named_by_the_others(outcomes):
         "callback"
     )
     for part in (first, second):
-        assert "start the script anew" in part["again"]
+        assert "restart the script" in part["again"]
 
 
 def test_one_process_continues_a_checkpoint_of_two(outcomes):

@@ -297,7 +297,7 @@ class TestInFiles:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(_disk.os, "posix_fallocate", full, raising=False)
-        with pytest.raises(OSError, match=r"beliefs take 400 bytes, .*no room in .*"):
+        with pytest.raises(OSError, match=r"beliefs take 400 bytes, .*do not fit"):
             _disk.allocate((10, 10), torch.float32, tmp_path)
         assert not list(tmp_path.iterdir())
 
@@ -307,7 +307,7 @@ class TestInFiles:
         file = tmp_path / "file"
         file.write_text("")
         for folder in (file, file / "below"):
-            message = rf"'{re.escape(str(folder))}' is not a folder that beliefs can be"
+            message = rf"'{re.escape(str(folder))}' is not a writable folder for"
             with pytest.raises(OSError, match=message):
                 quick(posterior_folder=folder).fit(*table)
 
