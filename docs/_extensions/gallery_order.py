@@ -1,4 +1,4 @@
-"""The order of the gallery: what most people come for first, new ones last."""
+"""The order of the gallery: the most popular subjects first."""
 
 from sphinx_gallery.sorting import ExplicitOrder
 
@@ -12,6 +12,11 @@ by_interest = ExplicitOrder(
         "search_prior_strength.py",
         "table_pipeline.py",
         "own_module.py",
+        "text.py",
+        "image_folders.py",
+        "pretrained_backbone.py",
+        "table_and_image.py",
+        "rare_class.py",
         "prediction_sets.py",
         "optuna_pruning.py",
         "mlflow_model.py",
