@@ -166,7 +166,7 @@ def test_the_same_in_another_process():
 
 
 def test_what_shows_nothing():
-    with pytest.raises(UnknownIdentityError, match="shows nothing"):
+    with pytest.raises(UnknownIdentityError, match="does not give access"):
         digest(object())
 
 

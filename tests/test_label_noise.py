@@ -134,9 +134,9 @@ class TestLabels:
     def test_kind(self):
         with pytest.raises(ValueError, match=r"kind must be .* got 'pair'"):
             flip_labels(Y, 0.1, "pair")
-        with pytest.raises(ValueError, match="look at 60"):
+        with pytest.raises(ValueError, match="correct 60"):
             flip_labels(Y, 0.1, {10: 60})
-        with pytest.raises(ValueError, match="look at 10"):
+        with pytest.raises(ValueError, match="correct 10"):
             flip_labels(Y, 0.1, {10: 10})
         with pytest.raises(ValueError, match="one class only"):
             flip_labels([1, 1], 0.5)

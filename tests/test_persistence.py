@@ -414,7 +414,7 @@ class TestErrors:
     def test_cut_short(self, iris, path):
         quick().fit(*iris).save(path)
         path.write_bytes(path.read_bytes()[:-10])
-        with pytest.raises(ValueError, match="cut short"):
+        with pytest.raises(ValueError, match="truncated"):
             BSDClassifier.load(path)
 
 
