@@ -488,7 +488,7 @@ class TestRefusals:
         assert not hasattr(model, "module_")
 
     def test_optimizers_with_a_closure(self, iris):
-        with pytest.raises(ValueError, match="SELC would update what it remembers"):
+        with pytest.raises(ValueError, match="SELC would update its state"):
             METHODS["SELC"](optimizer=torch.optim.LBFGS, **SETTINGS).fit(*iris)
 
     def test_networks_of_another_width(self, iris):

@@ -157,8 +157,8 @@ def test_tests_are_counted(figures):
     assert entries["tests", "failed"] == [3]
     assert entries["tests", "skipped"] == [1]
     assert entries["test_two[a b-1]", "FAILED"] == ["AssertionError: assert 1 == 2"]
-    assert entries["test_four", "ERROR"] == ["not told why"]
-    assert entries["test_hangs", "ERROR"] == ["not told why"]
+    assert entries["test_four", "ERROR"] == ["no reason given"]
+    assert entries["test_hangs", "ERROR"] == ["no reason given"]
 
 
 def test_tests_that_did_not_begin(figures):
