@@ -1,4 +1,4 @@
-"""The order of the gallery: what most people come for first, new ones last."""
+"""Order of the gallery: the most popular examples first, unlisted ones last."""
 
 from sphinx_gallery.sorting import ExplicitOrder
 

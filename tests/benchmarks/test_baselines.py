@@ -497,7 +497,7 @@ class TestRefusals:
 
     def test_cs_kd_from_a_loader(self, iris):
         data = Images(torch.tensor(iris[0], dtype=torch.float32), iris[1])
-        with pytest.raises(ValueError, match="an array that is on the device"):
+        with pytest.raises(ValueError, match="an array on the device"):
             METHODS["CS-KD"](Linear, **SETTINGS).fit(data)
         METHODS["DLB"](Linear, **SETTINGS).fit(data)
 
