@@ -1,4 +1,4 @@
-"""The check of the built site's links finds what is wrong, and nothing else."""
+"""The check of the site's links finds wrong links, and accepts right ones."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The rivals of the benchmarks do what their formulas say."""
+"""The rivals of the benchmarks follow their formulas."""
 
 import gc
 import inspect
@@ -67,7 +67,7 @@ def watched(name, data, **kwargs):
 
 
 def seeing():
-    """Return a network, and a list of what it sees and says in training."""
+    """Return a network, and a list of its training inputs and outputs."""
     calls = []
 
     class Seeing(Linear):

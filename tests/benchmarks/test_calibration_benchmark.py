@@ -1,4 +1,4 @@
-"""Tasks of the benchmark of calibration, a tiny run of it, and its report."""
+"""The calibration benchmark: its tasks, a small run, and its report."""
 
 from dataclasses import replace
 

@@ -273,7 +273,7 @@ def test_two_methods_from_end_to_end(tmp_path, monkeypatch, capsys):
 
 
 def rows_by_hand():
-    """Two clean cells, of which CE overfits one, and two noisy ones likewise."""
+    """Yield rows of two cells with correct labels, one overfitted, and two with wrong."""
 
     def row(name, method, seed, noise=0.0, **given):
         about = {"cell": name, "method": method, "seed": seed, "noise": noise}
@@ -296,7 +296,7 @@ def rows_by_hand():
             yield row(name, "BSD", seed, 0.4, accuracy=0.5 + gain, **bsd)
     yield row("over", "ELR", 0, accuracy=0.75, nll=0.7)
     yield row("over", "mixup", 0, accuracy=0.6, nll=0.5)
-    # Without the reference a cell does not count.
+    # Cells without the reference are ignored.
     yield row("alone", "BSD", 0, accuracy=0.9)
 
 

@@ -1,4 +1,4 @@
-"""Fingerprints: the same for the same numbers, and others for others."""
+"""Fingerprints are equal if and only if the results are."""
 
 import json
 

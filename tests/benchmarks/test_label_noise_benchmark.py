@@ -1,4 +1,4 @@
-"""The benchmark of wrong labels, on a task of seconds."""
+"""The benchmark of wrong labels, on a small task."""
 
 import label_noise as benchmark
 import numpy as np
