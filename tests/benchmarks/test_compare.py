@@ -273,7 +273,7 @@ def test_two_methods_from_end_to_end(tmp_path, monkeypatch, capsys):
 
 
 def rows_by_hand():
-    """Yield rows of two cells with correct labels, one overfitted, and two with wrong."""
+    """Yield rows of two cells with correct labels, one overfitted, and two others."""
 
     def row(name, method, seed, noise=0.0, **given):
         about = {"cell": name, "method": method, "seed": seed, "noise": noise}
