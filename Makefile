@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# On a new machine, `make demo` runs the demo and `make test` all tests; both install.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ test: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# On a machine with a CUDA device; the tests above do without, there too.
+# Needs a CUDA device; `make test` does not use one.
 test-gpu: $(VENV)/.test
 	$(BIN)/python -m pytest -m gpu
 
@@ -30,12 +30,12 @@ clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
 	rm -rf docs/_build docs/api/backreferences docs/api/generated docs/gallery
 
-# A stamp per extra: installs again only when pyproject.toml changes.
+# One stamp file per extra, so that it is installed again only after pyproject.toml changed.
 $(VENV)/.%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	@touch $@
 
-# Debian's Python has venv without ensurepip; pip can then install itself.
+# Debian's Python has venv without ensurepip; pip is then installed by another pip.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "skbsd needs Python 3.11 or newer, found " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV) || { \

@@ -1,7 +1,7 @@
 """Tables and summary of `calibration.py`, from its CSV.
 
-A task's value is the mean over seeds. Differences and ratios are of these means, over
-the seeds that both methods have.
+The value of a task is the mean over seeds. Differences and ratios are computed from
+these means, over the seeds that both methods have.
 """
 
 import math
@@ -13,13 +13,15 @@ from _common import ratios, read_rows, spread
 from _report import Line
 
 OURS, NONE = "BSD", "BSD none"
-TOLD = "BSD inherent"  # that labels are random by nature
+TOLD = "BSD inherent"  # label_noise="inherent": labels are inherently noisy
 RIVALS = ("CE", "CE + cross-fit")
 NETWORKS = ("MLPClassifier", "CE best lr")
 TABLE_RIVALS = ("LogisticRegression", "HistGradientBoosting")
 NOISE_SETTINGS = ("noisy", "BSD noisy")
-RARE = 0.25  # of the share that each class has where all have the same
-NEAR = 0.05  # an estimated noise rate is right within this
+RARE = 0.25  # a class is rare if its share is below this fraction of 1 / n_classes
+NEAR = 0.05  # largest error of an estimated noise rate that counts as right
+# Values of the column "labels", in words.
+LABELS = {"clean": "correct", "inherent": "inherently noisy", "wrong": "wrong"}
 _TEXT = {"panel", "task", "method", "labels", "prior"}
 _WHOLE = {"seed", "n_train", "n_test", "n_classes"}
 SHARE = ".2f"
@@ -27,7 +29,7 @@ POINTS, RATIO = "+.2f", ".3f"
 
 
 def read(file: Path | None) -> list[dict]:
-    """Return the rows of the results, numbers as such."""
+    """Return the rows of the results, with numbers converted."""
     return read_rows(file, text=_TEXT, whole=_WHOLE)
 
 
@@ -56,7 +58,7 @@ class Figures:
         ----------
         *methods : str
         labels : {"clean", "inherent", "wrong"}, default=None
-            Those of the tasks, None for any.
+            Kind of the tasks' labels, None for any.
         """
         return [
             task
@@ -86,7 +88,7 @@ class Figures:
         }
 
     def log_loss_ratios(self, *others: str, labels: str = "clean") -> dict[str, float]:
-        """Return log loss over that of the best of the others, by task."""
+        """Return the ratio of the log loss to that of the best other, by task."""
         return {
             task: self.mean(task, OURS, "log_loss", *others)
             / min(self.mean(task, other, "log_loss", OURS, *others) for other in others)
@@ -140,7 +142,7 @@ def _ece_line(data: Figures, method: str, *, labels: str) -> Line:
 
 
 def right_lines(data: Figures, labels: str) -> Iterator[Line]:
-    """Yield the summary of the tasks with labels as those that they are tested on.
+    """Yield the summary of tasks whose training and test labels are of one kind.
 
     Parameters
     ----------
@@ -166,7 +168,7 @@ def right_lines(data: Figures, labels: str) -> Iterator[Line]:
 
 
 def table_lines(data: Figures) -> Iterator[Line]:
-    """Yield the summary of tables beside scikit-learn's classifiers."""
+    """Yield the summary of tables, compared with scikit-learn's classifiers."""
     yield from _log_loss_lines(data, *NETWORKS)
     for other in TABLE_RIVALS:
         yield from _log_loss_lines(data, other)
@@ -175,7 +177,7 @@ def table_lines(data: Figures) -> Iterator[Line]:
 
 
 def _above_best(data: Figures, name: str, others: tuple[str, ...]) -> dict[str, float]:
-    """Return points above the best of others on wrong labels, by task."""
+    """Return the difference to the best of others on wrong labels, by task."""
     by_task = {}
     for task in data.tasks(OURS, *others, labels="wrong"):
         best = max(data.mean(task, other, name, OURS, *others) for other in others)
@@ -196,7 +198,7 @@ def wrong_lines(data: Figures) -> Iterator[Line]:
 
 
 def rare_table(data: Figures) -> list[str]:
-    """Return how much of a rare class is predicted, where there is one."""
+    """Return predicted probability over base rate of rare classes, by task."""
     methods = (OURS, *RIVALS)
     lines = [f"| task | share % | {' | '.join(methods)} |", "|---" * 5 + "|"]
     for task in data.tasks(OURS, labels="clean"):
@@ -215,9 +217,9 @@ def rare_table(data: Figures) -> list[str]:
 
 
 def noise_rate_table(data: Figures) -> list[str]:
-    """Return how often the estimated noise rate is off, by what the labels are."""
+    """Return errors of the estimated noise rate by kind of labels."""
     lines = [
-        f"| labels | runs | off by more than {NEAR:.0%} | mean error | worst | where |",
+        f"| labels | runs | errors above {NEAR:.0%} | mean error | worst | task |",
         "|---" * 6 + "|",
     ]
     for labels in ("clean", "inherent", "wrong"):
@@ -232,7 +234,7 @@ def noise_rate_table(data: Figures) -> list[str]:
         sizes = [abs(error) for error in errors]
         worst = max(range(len(rows)), key=sizes.__getitem__)
         lines.append(
-            f"| {labels} | {len(rows)} | {sum(size > NEAR for size in sizes)} "
+            f"| {LABELS[labels]} | {len(rows)} | {sum(size > NEAR for size in sizes)} "
             f"| {statistics.fmean(sizes):.3f} | {errors[worst]:+.3f} "
             f"| {rows[worst]['task']} |"
         )
@@ -240,7 +242,7 @@ def noise_rate_table(data: Figures) -> list[str]:
 
 
 def time_line(data: Figures) -> str:
-    """Return the time of a fit beside that of one plain training."""
+    """Return the time of a fit relative to that of a plain training."""
     times: dict[str, list[float]] = {OURS: [], NONE: []}
     for task in data.tasks(OURS, NONE):
         ours, none = (data.runs[task][name] for name in (OURS, NONE))
@@ -249,16 +251,16 @@ def time_line(data: Figures) -> str:
             times[NONE].append(none[seed]["cpu_seconds"])
     found = ratios(times, OURS, NONE)
     if not found:
-        return "no run of both yet"
+        return "no seed with runs of both yet"
     median, low, high = spread(found, 2).split()
     return (
-        f"CPU seconds of {OURS} over those of {NONE}: {median} in the median of "
-        f"{len(found)} runs, {low} to {high}."
+        f"CPU seconds of {OURS} over those of {NONE}: median of {len(found)} runs "
+        f"{median}, range {low} to {high}."
     )
 
 
 def task_table(data: Figures, name: str, form: str, scale: int, *, labels: str):
-    """Return a figure of all tasks and methods.
+    """Return a table of a metric by task and method.
 
     Parameters
     ----------
@@ -268,9 +270,9 @@ def task_table(data: Figures, name: str, form: str, scale: int, *, labels: str):
     form : str
         Format of a number.
     scale : int
-        What it is multiplied with.
+        Factor of all values.
     labels : {"clean", "inherent", "wrong"}
-        Those of the tasks.
+        Kind of the tasks' labels.
 
     Returns
     -------
@@ -292,7 +294,7 @@ def task_table(data: Figures, name: str, form: str, scale: int, *, labels: str):
 
 
 def _summary(lines: Iterable[Line]) -> list[str]:
-    return ["| | value | tasks | where |", "|---" * 4 + "|", *map(str, lines), ""]
+    return ["| | value | tasks | task |", "|---" * 4 + "|", *map(str, lines), ""]
 
 
 def markdown(rows: list[dict], panel: str) -> str:
@@ -303,7 +305,7 @@ def markdown(rows: list[dict], panel: str) -> str:
     rows : list of dict
         As `read` returns them.
     panel : str
-        Its name.
+        Name of the panel.
 
     Returns
     -------
@@ -313,12 +315,13 @@ def markdown(rows: list[dict], panel: str) -> str:
         return "no results yet"
     data = Figures(rows)
     lines = [f"# Calibration: panel {panel}", ""]
-    lines += [f"{OURS} is the default. Figures of a task are means over seeds.", ""]
-    lines += ["## Clean labels", "", *_summary(right_lines(data, "clean"))]
+    lines += [f"{OURS} is the default. Values of a task are means over seeds.", ""]
+    lines += ["## Correct labels", "", *_summary(right_lines(data, "clean"))]
     inherent = right_lines(data, "inherent")
-    lines += ["## Labels that are random by nature", "", *_summary(inherent)]
-    lines += ["## Clean tables, beside scikit-learn", "", *_summary(table_lines(data))]
-    lines += ["## Rare classes: predicted share over base rate", ""]
+    lines += ["## Inherently noisy labels", "", *_summary(inherent)]
+    lines += ["## Tables with correct labels, compared with scikit-learn", ""]
+    lines += _summary(table_lines(data))
+    lines += ["## Rare classes: mean predicted probability over base rate", ""]
     lines += [*rare_table(data), ""]
     lines += ["## Wrong labels", "", *_summary(wrong_lines(data))]
     lines += [f"## Noise rate estimated by {OURS}", "", *noise_rate_table(data), ""]
@@ -332,5 +335,5 @@ def markdown(rows: list[dict], panel: str) -> str:
         for title, (name, form, scale) in metrics.items():
             table = task_table(data, name, form, scale, labels=labels)
             if table[2:]:
-                lines += [f"## {title}, {labels} labels", "", *table, ""]
+                lines += [f"## {title}, {LABELS[labels]} labels", "", *table, ""]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: CIFAR-10, machine, rounds, results as they come."""
+"""Functions that the benchmarks share: CIFAR-10, clocks, rounds and result files."""
 
 import csv
 import io
@@ -25,13 +25,13 @@ def add_data_arguments(parser) -> None:
         "--data",
         type=Path,
         default=Path("data"),
-        help="folder of torchvision's CIFAR-10, which is downloaded where missing",
+        help="folder of torchvision's CIFAR-10, which is downloaded if missing",
     )
     parser.add_argument(
         "--npz",
         type=Path,
         help="folder of train.npz and test.npz instead, with the arrays `jpeg` "
-        "(bytes), `offset` (where each file begins, and the end) and `label`",
+        "(bytes), `offset` (start of each file, and the end) and `label`",
     )
 
 
@@ -44,7 +44,8 @@ def load_cifar10(
 ):
     """Return uint8 images (n, 3, 32, 32) and labels.
 
-    They are the first `limit`, or those whose rows `choose` returns for all labels.
+    They are the first `limit` images, or those at the rows that `choose` returns from
+    the array of all labels.
     """
     if args.npz is None:
         from torchvision.datasets import CIFAR10
@@ -67,7 +68,7 @@ def load_cifar10(
 
 
 def machine() -> str:
-    """Describe what the figures were measured on."""
+    """Describe the machine and the versions, for the output."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -83,20 +84,20 @@ def machine() -> str:
 def stop_at_interrupt() -> None:
     """Let Ctrl-C end the program.
 
-    As KeyboardInterrupt it would end a fit, whose time would then count as a whole
-    one's: skorch and BSDClassifier return the model so far.
+    A KeyboardInterrupt would only end the current fit, as skorch and BSDClassifier
+    return the model so far, and its time would be recorded as that of a full fit.
     """
     signal.signal(signal.SIGINT, lambda *_: sys.exit("interrupted"))
 
 
 def synchronize(device: str) -> None:
-    """Wait for what the device was told to do."""
+    """Wait until the device has finished its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
 
 
 def clocked(call: Callable[[], object], repeats: int, device: str) -> float:
-    """Return the seconds of so many calls, by the device's clock where it has one."""
+    """Return the seconds of `repeats` calls, by CUDA events on a GPU."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -115,7 +116,7 @@ def clocked(call: Callable[[], object], repeats: int, device: str) -> float:
 def rounds(n: int, names: Iterable[str]) -> Iterator[tuple[int, str]]:
     """Yield each name once per round, in an order that changes with the round.
 
-    A machine that is slower for a while is so for all of them.
+    A machine that is slower for a while then affects all of them alike.
     """
     for i in range(n):
         order = list(names)
@@ -125,28 +126,28 @@ def rounds(n: int, names: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def ratios(times: dict[str, list[float]], above: str, below: str) -> list[float]:
-    """Ratios within each round; an interrupted round may lack one of the two."""
+    """Return ratios within each round; an interrupted round may lack a value."""
     pairs = zip(times.get(above, ()), times.get(below, ()), strict=False)
     return [a / b for a, b in pairs]
 
 
 def spread(values: list[float], digits: int = 3) -> str:
-    """Format median, least and largest."""
+    """Format median, minimum and maximum."""
     low, mid, high = min(values), statistics.median(values), max(values)
     return f"{mid:9.{digits}f} {low:9.{digits}f} {high:9.{digits}f}"
 
 
 class Results:
-    """CSV to which each row is appended as it comes: an interrupt loses none.
+    """CSV to which each row is appended at once, so that an interrupt loses none.
 
-    A line that was torn off, by a crash in the middle of it, is taken away first.
+    An incomplete last line, left by a crash, is removed first.
 
     Parameters
     ----------
     file : Path or None
-        None writes nothing.
+        With None, nothing is written.
     columns : sequence of str
-        The header, written where the file is new.
+        The header, written if the file is new.
 
     Raises
     ------
@@ -176,14 +177,14 @@ class Results:
 def read_rows(
     file: Path | None, *, text: Collection[str], whole: Collection[str]
 ) -> list[dict]:
-    """Return the rows of a file of `Results`, numbers as such.
+    """Return the rows of a file of `Results`, with numbers converted.
 
     Parameters
     ----------
     file : Path or None
-        None and one that is missing have no rows.
+        With None or a missing file, the result is empty.
     text, whole : collection of str
-        Columns that are no numbers, and those of whole ones.
+        Columns of text, and columns of integers; the others are floats.
     """
 
     def value(name: str, entry: str):
@@ -206,7 +207,7 @@ def matching(items: Iterable[Any], globs: Iterable[str], kind: str) -> list[Any]
     Parameters
     ----------
     items : iterable
-        With a `name` each.
+        Objects with an attribute `name`.
     globs : iterable of str
         Names, or patterns such as "digits-*".
     kind : str
@@ -215,7 +216,7 @@ def matching(items: Iterable[Any], globs: Iterable[str], kind: str) -> list[Any]
     Raises
     ------
     ValueError
-        If none does.
+        If no name matches.
     """
     items, globs = [*items], [*globs]
     chosen = [x for x in items if any(fnmatchcase(x.name, glob) for glob in globs)]
@@ -226,13 +227,13 @@ def matching(items: Iterable[Any], globs: Iterable[str], kind: str) -> list[Any]
 
 
 def print_failures(errors: dict) -> None:
-    """Print the tracebacks of runs that failed, by what tells a run."""
+    """Print the tracebacks of failed runs, by the key of the run."""
     for key, error in errors.items():
         print(f"\nfailed: {key}\n{error}")
 
 
 def repair(file: Path) -> None:
-    """Cut off a last line without its end."""
+    """Remove an incomplete last line."""
     if file.exists():
         content = file.read_bytes()
         whole = content.rfind(b"\n") + 1

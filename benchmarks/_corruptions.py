@@ -1,21 +1,22 @@
-"""Images as they may come: corrupted, moved frame by frame, or of another kind.
+"""Images that differ from the training data: corrupted, moved, or of other kinds.
 
 The 15 corruptions are defined as in the authors' `make_cifar_c.py`, with its parameters
 for images of 32 x 32 pixels, and the sequences as in their `make_cifar_p.py` (D.
 Hendrycks, T. Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions
 and Perturbations", ICLR 2019, arXiv:1903.12261; github.com/hendrycks/robustness). They
-are written anew, for a whole batch at a time where that is possible:
+are implemented here for whole batches where possible:
 
 - The motion of `motion_blur` and `snow` is that of ImageMagick's MotionBlurImage: half
-  a Gaussian, along pixels that lie nearest to the line.
-- `glass_blur` is what the authors' code does, and not what it is meant to do: where it
-  swaps two pixels, NumPy copies one over the other.
-- `frost_stand_in` takes the place of `frost`, which blends in photographs.
-- Values are rounded to whole pixels once, at the end; theirs are cut off, some of them
-  in between as well. That is a difference of one level of 255.
+  a Gaussian, along the pixels nearest to the line.
+- `glass_blur` reproduces the authors' code rather than its intention: instead of
+  swapping two pixels, NumPy copies one over the other.
+- `frost_stand_in` replaces `frost`, which blends in photographs.
+- Values are rounded to whole levels once, at the end. The authors' code truncates them,
+  some of them in between as well; the difference is one level of 255.
 
-Images are uint8 (n, 3, 32, 32). Within this file they are float32 in [0, 1], and each
-corruption takes them, a generator (which some do without) and its parameters.
+Images are uint8 (n, 3, 32, 32). Within this file they are float32 in [0, 1]. The
+arguments of each corruption are the images, a generator (unused by some) and its
+parameters.
 """
 
 import io
@@ -29,8 +30,8 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 GRAY = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]
-# Mean colour and standard deviation within a crop, of the photographs that the authors'
-# code draws from, at a fifth of their size as it takes them. Two are the same.
+# Mean colour and standard deviation within a crop of the photographs that the authors'
+# code draws from, at a fifth of their size as in that code. Two are equal.
 FROSTS = (
     ((76, 148, 165), 14),
     ((198, 202, 211), 18),
@@ -57,13 +58,13 @@ def shot_noise(x, rng, photons):
 
 
 def impulse_noise(x, rng, share):
-    """Make values, not whole pixels, black or white with equal probability."""
+    """Set single values, not whole pixels, to 0 or 1 with equal probability."""
     draw = rng.random(x.shape, np.float32)
     return np.where(draw < share, (draw < share / 2).astype(np.float32), x)
 
 
 def disk(radius: float, blur: float) -> np.ndarray:
-    """Return a disk's weights after a Gaussian on 3 x 3 pixels."""
+    """Return the weights of a disk, blurred by a Gaussian on 3 x 3 pixels."""
     reach = np.arange(-3, 4)
     weights = (reach[:, None] ** 2 + reach**2 <= radius**2).astype(np.float64)
     gaussian = np.exp(-(np.arange(-1, 2) ** 2) / (2 * blur**2))
@@ -77,7 +78,7 @@ def defocus_blur(x, rng, radius, blur):
 
 
 def glass_blur(x, rng, sigma, times):
-    """Blur, give most pixels the value of one above or left of them, blur again."""
+    """Blur, replace most pixels by a neighbour above or to the left, blur again."""
     around = (0, 0, sigma, sigma)
     x = gaussian_filter(x, around, mode="nearest")
     n, channels, height, width = x.shape
@@ -122,9 +123,9 @@ def motion_blur(x, rng, radius, sigma):
 
 
 def zoom_matrix(size: int, factor: float) -> np.ndarray:
-    """Return what magnifies the middle of `size` values, by linear interpolation.
+    """Return the matrix A that magnifies the middle of a column of `size` values.
 
-    It acts on a column; an image is magnified by ``A @ x @ A.T``.
+    It interpolates linearly; an image is magnified by ``A @ x @ A.T``.
     """
     kept = int(np.ceil(size / factor))
     first = (size - kept) // 2
@@ -144,7 +145,7 @@ def zoom_blur(x, rng, stop):
 
 
 def snow(x, rng, mean, scale, factor, threshold, radius, sigma, share):
-    """Add flakes that fall, once as they are and once turned by half a turn."""
+    """Add falling flakes, once unchanged and once rotated by 180 degrees."""
     n, _, height, width = x.shape
     flakes = mean + scale * rng.standard_normal((n, height, width), np.float32)
     a = zoom_matrix(height, factor)
@@ -157,10 +158,10 @@ def snow(x, rng, mean, scale, factor, threshold, radius, sigma, share):
 
 
 def frost_layer(n: int, size: int, rng) -> np.ndarray:
-    """Return (n, 3, size, size): grains, and patches of them, in bluish white.
+    """Return textures (n, 3, size, size): grains and patches of grains, bluish white.
 
     Mean colour, contrast and the correlation of neighbours (0.4, and 0.25 over two to
-    four pixels) are about those of the photographs; there are no crystals.
+    four pixels) are close to those of the photographs, but crystals are missing.
     """
     parts = 0.0
     for share, sigma in ((0.7, 0.4), (0.3, 4.0)):
@@ -180,11 +181,11 @@ def frost_stand_in(x, rng, share, strength):
 
 
 def plasma(n: int, size: int, decay: float, rng) -> np.ndarray:
-    """Return (n, size, size) in [0, 1]: fractal clouds, by diamonds and squares.
+    """Return fractal clouds (n, size, size) in [0, 1], by the diamond-square algorithm.
 
-    Each step halves the distance of the points, of which a new one is the mean of four
-    around it and a uniform number; the edges meet. The amplitude of that number falls
-    by `decay` squared: the authors multiply by it twice.
+    Each step halves the distance of the points. A new point is the mean of the four
+    around it plus a uniform random number; the edges are periodic. The amplitude of
+    that number is divided by `decay` squared, as the authors apply `decay` twice.
     """
     grid = np.zeros((n, size, size))
     step, amplitude = size, 100.0**2
@@ -215,7 +216,7 @@ def fog(x, rng, strength, decay):
 
 
 def brightness(x, rng, more):
-    """Add to the value of hue, saturation and value, which scales all channels."""
+    """Add to the value in the HSV colour space, which scales all channels."""
     value = x.max(axis=1, keepdims=True)
     brighter = np.minimum(value + more, 1)
     scale = brighter / np.where(value > 0, value, 1)
@@ -230,8 +231,8 @@ def contrast(x, rng, share):
 def sample(x, columns, rows, *, mirror: bool) -> np.ndarray:
     """Interpolate images linearly at points (n, height, width).
 
-    Beyond the border they are reflected, with `mirror` about the outermost pixels'
-    centres, else about their edges.
+    Beyond the border they are reflected: about the centres of the outermost pixels if
+    `mirror`, else about their edges.
     """
     height, width = x.shape[-2:]
     points = [
@@ -247,7 +248,7 @@ def sample(x, columns, rows, *, mirror: bool) -> np.ndarray:
 def affine_points(n: int, size: int, shift: float, rng):
     """Return the columns and rows that a random affine map takes to each pixel.
 
-    It moves three points, half of the image apart or more, by up to `shift` pixels.
+    The map moves three points, at least half the image apart, by up to `shift` pixels.
     """
     middle, arm = size // 2, size // 3
     fixed = middle + arm * np.array([[1.0, 1], [1, -1], [-1, -1]])
@@ -271,7 +272,7 @@ def elastic_transform(x, rng, strength, sigma, shift):
 
 
 def each(images, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    """Let Pillow change one uint8 image after the other."""
+    """Apply a function of Pillow images to each uint8 image."""
     out = np.empty_like(images)
     for image, result in zip(images, out, strict=True):
         given = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
@@ -296,8 +297,8 @@ def jpeg_compression(x, rng, quality):
     return to_floats(each(to_pixels(x), change))
 
 
-# The parameters of the severities from 1 to 5. Those of elastic_transform are given in
-# pixels, which are 32 times what the authors have.
+# The parameters of the severities from 1 to 5. Those of elastic_transform are in
+# pixels, which are 32 times the authors' values.
 CORRUPTIONS: dict[str, tuple[Callable[..., np.ndarray], list[tuple]]] = {
     "gaussian_noise": (gaussian_noise, [(0.04,), (0.06,), (0.08,), (0.09,), (0.1,)]),
     "shot_noise": (shot_noise, [(500,), (250,), (100,), (75,), (50,)]),
@@ -348,25 +349,25 @@ def corrupt(images, name: str, severity: int, rng) -> np.ndarray:
     Parameters
     ----------
     images : ndarray of shape (n, 3, size, size)
-        Of uint8; fog needs a power of two as the size.
+        Images of uint8; fog needs a power of two as the size.
     name : str
         A key of `CORRUPTIONS`.
     severity : int
         From 1 to 5.
     rng : numpy.random.Generator
-        Draws what is random. What comes out is the same for the same generator.
+        Source of all random numbers.
 
     Returns
     -------
     ndarray of shape (n, 3, size, size)
-        Of uint8.
+        Corrupted images of uint8.
     """
     function, parameters = CORRUPTIONS[name]
     return to_pixels(function(to_floats(images), rng, *parameters[severity - 1]))
 
 
 def translations(images, rng) -> Iterator[np.ndarray]:
-    """Yield 16 frames, 7 pixels to the left to 8 to the right; black moves in."""
+    """Yield 16 frames, shifted from -7 to 8 pixels to the right and filled by black."""
     width = images.shape[-1]
     for shift in range(-7, 9):
         frame = np.zeros_like(images)
@@ -376,7 +377,7 @@ def translations(images, rng) -> Iterator[np.ndarray]:
 
 
 def rotations(images, rng) -> Iterator[np.ndarray]:
-    """Yield 31 frames, from -15 to 15 degrees; black turns in."""
+    """Yield 31 frames, rotated from -15 to 15 degrees and filled by black."""
     for angle in range(-15, 16):
         yield each(
             images, lambda image, by=angle: image.rotate(by, Image.Resampling.BILINEAR)
@@ -384,7 +385,7 @@ def rotations(images, rng) -> Iterator[np.ndarray]:
 
 
 def noises(images, rng) -> Iterator[np.ndarray]:
-    """Yield the images and 30 frames with Gaussian noise of their own."""
+    """Yield the images, and 30 frames with independent Gaussian noise."""
     yield images
     x = to_floats(images)
     for _ in range(30):
@@ -392,14 +393,14 @@ def noises(images, rng) -> Iterator[np.ndarray]:
 
 
 def digits(images, rng) -> np.ndarray:
-    """Return scikit-learn's 1,797 digits of 8 x 8 in the images' size, gray."""
+    """Return scikit-learn's 1,797 digits, in grey and resized to the images' size."""
     small = torch.from_numpy(load_digits().images / 16)[:, None]
     large = F.interpolate(small, images.shape[-2:], mode="bilinear").numpy()
     return to_pixels(np.repeat(large, 3, axis=1))
 
 
 def shuffled_patches(images, rng) -> np.ndarray:
-    """Cut each image in 4 x 4 patches, and lay them in another order."""
+    """Cut each image into 4 x 4 patches, and shuffle these."""
     n, channels, height, width = images.shape
     patches = images.reshape(n, channels, 4, height // 4, 4, width // 4)
     patches = patches.transpose(0, 2, 4, 1, 3, 5).reshape(n, 16, -1)
@@ -410,5 +411,5 @@ def shuffled_patches(images, rng) -> np.ndarray:
 
 
 def uniform_noise(images, rng) -> np.ndarray:
-    """Return as many images, all values equally likely."""
+    """Return as many images of uniform random values."""
     return rng.integers(0, 256, images.shape, np.uint8)

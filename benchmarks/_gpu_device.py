@@ -1,4 +1,4 @@
-"""What a GPU can do, and how much of it the posterior step takes."""
+"""Performance limits of a GPU, and time of the posterior step."""
 
 import itertools
 import platform
@@ -30,7 +30,7 @@ SMI_NOW = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 TARGETS = {(1024, 1000): 5.0, (1024, 21841): 90.0}
 PER_GRAPH = 20
 MOST_REPEATS = 4096
-# As the default's rules are, which weigh and sharpen predictions.
+# Like the default's rules, it weights and sharpens predictions.
 SHARPENED = UpdateRule(weight=2.0, sharpness=1.5)
 
 
@@ -38,7 +38,7 @@ SHARPENED = UpdateRule(weight=2.0, sharpness=1.5)
 
 
 def on_host(call: Callable[[], object], repeats: int, device: str) -> float:
-    """Return the seconds that the host takes for a call, without what it waits for."""
+    """Return the seconds of the host for a call, without waiting for the device."""
     if device == "cuda":
         torch.cuda.synchronize()
     begin = time.perf_counter()
@@ -51,7 +51,7 @@ def on_host(call: Callable[[], object], repeats: int, device: str) -> float:
 
 
 def graph_of(calls: Calls) -> torch.cuda.CUDAGraph:
-    """Record calls, one after the other, as a CUDA graph."""
+    """Capture a sequence of calls as one CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -68,9 +68,9 @@ def graph_of(calls: Calls) -> torch.cuda.CUDAGraph:
 def in_graph(
     calls: Calls, device: str, rounds: int, at_least: float = 0.01
 ) -> list[float]:
-    """Return seconds per call, of each round; on CUDA as nodes of a graph.
+    """Return seconds per call of each round; on CUDA, calls are nodes of a graph.
 
-    A round lasts `at_least` so many seconds.
+    A round lasts at least about `at_least` seconds.
     """
 
     def one_by_one() -> None:
@@ -92,7 +92,7 @@ def in_graph(
 
 
 def smi(fields: Sequence[str]) -> dict[str, str]:
-    """Return what nvidia-smi says of the first card; nothing where it is missing."""
+    """Return fields of nvidia-smi for the first GPU; empty if it is not installed."""
     if shutil.which("nvidia-smi") is None:
         return {}
     command = ["nvidia-smi", "--query-gpu=" + ",".join(fields), "--format=csv,noheader"]
@@ -107,7 +107,7 @@ def smi(fields: Sequence[str]) -> dict[str, str]:
 
 
 def versions(device: str) -> dict[str, str]:
-    """Return what figures depend on, beside the code."""
+    """Return the hardware and the versions that measurements depend on."""
     found = {}
     if device == "cuda":
         card = torch.cuda.get_device_properties(0)
@@ -129,7 +129,7 @@ def versions(device: str) -> dict[str, str]:
 
 
 def measure_ceilings(figures: Figures, device: str, *, tiny: bool) -> None:
-    """Versions, bandwidth of a copy, matrix products, and what a launch costs."""
+    """Measure the bandwidth of a copy, matrix products and kernel launches."""
     stage = "ceilings"
     for name, value in versions(device).items():
         figures.add(stage, HEAD, name, "", value)
@@ -142,7 +142,7 @@ def measure_ceilings(figures: Figures, device: str, *, tiny: bool) -> None:
 
 
 def measure_copy(figures: Figures, n: int, device: str, rounds: int) -> None:
-    """Copy so many bytes; as many are read as are written."""
+    """Measure the bandwidth of a copy of `n` bytes, both read and written."""
     source = torch.empty(n, dtype=torch.uint8, device=device).random_()
     copied = torch.empty_like(source)
     at_least = 0.1 if n > 2**20 else 0
@@ -152,12 +152,12 @@ def measure_copy(figures: Figures, n: int, device: str, rounds: int) -> None:
 
 
 def rates(volume: float, times: list[float]) -> list[float]:
-    """Return billions per second."""
+    """Return rates in 1e9 per second."""
     return [volume / max(t, 1e-12) / 1e9 for t in times]
 
 
 def measure_product(figures, name: str, size: int, device: str, rounds: int) -> None:
-    """Multiply two square matrices of random numbers."""
+    """Measure the product of two square matrices of random numbers."""
     dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     before = torch.get_float32_matmul_precision()
@@ -179,7 +179,7 @@ def measure_product(figures, name: str, size: int, device: str, rounds: int) -> 
 
 
 def measure_launches(figures, device: str, n: int, rounds: int) -> None:
-    """Launch kernels on a single number: alone, and as nodes of graphs."""
+    """Measure launches of a kernel on one number, alone and as nodes of graphs."""
     x = torch.zeros(1, device=device)
 
     def call() -> None:
@@ -203,7 +203,7 @@ def measure_launches(figures, device: str, n: int, rounds: int) -> None:
 
 
 def step_calls(B: int, K: int, logit, store, device: str) -> dict[str, list[Callable]]:
-    """Return what is timed, by kind: so many calls, each with other rows."""
+    """Return the calls to time by kind, each call with different rows."""
     n_batches = 16 if K <= 10_000 else 2
     labels = torch.randint(K, (n_batches * B,), device=device)
     posterior, other = (DirichletPosterior(labels, K, dtype=store) for _ in range(2))
@@ -251,7 +251,7 @@ def step_calls(B: int, K: int, logit, store, device: str) -> dict[str, list[Call
 
 
 def measure_posterior(figures: Figures, device: str, *, tiny: bool) -> None:
-    """Microseconds and bytes per second of the step, beside a copy of its bytes."""
+    """Measure the step in microseconds, compared with a copy of as many bytes."""
     sizes = [(16, 10)] if tiny else SIZES
     rounds = 3 if tiny else 9
     for (B, K), (logit, store) in itertools.product(sizes, TYPES[device]):

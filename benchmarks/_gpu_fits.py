@@ -1,4 +1,4 @@
-"""Whole fits on a GPU: recorded steps against those launched one by one."""
+"""Whole fits on a GPU: steps in a CUDA graph compared with single operations."""
 
 import itertools
 import time
@@ -30,14 +30,14 @@ RESNET18 = {**IMAGES, "module": networks.ResNet}
 
 
 def table(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return 50 columns and five classes that can be told by them."""
+    """Return a table of 50 columns, and five classes that depend on them."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(n, 50)).astype(np.float32)
     return X, (X @ rng.normal(size=(50, 5))).argmax(axis=1)
 
 
 def images(n: int, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Return uint8 images and ten classes that can be told by their brightness."""
+    """Return uint8 images, and ten classes that depend on their brightness."""
     rng = np.random.default_rng(0)
     y = rng.integers(10, size=n)
     X = rng.integers(64, size=(n, 3, side, side)) + 18 * y[:, None, None, None]
@@ -45,7 +45,7 @@ def images(n: int, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(X, y, device: str, **parameters) -> BSDClassifier:
-    """Train once, with every warning shown."""
+    """Train one network, and show every warning."""
     settings = {"calibration": None, "random_state": 0, "device": device}
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -55,9 +55,9 @@ def fit(X, y, device: str, **parameters) -> BSDClassifier:
 def measure_all(
     figures: Figures, stage: str, calls: dict[str, Callable[[], None]]
 ) -> bool:
-    """Call each, by its case, and return whether none failed.
+    """Call each function, and return whether none failed.
 
-    An exception is written down as a figure, and the others go on.
+    An exception is recorded as a result, and the remaining functions are still called.
     """
     fine = True
     for case, call in calls.items():
@@ -72,21 +72,21 @@ def measure_all(
     return fine
 
 
-# Recorded against one by one
+# CUDA graphs compared with single operations
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A fit, and how far it may be from itself.
+    """A fit, and the tolerance for repetitions of it.
 
     Parameters
     ----------
     data : callable
-        From a number of batches, and their size.
+        Takes the number of samples, and returns X and y.
     batch_size : int
     tolerance : float
-        Of the losses of epochs, relative to the largest; of weights and targets, in
-        the mean over all. Convolutions add up in no fixed order.
+        Largest relative error of the epochs' losses, and largest mean error of weights
+        and targets. Convolutions sum in no fixed order.
     parameters : dict
     """
 
@@ -113,7 +113,7 @@ TINY_PAIRS = {"MLP": Pair(table, 16, EXACT)}
 
 
 def learnt(model: BSDClassifier) -> dict[str, np.ndarray]:
-    """Return losses, weights and targets as flat arrays."""
+    """Return the losses, weights and targets of a fit as flat arrays."""
     weights = [t.detach().float().flatten() for t in model.module_.parameters()]
     return {
         "losses": np.asarray(model.history_[:, "train_loss"]),
@@ -123,7 +123,7 @@ def learnt(model: BSDClassifier) -> dict[str, np.ndarray]:
 
 
 def distances(one: dict, other: dict) -> dict[str, float]:
-    """Return how far apart two fits are, by what they have learnt."""
+    """Return the distances of losses, weights and targets between two fits."""
 
     def relative(name: str, reduce: Callable) -> float:
         difference = np.abs(one[name] - other[name])
@@ -137,7 +137,7 @@ def distances(one: dict, other: dict) -> dict[str, float]:
 
 
 def compare_pair(figures: Figures, case: str, pair: Pair, device: str, n: int) -> None:
-    """Fit thrice, and compare the recorded one with the others as they differ."""
+    """Fit with a CUDA graph once and without it twice, and compare the distances."""
     X, y = pair.data(n * pair.batch_size + pair.batch_size // 2)
     parameters = {"batch_size": pair.batch_size, "max_epochs": 4, **pair.parameters}
     models = {
@@ -167,7 +167,7 @@ def compare_pair(figures: Figures, case: str, pair: Pair, device: str, n: int) -
 
 
 def measure_graph(figures: Figures, device: str, *, tiny: bool) -> bool:
-    """Compare fits of all kinds; return whether none failed."""
+    """Compare fits of all pairs; return whether none failed."""
     pairs, n = (TINY_PAIRS, 4) if tiny else (PAIRS, 12)
     calls = {
         case: partial(compare_pair, figures, case, pair, device, n)
@@ -181,14 +181,14 @@ def measure_graph(figures: Figures, device: str, *, tiny: bool) -> bool:
 
 @dataclass
 class Profiled:
-    """A fit whose steps are looked at.
+    """A fit whose steps are profiled.
 
     Parameters
     ----------
     data : callable
     batch_size : int
     batches : int
-        Of an epoch.
+        Number per epoch.
     parameters : dict
     """
 
@@ -199,7 +199,7 @@ class Profiled:
 
 
 def profiled_fits() -> dict[str, Profiled]:
-    """Return what is profiled, by name."""
+    """Return the fits to profile, by name."""
     found = {
         "MLP, 256": Profiled(table, 256, 80, {}),
         "SmallResNet, 128": Profiled(images, 128, 40, IMAGES),
@@ -212,9 +212,9 @@ def profiled_fits() -> dict[str, Profiled]:
 
 
 class StepClock:
-    """When the host begins each of the steps that follow an epoch's beginning.
+    """Records the times at which the host begins the first steps of an epoch.
 
-    Only the first ones count: later the host may wait for the device to catch up.
+    Later steps are ignored, as the host may then wait for the device.
     """
 
     def __init__(self, first: int = 5):
@@ -222,19 +222,19 @@ class StepClock:
         self.begun: list[float] = []
 
     def look(self) -> None:
-        """Note a step."""
+        """Record the time of a step."""
         if len(self.begun) < self.first:
             self.begun.append(time.perf_counter())
 
     def microseconds(self) -> list[float]:
-        """Return what lies between them, without the first, and forget them."""
+        """Return the intervals between steps, except the first, and reset."""
         found = [1e6 * (b - a) for a, b in itertools.pairwise(self.begun)][1:]
         self.begun = []
         return found
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Be told of steps, replayed and one by one."""
+        """Observe all steps, both replayed ones and single operations."""
         places = (_graph.Graph, "replay"), (_run.Run, "evaluate_and_step")
         before = [getattr(*place) for place in places]
 
@@ -255,7 +255,7 @@ class StepClock:
 
 
 class Epochs(Callback):
-    """Times epochs as a whole, and profiles the last one."""
+    """Measures the time of epochs, and profiles the last one."""
 
     def __init__(self, last: int, clock: StepClock, activities: list | None):
         self.last, self.clock, self.activities = last, clock, activities
@@ -264,10 +264,10 @@ class Epochs(Callback):
         self.profile: Any = None
 
     def __deepcopy__(self, memo: dict) -> "Epochs":
-        return self  # what it finds is looked at afterwards
+        return self  # its results are read after the fit
 
     def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
-        """Begin."""
+        """Start the clock, and the profiler in the last epoch."""
         self.clock.microseconds()
         if len(net.history) == self.last and self.activities:
             self.profile = profile(activities=self.activities)
@@ -275,11 +275,11 @@ class Epochs(Callback):
         self._begin = time.perf_counter()
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        """End; the losses have been read, so the device is done."""
+        """Stop both. The losses have been read, so the device is idle."""
         taken = time.perf_counter() - self._begin
         if self.profile is not None:
             self.profile.__exit__(None, None, None)
-        elif len(net.history) > 2:  # the first compiles and records
+        elif len(net.history) > 2:  # the first compiles and captures
             self.seconds.append(taken)
             self.host += self.clock.microseconds()
 
@@ -290,7 +290,7 @@ LAUNCHES = ("LaunchKernel", "GraphLaunch", "MemcpyAsync", "MemsetAsync")
 def profile_fit(
     figures: Figures, case: str, wanted: Profiled, device: str, file: Path
 ) -> None:
-    """Profile a fit, recorded and one by one."""
+    """Profile a fit with a CUDA graph and with single operations."""
     X, y = wanted.data(wanted.batches * wanted.batch_size)
     kinds = {ProfilerActivity.CPU}
     if device == "cuda":
@@ -321,7 +321,7 @@ def profile_fit(
 
 
 def _write_profile(figures: Figures, name: str, found: Any, n: int, file: Path) -> None:
-    """Sum up a profile, and append its ten most expensive kernels to a file."""
+    """Summarise a profile, and append its ten most expensive kernels to a file."""
     averages = found.key_averages()
     kernels = [
         e
@@ -354,7 +354,7 @@ def _write_profile(figures: Figures, name: str, found: Any, n: int, file: Path) 
 
 
 def measure_profile(figures: Figures, device: str, *, tiny: bool) -> bool:
-    """Profile fits, recorded and one by one; return whether none failed."""
+    """Profile fits with CUDA graphs and without; return whether none failed."""
     chosen = {"MLP": Profiled(table, 16, 6, {})} if tiny else profiled_fits()
     file = figures.folder / "profile.txt"
     file.unlink(missing_ok=True)

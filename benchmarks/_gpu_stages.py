@@ -1,7 +1,7 @@
-"""The stages of `gpu.py`: what each runs, for how long, and the figures of its output.
+"""The stages of `gpu.py`: their commands, time limits and results.
 
-Those that measure by themselves write figures as they come; those that run another
-program write down what is in its rows or its output, whether it ended or was stopped.
+Stages that measure by themselves write each result at once. For stages that run another
+program, results are read from its rows or its output, even if it was stopped.
 """
 
 import re
@@ -26,22 +26,22 @@ SPEED_PAIRS = (
     ("skbsd", "B1"),
     ("skbsd", "B0"),
 )
-SECONDS_TO = {"94": 3.0}  # wanted at most, by the accuracy aimed at
+SECONDS_TO = {"94": 3.0}  # target for the seconds, by target accuracy
 
 
 class Given(NamedTuple):
-    """What a command is made of.
+    """The inputs from which a stage builds its command.
 
     Parameters
     ----------
     folder : Path
-        For what it writes.
+        Folder for output files.
     seconds : float
-        How long it may last.
+        Time limit.
     data : list of str
-        Arguments that say where CIFAR-10 is; empty where it is not there.
+        Command-line arguments with the location of CIFAR-10; empty if not available.
     tiny : bool
-        Whether this is only to see that it runs, on the CPU.
+        Whether to run at small size on the CPU, as a check of the script.
     """
 
     folder: Path
@@ -51,7 +51,7 @@ class Given(NamedTuple):
 
 
 class Left(NamedTuple):
-    """What a process has left: new rows of its CSV, and what it printed."""
+    """The output of a process: new rows of its CSV, and the printed text."""
 
     rows: list[dict[str, str]]
     text: str
@@ -62,21 +62,21 @@ Collect = Callable[[Figures, str, Left], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """A process, and what is read from its output.
+    """A process, and the function that reads results from its output.
 
     Parameters
     ----------
     name : str
     least, most : float
-        Seconds without which it is not begun, and after which it is stopped.
+        Seconds that must be left to start it, and seconds after which it is stopped.
     command : callable
-        From what is given to the arguments, or to a str that says what is missing.
+        Takes a `Given`; returns the command, or a str that names a missing requirement.
     collect : callable, optional
-        Writes the figures of what it has left.
+        Records results from the output.
     output : str, optional
-        The CSV in the folder that it appends rows to.
+        Name of the CSV in the folder that the process appends rows to.
     fine : tuple of int
-        Exit codes of one that went through.
+        Exit codes that mean success.
     environment : dict, optional
     """
 
@@ -91,7 +91,7 @@ class Stage:
 
 
 def measuring(name: str, least: float, most: float) -> Stage:
-    """Return a stage that measures by itself, see `gpu.measure`."""
+    """Return a stage that runs `gpu.measure` in its process."""
 
     def command(given: Given) -> list[str]:
         arguments = [str(HERE / "gpu.py"), "--measure", name]
@@ -108,16 +108,16 @@ _FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - (.*))?$", re.M)
 
 
 def pytest(*arguments: str) -> list[str]:
-    """Return the command of tests on a GPU."""
+    """Return the command that runs tests on a GPU."""
     options = ["-v", "--tb=short", "--color=no", "-p", "no:cacheprovider"]
     options += ["-o", "faulthandler_timeout=45"]  # shows where one hangs
     return [sys.executable, "-m", "pytest", "-m", "gpu", *options, *arguments]
 
 
 def collect_tests(figures: Figures, stage: str, left: Left) -> None:
-    """Count results, and write down the last line of each failure.
+    """Count test results, and record the last line of each failure.
 
-    A test that was begun and has not ended is one.
+    A test that started but did not finish counts as a failure.
     """
     begun = [line for line in left.text.splitlines() if re.match(r"tests/\S+::", line)]
     without = [line.strip() for line in begun if not _RESULT.match(line)]
@@ -136,7 +136,7 @@ def collect_tests(figures: Figures, stage: str, left: Left) -> None:
     reasons = dict(_FAILURE.findall(left.text))
     for test, outcome in results.items():
         if outcome in {"FAILED", "ERROR"}:
-            why = reasons.get(test) or "not told why"
+            why = reasons.get(test) or "no reason given"
             figures.add(stage, test.rpartition("::")[2], outcome, "", why[:300])
     if not outcomes:
         last = left.text.strip().splitlines()[-1:] or ["no output"]
@@ -150,12 +150,12 @@ def testing(name: str, file: str, least: float, most: float) -> Stage:
 
 
 _SANITIZER = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
-# One kernel in registers, and one in chunks.
+# One test of the kernel in registers, and one of the kernel in chunks.
 _SANITIZED = "rows_in_registers and 10-33 or rows_in_chunks and 257-5"
 
 
 def sanitizer() -> str | None:
-    """Return the path of compute-sanitizer."""
+    """Return the path of compute-sanitizer, or None."""
     found = shutil.which("compute-sanitizer")
     if found:
         return found
@@ -178,7 +178,7 @@ def sanitizing(tool: str) -> Stage:
         for count in _SANITIZER.findall(left.text)[-1:]:
             figures.add(stage, tool, "errors", "", int(count), 0)
 
-    # So that each tensor is an allocation that the tool knows of.
+    # So that each tensor is an allocation of its own, which the tool can check.
     environment = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
     return Stage(
         f"sanitizer-{tool}", 40, 150, command, collect, None, (0, 1), environment
@@ -187,11 +187,11 @@ def sanitizing(tool: str) -> Stage:
 
 # Other benchmarks
 
-NO_IMAGES = "CIFAR-10 is not there: --data or --npz says where"
+NO_IMAGES = "CIFAR-10 was not found; pass its folder with --data or --npz"
 
 
 def collect_speed(figures: Figures, stage: str, left: Left) -> None:
-    """Write down seconds per epoch, and ratios within rounds."""
+    """Record seconds per epoch, and ratios within rounds."""
     rows = [row for row in left.rows if row["status"] == "ok"]
     rows.sort(key=lambda row: (row["case"], int(row["round"])))
     for case, group in groupby(rows, key=lambda row: row["case"]):
@@ -217,7 +217,7 @@ def timing(
     def command(given: Given) -> list[str] | str:
         if case.startswith("resnet") and not given.data:
             return NO_IMAGES
-        # The rest is for imports, images and warm-up.
+        # The remaining time is for imports, images and warm-up.
         seconds = max(10.0, 0.6 * given.seconds - 10)
         return [
             *(sys.executable, str(HERE / "speed.py"), "--cases", case, "--methods"),
@@ -230,7 +230,7 @@ def timing(
 
 
 def collect_cifar10(figures: Figures, stage: str, left: Left) -> None:
-    """Write down accuracy and seconds of the seeds."""
+    """Record accuracy and seconds of the seeds."""
     if not left.rows:
         return
     about = [left.rows[0].get(name) for name in ("recipe", "loss")]
@@ -255,7 +255,7 @@ def collect_cifar10(figures: Figures, stage: str, left: Left) -> None:
 def reaching(
     name: str, target: int, seeds: int, least: float, most: float, *options: str
 ) -> Stage:
-    """Return a stage that trains on CIFAR-10 up to an accuracy."""
+    """Return a stage that trains on CIFAR-10 with a target accuracy."""
 
     def command(given: Given) -> list[str] | str:
         if not given.data:
@@ -283,7 +283,7 @@ def noise(given: Given) -> list[str] | str:
 
 
 def collect_noise(figures: Figures, stage: str, left: Left) -> None:
-    """Write down what was learnt from wrong labels, and the seconds it took."""
+    """Record accuracy, calibration and seconds of training on wrong labels."""
     for row in left.rows:
         for name, unit in (("accuracy", ""), ("ece", ""), ("seconds", "s")):
             if row.get(name):
@@ -292,7 +292,7 @@ def collect_noise(figures: Figures, stage: str, left: Left) -> None:
 
 
 def launches(given: Given) -> list[str] | str:
-    """Return the command that counts launches."""
+    """Return the command that counts kernel launches."""
     program = HERE / "launches.py"
     return [sys.executable, str(program)] if program.exists() else "no launches.py"
 
@@ -322,7 +322,7 @@ STAGES = [
     Stage("launches", 20, 60, launches),
     Stage("noise", 240, 560, noise, collect_noise, "label_noise.csv"),
 ]
-# What a self-check runs: one that hangs and one that dies take nothing with them.
+# Stages of the self-check. Those that hang or die must not affect the others.
 SELF_CHECK = [
     Stage(
         "hangs",

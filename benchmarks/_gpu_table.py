@@ -1,4 +1,4 @@
-"""Figures of `gpu.py`: one JSON line each as they come, and a table of all of them."""
+"""Results of `gpu.py`: one JSON line per result, written at once, and tables."""
 
 import csv
 import json
@@ -11,27 +11,27 @@ from typing import Any
 
 from _common import repair
 
-# Tables are written to these files of the folder, and figures to the last.
+# Names of the files for the two tables and for the JSON lines.
 CSV, MARKDOWN, LINES = "gpu.csv", "gpu.md", "gpu.jsonl"
 COLUMNS = ("stage", "case", "quantity", "unit", "median", "min", "max", "n")
 COLUMNS = (*COLUMNS, "target", "met")
-# Of the card and the software, in the line above the table.
+# Case of results about card and software, which are shown above the table.
 HEAD = "card"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured, as often as it was.
+    """All measurements of one quantity.
 
     Parameters
     ----------
     stage, case, quantity, unit : str
-        The first three tell figures from each other.
+        The first three together are the key.
     values : list of float, or of one str
     target : float, optional
-        What the median should be at most.
+        Upper limit for the median.
     at_least : bool
-        Whether it should be that at least.
+        Whether `target` is a lower limit instead.
     """
 
     stage: str
@@ -44,21 +44,21 @@ class Figure:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What tells it from others; the last one counts."""
+        """The key; a later figure with the same key replaces an earlier one."""
         return self.stage, self.case, self.quantity
 
     @property
     def is_text(self) -> bool:
-        """Whether it is not a number."""
+        """Whether the value is text."""
         return any(isinstance(value, str) for value in self.values)
 
     @property
     def met(self) -> bool | None:
-        """Whether it is as good as its target, where there is one."""
+        """Whether the median meets the target; None without a target."""
         if self.target is None or self.is_text:
             return None
         median = statistics.median(self.values)
-        # Not a number is neither.
+        # Comparisons with NaN are false.
         return median >= self.target if self.at_least else median <= self.target
 
     def row(self) -> list[str]:
@@ -75,19 +75,19 @@ class Figure:
 
 
 def shown(value: float) -> str:
-    """Format a number with four digits."""
+    """Format a number with four significant digits."""
     if math.isfinite(value) and (value == round(value) or abs(value) >= 1e4):
         return f"{value:.0f}"
     return f"{value:.4g}"
 
 
 class Figures:
-    """Figures and finished stages in a folder.
+    """Figures and finished stages, stored in a folder.
 
     Parameters
     ----------
     folder : Path
-        Made where it is missing.
+        Created if missing.
     """
 
     def __init__(self, folder: Path):
@@ -107,7 +107,7 @@ class Figures:
         *,
         at_least: bool = False,
     ) -> Figure:
-        """Write a figure, and print it."""
+        """Store and print a figure."""
         if isinstance(values, (str, int, float)):
             values = [values]
         values = [v if isinstance(v, str) else float(v) for v in values]
@@ -117,11 +117,11 @@ class Figures:
         return figure
 
     def finish(self, stage: str, status: str, seconds: float) -> None:
-        """Write how a stage ended."""
+        """Store the status and the duration of a stage."""
         self._write({"stage": stage, "status": status, "seconds": round(seconds, 1)})
 
     def read(self) -> tuple[list[Figure], dict[str, tuple[str, float]]]:
-        """Return the last of each figure, and status and seconds of each stage."""
+        """Return the latest figure per key, and status and seconds of each stage."""
         figures: dict[tuple, Figure] = {}
         stages: dict[str, tuple[str, float]] = {}
         if self.file.exists():
@@ -136,7 +136,7 @@ class Figures:
         return [*figures.values()], stages
 
     def write_tables(self) -> None:
-        """Write what there is so far as CSV and as Markdown."""
+        """Write all figures so far as CSV and as Markdown."""
         figures, stages = self.read()
         with (self.folder / CSV).open("w", newline="") as file:
             writer = csv.writer(file)
@@ -150,27 +150,27 @@ class Figures:
 
 
 def summary(figures: list[Figure], stages: dict[str, tuple[str, float]]) -> str:
-    """Lay out card, what became of the stages, and what was wanted."""
+    """Return the description of the GPU, the stages, and the targets as Markdown."""
     about = [
         f"{f.quantity} {' '.join(f.row()[4:5])}" for f in figures if f.case == HEAD
     ]
     lines = [
-        "# On a GPU",
+        "# Results on a GPU",
         "",
         "; ".join(about) + ".",
         "",
-        "| stage | ended | seconds |",
+        "| stage | status | seconds |",
     ]
     lines.append("|---|---|---|")
     lines += [f"| {name} | {how} | {t:.0f} |" for name, (how, t) in stages.items()]
     aims = [figure for figure in figures if figure.met is not None]
-    aims.sort(key=lambda figure: figure.met)  # what was missed comes first
-    lines += ["", "## What was wanted", "", *_table(aims, COLUMNS)]
+    aims.sort(key=lambda figure: figure.met)  # missed targets come first
+    lines += ["", "## Targets", "", *_table(aims, COLUMNS)]
     return "\n".join(lines) + "\n"
 
 
 def markdown(figures: list[Figure], stages: dict[str, tuple[str, float]]) -> str:
-    """Lay out the summary, and all figures by stage."""
+    """Return the summary, and all figures by stage, as Markdown."""
     lines = [summary(figures, stages)]
     for stage in dict.fromkeys(figure.stage for figure in figures):
         chosen = [figure for figure in figures if figure.stage == stage]
@@ -179,7 +179,7 @@ def markdown(figures: list[Figure], stages: dict[str, tuple[str, float]]) -> str
 
 
 def _table(figures: list[Figure], columns: Sequence[str]) -> list[str]:
-    """Return the lines of a table with the last columns of a row."""
+    """Return the lines of a table with the last columns of each row."""
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for figure in figures:
         cells = (entry.replace("|", "\\|") for entry in figure.row()[-len(columns) :])

@@ -1,4 +1,4 @@
-"""The cells of the comparison: data, network, length of training and label noise."""
+"""The cells of the comparison: data, network, number of epochs and label noise."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from skbsd.networks import MLP, ResNet, SmallResNet
 
-# Images that CIFAR-10's cells are tested on, the first of its test set: its classes
-# come in no order, and 5,000 take half the time of all.
+# Number of CIFAR-10's test images, taken from the start: its classes are in random
+# order, and 5,000 images take half the time of all.
 CIFAR10_TEST = 5_000
 FOLDS = 5
 TABLES = {"breast_cancer": load_breast_cancer, "wine": load_wine}
 N_CLASSES = {"cifar10": 10, "digits": 10, "breast_cancer": 2, "wine": 3}
-# What asymmetric noise makes of a class; the others keep their labels.
+# The new class of each class with asymmetric noise; the others keep their labels.
 CONFUSED = {
     # truck to automobile, bird to airplane, deer to horse, cat to dog and back
     "cifar10": {9: 1, 2: 0, 4: 7, 3: 5, 5: 3},
@@ -39,7 +39,7 @@ SEEDS = {
 
 
 class SpaceToDepth(nn.Module):
-    """Residual network on blocks of 2 x 2 pixels: a quarter of the positions.
+    """Residual network on blocks of 2 x 2 pixels, a quarter of the positions.
 
     Parameters
     ----------
@@ -59,30 +59,31 @@ class SpaceToDepth(nn.Module):
 
 @dataclass(frozen=True)
 class Cell:
-    """A task that all methods are compared on.
+    """A setting that all methods are compared on.
 
     Parameters
     ----------
     name : str
-        Says all that distinguishes the cell, without spaces.
+        Unique name without spaces, made from the other fields.
     panel : {"tuning", "final", "large", "noise", "noise-large"}
-        What the cell belongs to.
+        The panel that the cell belongs to.
     dataset : {"cifar10", "digits", "breast_cancer", "wine"}
-        Where the samples come from.
+        Source of the samples.
     network : str
-        Kind of the network, and its width where it is not the default.
+        Kind of the network, and its width if not the default.
     n : int
-        Training samples; of a table all samples, of which each fold holds out a part.
+        Number of training samples; for tables of all samples, which are split into
+        folds.
     epochs : int
         Passes over the training data.
     noise : float
-        Share of wrong labels, see :func:`corrupt`.
+        Fraction of wrong labels, see :func:`corrupt`.
     noise_kind : {"none", "symmetric", "asymmetric"}
-        Which labels become which.
+        How wrong labels are drawn.
     rivals : bool
-        Whether the methods that are not in the default set run here too.
+        Whether methods outside the default set run here too.
     n_test : int
-        Test samples of CIFAR-10.
+        Number of test samples of CIFAR-10.
     parameters : dict
         Further arguments of the classifier.
     """
@@ -101,7 +102,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """The name for readers."""
+        """The name shown in reports."""
         noise = f", {self.noise:.0%} {self.noise_kind}" if self.noise else ""
         dataset = self.dataset.replace("_", " ").replace("cifar10", "CIFAR-10")
         return (
@@ -112,7 +113,7 @@ class Cell:
     def arguments(self, seed: int) -> dict:
         """Return the arguments of the classifier, the same for every method."""
         common = {"batch_size": 128, "device": "cpu", "random_state": seed}
-        common["calibration"] = None  # one training; calibration.py compares the rest
+        common["calibration"] = None  # calibration.py compares calibrated fits
         return {**common, "max_epochs": self.epochs, **self.parameters}
 
 
@@ -138,7 +139,7 @@ def _pixels(*hidden):
     return {"module": MLP, **sizes, "module__hidden": hidden}
 
 
-# image_shape makes BSDClassifier's default network for images of a table's rows.
+# With image_shape, BSDClassifier treats rows as images and uses a residual network.
 _DIGITS_RESNET = {"image_shape": (1, 8, 8)}
 _NARROW_RESNET = {"image_shape": (1, 8, 8), "module__widths": (12, 24, 48)}
 
@@ -152,7 +153,7 @@ def _tuning():
     yield _cell(*resnet, 10_000, 10, "sym 40")
     yield _cell(*resnet, 2_000, 60, rivals=True)
     yield _cell(*resnet, 4_000, 25)
-    # Between over- and under-fitting; `robustness.py` takes it too.
+    # Between overfitting and underfitting; `robustness.py` uses it too.
     yield _cell(*resnet, 5_000, 25, n_test=10_000)
     yield _cell(*resnet, 2_000, 60, "sym 40", rivals=True)
     yield _cell(*resnet, 4_000, 25, "sym 20")
@@ -226,7 +227,7 @@ _NOISE = ("clean", "sym 20", "sym 40", "sym 60", "sym 80", "asym 40")
 
 
 def _noise():
-    """Wrong labels that a network learns by heart, and such as it does not."""
+    """Yield cells with wrong labels that a network does and does not memorise."""
     resnet = _resnet(16, 48, 96)
     unchanged = {**resnet, "augmentation": None}
     for noise in _NOISE:
@@ -260,13 +261,13 @@ def choose(panel: str, globs: Iterable[str]) -> list[Cell]:
     Raises
     ------
     ValueError
-        If none does.
+        If no name matches.
     """
     return matching(PANELS[panel], globs, "cell")
 
 
 def corrupt(y, n_classes: int, rate: float, kind: str, rng, confused=None):
-    """Make labels wrong.
+    """Replace a fraction of the labels by wrong ones.
 
     Parameters
     ----------
@@ -275,12 +276,12 @@ def corrupt(y, n_classes: int, rate: float, kind: str, rng, confused=None):
     n_classes : int
         Number of classes.
     rate : float
-        "symmetric": the share of all labels that are wrong afterwards, n * rate
-        rounded: so many samples are drawn, and each gets one of the *other* classes,
-        all equally likely. "asymmetric": the share of each class in `confused`,
-        rounded as well, that gets the label of its one counterpart.
+        Fraction of labels to change, rounded to a whole number of samples. "symmetric":
+        the fraction of all labels; each becomes one of the *other* classes with equal
+        probability. "asymmetric": the fraction of each class in `confused`; they get
+        the label of its counterpart.
     kind : {"none", "symmetric", "asymmetric"}
-        Which labels become which.
+        How new labels are chosen.
     rng : numpy.random.Generator
         Draws the samples and their new labels.
     confused : dict of int to int, optional
@@ -305,14 +306,14 @@ def corrupt(y, n_classes: int, rate: float, kind: str, rng, confused=None):
 
 
 class Source(NamedTuple):
-    """Where CIFAR-10 is; see `add_data_arguments`."""
+    """Location of CIFAR-10; see `add_data_arguments`."""
 
     data: Path
     npz: Path | None
 
 
 class Split(NamedTuple):
-    """Training data with the labels given and the true ones, and test data."""
+    """Training data with given and true labels, and test data."""
 
     X: np.ndarray
     given: np.ndarray
@@ -322,14 +323,14 @@ class Split(NamedTuple):
 
 
 def subset(y, n: int, seed: int) -> np.ndarray:
-    """Draw n rows, stratified and in random order; all rows stay in theirs."""
+    """Draw n rows, stratified and in random order; all rows keep their order."""
     rows = np.arange(len(y))
     if n == len(y):
         return rows
     return train_test_split(rows, train_size=n, stratify=y, random_state=seed)[0]
 
 
-# A seed's images serve all methods of a cell, and cells that differ in noise only.
+# The images of a seed are used by all methods, and by cells that differ in noise only.
 @lru_cache(maxsize=2)
 def _cifar10_train(source: Source, n: int, seed: int):
     return load_cifar10(source, choose=lambda y: subset(y, n, seed))
@@ -346,8 +347,8 @@ _lock = Lock()
 def load(cell: Cell, seed: int, source: Source) -> list[Split]:
     """Return the data of a cell: one split, or the folds of a table.
 
-    The subset, the folds and the noise depend on the seed and on nothing else, so
-    that all methods see the same. Only training labels are made wrong.
+    The subset, the folds and the noise depend on the seed only, so that all methods
+    get the same data. Only training labels are changed.
     """
     if cell.dataset == "cifar10":
         with _lock:  # two threads would decode the same images
@@ -380,7 +381,7 @@ def load(cell: Cell, seed: int, source: Source) -> list[Split]:
 
 
 def _flat(images, mean, std):
-    """Standardise images by channel, as BSDClassifier does with those of uint8."""
+    """Standardise images by channel, as BSDClassifier does with uint8 images."""
     scaled = (images - mean[:, None, None]) / std[:, None, None]
     return scaled.reshape(len(images), -1).astype(np.float32)
 

@@ -1,11 +1,11 @@
-"""A GPU that is not there: what training has it do, and where the host waits for it.
+"""A simulated GPU, which records operations and detects synchronisations.
 
-Tensors on it are on torch's meta device: they have shapes and no values. They say that
-they are on CUDA, so that training takes the way that it takes there, and every
-operation on them is noted. Outside of what is `guarded`, reading them gives ones.
+Its tensors are on torch's meta device: they have shapes, but no values. They report to
+be on CUDA, so that training follows the same path as on a GPU, and every operation on
+them is recorded. Outside of `guarded`, reading them returns ones.
 
-Shapes follow those of a GPU, and operations do too, but for two things: there is no
-autocast, whose casts are missing, and no kernel is chosen by what a GPU can do.
+Shapes and operations are those of a GPU with two exceptions: casts of autocast are
+missing, and kernels are not chosen by the capability of a GPU.
 """
 
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ from skbsd import _compact_kernels, _graph, _kernels
 _CUDA = torch.device("cuda", 0)
 _META = torch.device("meta")
 
-# Functions that copy what Python or NumPy holds.
+# Functions that copy data of Python or NumPy.
 _MAKERS = (
     torch.tensor,
     torch.as_tensor,
     torch.asarray,
     torch.from_numpy,
-    Tensor.new_tensor,  # of what comes after the tensor itself
+    Tensor.new_tensor,  # whose data is the second argument
 )
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 _COPYING = {"_to_copy", "copy", "copy_"}
-# Operations that do nothing on the device, beside those that return views.
+# Operations that do nothing on the device, in addition to those that return views.
 _IDLE = {
     "_record_function_enter_new",
     "_record_function_exit",
@@ -51,21 +51,21 @@ _IDLE = {
 
 
 class HostError(AssertionError):
-    """Something was done on the host, or with it, where the device works alone."""
+    """The host computed or waited while the device has to work alone."""
 
 
 class Device:
-    """What a pretended GPU has been asked for.
+    """A simulated GPU, with the list of operations launched on it.
 
     Attributes
     ----------
     launched : list of str
-        What was launched, in order: names of operations, and "graph" for the replay of
-        a recording.
+        Launches in order: names of operations, and "graph" for the replay of a captured
+        graph.
     recorded : list of list of str
-        The operations of each recording.
+        The operations of each captured graph.
     is_recording : bool
-        Whether operations are recorded now, and nothing may be done on the host.
+        Whether a graph is being captured; the host must not compute meanwhile.
     """
 
     def __init__(self) -> None:
@@ -76,12 +76,12 @@ class Device:
 
     @property
     def is_guarded(self) -> bool:
-        """Whether waiting for the device is an error now, and copying to it."""
+        """Whether waiting for the device, or copying to it, is an error now."""
         return self._is_guarded or self.is_recording
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Have waiting for the device be an error, and copying to it."""
+        """Raise an error on waiting for the device or copying to it."""
         self._is_guarded = True
         try:
             yield
@@ -89,16 +89,16 @@ class Device:
             self._is_guarded = False
 
     def note(self, name: str) -> None:
-        """Note what is launched, or recorded."""
+        """Record the name of an operation that is launched or captured."""
         (self.recorded[-1] if self.is_recording else self.launched).append(name)
 
     def begin_recording(self) -> None:
-        """Begin a recording, in which nothing may be done on the host."""
+        """Begin to capture a graph."""
         self.recorded.append([])
         self.is_recording = True
 
     def end_recording(self) -> None:
-        """End it."""
+        """End the capture."""
         self.is_recording = False
 
     def synchronize(self, *_: Any) -> None:
@@ -107,20 +107,20 @@ class Device:
             raise HostError("the host waits for the device")
 
     def check(self, name: str, tags: Any, given: list[Tensor], target: Any) -> None:
-        """Raise where an operation waits for the device or copies to it."""
+        """Raise an error if an operation waits for the device or copies to it."""
         there = [t for t in given if t.is_meta]
         here = [t for t in given if not t.is_meta]
         if there and _is_read(name, tags, given):
-            raise HostError(f"{name} reads what is on the device")
+            raise HostError(f"{name} reads values from the device")
         if name == "_to_copy" and target and given[0].is_meta != (target == _META):
             raise HostError(f"{name} copies between host and device")
-        # A single number of the host is passed to the device with the launch.
+        # A scalar on the host is passed to the device with the launch.
         if there and any(t.ndim or name in _COPYING for t in here):
             raise HostError(f"{name} has tensors on host and device")
 
 
 def _is_read(name: str, tags: Any, given: list[Tensor]) -> bool:
-    if name in _INDEXING:  # which look for the places where a mask is true
+    if name in _INDEXING:  # a mask is searched for true values
         return any(t.dtype in (torch.bool, torch.uint8) for t in given[1:])
     return torch.Tag.data_dependent_output in tags or (
         torch.Tag.dynamic_output_shape in tags
@@ -128,7 +128,7 @@ def _is_read(name: str, tags: Any, given: list[Tensor]) -> bool:
 
 
 class _Operations(TorchDispatchMode):
-    """Shows a device all operations, and computes those that need values."""
+    """Reports all operations to a device, and computes results that need values."""
 
     def __init__(self, device: Device):
         super().__init__()
@@ -136,7 +136,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        with torch._C.DisableTorchFunction():  # to see the tensors as they are
+        with torch._C.DisableTorchFunction():  # for the real devices of tensors
             return self._run(func, args, kwargs)
 
     def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -148,7 +148,7 @@ class _Operations(TorchDispatchMode):
         out = _without_values(func, name, given, args, kwargs)
         there = {t.is_meta for t in (*given, *_tensors(out))}
         if self._device.is_recording and False in there:
-            raise HostError(f"{name} works on the host, which a replay does not")
+            raise HostError(f"{name} works on the host, which a replay cannot repeat")
         if True in there and name not in _IDLE and not _is_view(func):
             self._device.note(name)
         return out
@@ -164,7 +164,7 @@ def _is_view(func: Any) -> bool:
 
 
 def _without_values(func, name: str, given: list[Tensor], args, kwargs) -> Any:
-    """Call an operation, or say what it would where that takes values."""
+    """Call an operation, or return a stand-in for a result that depends on values."""
     if not any(t.is_meta for t in given):
         return func(*args, **kwargs)
     if name == "_local_scalar_dense":
@@ -182,7 +182,7 @@ def _without_values(func, name: str, given: list[Tensor], args, kwargs) -> Any:
 
 
 class _Names(TorchFunctionMode):
-    """Has tensors on the meta device say that they are on a GPU."""
+    """Makes tensors on the meta device report to be on a GPU."""
 
     def __init__(self, device: Device):
         super().__init__()
@@ -224,7 +224,7 @@ def _real(value: Any) -> Any:
 
 
 class _Generator:
-    """Stands for a generator of CUDA, and draws nothing."""
+    """Replaces a CUDA generator, and draws nothing."""
 
     def get_state(self):
         return torch.zeros(1, dtype=torch.uint8)
@@ -241,7 +241,7 @@ class _Generator:
 
 
 class _Stream:
-    """Stands for the stream of a device, and for the function that returns it."""
+    """Replaces a device's stream, and the function that returns it."""
 
     def __init__(self, device: Device):
         self._device = device
@@ -261,7 +261,7 @@ class _Stream:
 
 def _graph_class(device: Device) -> type:
     class Graph:
-        """Stands for torch.cuda.CUDAGraph."""
+        """Replaces torch.cuda.CUDAGraph."""
 
         def capture_begin(self, pool: Any, **options: Any) -> None:
             device.begin_recording()
@@ -276,7 +276,7 @@ def _graph_class(device: Device) -> type:
 
 
 def _stand_ins(device: Device) -> dict[str, Any]:
-    """Return what of `torch.cuda` there is without a GPU, by name."""
+    """Return the replacements of attributes of `torch.cuda`, by name."""
     generator, stream = _Generator(), _Stream(device)
     return {
         "CUDAGraph": _graph_class(device),
@@ -302,7 +302,7 @@ def _stand_ins(device: Device) -> dict[str, Any]:
 
 
 def _compact_launch(logits: Tensor, *arguments) -> tuple[Tensor, ...]:
-    """Return what the kernel of the compact store does, without contents."""
+    """Return empty results of the compact store's kernel."""
     n, n_classes = logits.shape
     columns = logits.new_empty(n, dtype=torch.float32)
     groups = -(-n_classes // _compact_kernels.GROUP)
@@ -316,12 +316,12 @@ def _compact_launch(logits: Tensor, *arguments) -> tuple[Tensor, ...]:
 
 @contextmanager
 def pretended() -> Iterator[Device]:
-    """Pretend that there is a GPU, within the context and this thread.
+    """Simulate a GPU within the context, in this thread.
 
     Yields
     ------
     Device
-        It.
+        The simulated GPU.
     """
     device = Device()
     fusing = optimizers._get_fused_kernels_supported_devices()
@@ -330,7 +330,7 @@ def pretended() -> Iterator[Device]:
             mock.patch.multiple(torch.cuda, **_stand_ins(device)),
             mock.patch.object(torch.accelerator, "current_stream", _Stream(device)),
             mock.patch.object(_graph, "_stream", _Stream(device)),
-            # On the meta device, the kernel is what is said of it for compilers.
+            # On the meta device, the operator runs the kernel's fake implementation.
             mock.patch.object(_kernels, "launch", _kernels.operator),
             mock.patch.object(_compact_kernels, "_launch", _compact_launch),
             mock.patch.object(

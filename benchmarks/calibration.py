@@ -1,33 +1,34 @@
 """Calibration, accuracy and noise rates of BSDClassifier's defaults on many tables.
 
-The tasks are in `_tables.py`: scikit-learn's data sets, made-up ones and tables of R
-packages, clean, with labels that are random by nature (tested on such labels too) and
-with wrong ones (tested on true labels). Each is split and its labels are made wrong by
-the seed. The panel "tuning" is what settings may be chosen by, "final" what is claimed
-of; they share no task, no table of R's and no seed.
+The tasks are in `_tables.py`: scikit-learn's data sets, generated data and tables of R
+packages. Their labels are correct, inherently noisy (in the test data too), or wrong in
+the training data only. The seed determines the split and the wrong labels. Settings are
+chosen on the panel "tuning", and results are reported on the panel "final"; the two
+share no task, no R table and no seed.
 
-The methods, where networks are those of BSDClassifier with its other defaults:
+The methods, whose networks are those of BSDClassifier with its other defaults:
 
 - BSD: the default, with cross-fitted temperature, learning rate and rule; BSD none is
-  one plain training, `calibration=None`;
-- BSD inherent is the default that was told so where labels are random by nature,
-  `label_noise="inherent"`, which data alone cannot always tell from errors;
+  a single training, `calibration=None`;
+- BSD inherent: the default with `label_noise="inherent"`, on tasks with inherently
+  noisy labels only, which data alone cannot always distinguish from errors;
 - CE and CE + cross-fit: cross-entropy, plain and calibrated in the same way;
 - CE best lr: cross-entropy with the best of three learning rates in 3-fold
   cross-validation by log loss;
 - noisy and BSD noisy: `prior_strength="noisy"`, plain and calibrated, and SELC of
   `baselines.py`: on wrong labels only;
-- LogisticRegression, MLPClassifier and HistGradientBoosting of scikit-learn, as they
-  are and with the temperature of CalibratedClassifierCV (its sigmoid before
+- LogisticRegression, MLPClassifier and HistGradientBoosting of scikit-learn, with
+  their defaults and with the temperature of CalibratedClassifierCV (its sigmoid before
   scikit-learn 1.8): on tables without wrong labels only.
 
 Everything runs in this process on one thread, all methods of a task one after the
-other, so that `cpu_seconds` can be compared. A row is appended for each run as soon as
-it is done, and what the file holds is not run again. Runs that fail are not recorded;
-their errors are shown at the end. `rare_proba` is the mean predicted probability of
-the class that is rarest in the training data, and `rare_share` its share of the test
-labels. `noise_rate` is the estimated share of wrong labels, `true_noise_rate` the
-share that was made so; `temperature`, `lr` and `prior` are those of the final network.
+other, so that `cpu_seconds` can be compared. A row is appended when a run is finished,
+and runs that are in the file are not repeated. Failed runs are not recorded; their
+errors are shown at the end. `rare_proba` is the mean predicted probability of the class
+that is rarest in the training data, and `rare_share` its frequency among the test
+labels. `noise_rate` is the estimated fraction of wrong labels, `true_noise_rate` the
+fraction that was changed; `temperature`, `lr` and `prior` are those of the final
+network.
 
     python benchmarks/calibration.py --panel tuning --output calibration.csv
     python benchmarks/calibration.py --tasks 'digits-*' --methods BSD CE --seeds 0
@@ -84,28 +85,29 @@ class Method(NamedTuple):
     build : callable
         Takes the arguments of a network and returns an unfitted classifier.
     where : {"everywhere", "tables", "inherent", "wrong"}, default="everywhere"
-        "tables" are those without wrong labels, the last two say what labels are.
+        Tasks that it runs on: "tables" means tables without wrong labels, and the last
+        two mean tasks with such labels.
     """
 
     build: Callable[..., Any]
     where: str = "everywhere"
 
     def runs_on(self, task: Task) -> bool:
-        """Return whether the task is one of its own."""
+        """Whether the method runs on a task."""
         if self.where == "tables":
             return task.is_table and task.labels != "wrong"
         return self.where in ("everywhere", task.labels)
 
 
 def best_rate(random_state: int, **arguments) -> GridSearchCV:
-    """Cross-entropy with a learning rate found by cross-validation.
+    """Return cross-entropy with a learning rate chosen by cross-validation.
 
     Parameters
     ----------
     random_state : int
         Seed of the networks and of the folds.
     **arguments
-        Of BSDClassifier.
+        Arguments of BSDClassifier.
 
     Returns
     -------
@@ -118,12 +120,12 @@ def best_rate(random_state: int, **arguments) -> GridSearchCV:
 
 
 def of_sklearn(kind: Callable[..., Any], random_state: int, **arguments):
-    """Build a classifier that takes none of a network's arguments but the seed."""
+    """Build a classifier of scikit-learn; only the seed is used of the arguments."""
     return kind(random_state=random_state)
 
 
 def with_temperature(kind: Callable[..., Any], random_state: int, **arguments):
-    """Build the same, calibrated by cross-validation."""
+    """Build a classifier of scikit-learn that is calibrated by cross-validation."""
     has_temperature = parse_version(sklearn.__version__) >= parse_version("1.8")
     method = "temperature" if has_temperature else "sigmoid"
     return CalibratedClassifierCV(kind(random_state=random_state), method=method)
@@ -164,7 +166,7 @@ class Run(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, int, str]:
-        """What tells it from the others."""
+        """Panel, task, seed and method, which identify the run."""
         return self.task.panel, self.task.name, self.seed, self.method
 
 
@@ -175,7 +177,7 @@ def plan(tasks: Iterable[Task], methods: Iterable[str], seeds) -> list[Run]:
     ----------
     tasks : iterable of Task
     methods : iterable of str
-        Left out on tasks that are none of theirs.
+        Each is skipped on tasks that it does not run on.
     seeds : iterable of int
 
     Returns
@@ -194,7 +196,7 @@ def plan(tasks: Iterable[Task], methods: Iterable[str], seeds) -> list[Run]:
 
 @cache
 def warm_up(image_shape) -> None:
-    """Pay what the first network of a kind costs once per process."""
+    """Train a network once, so that one-time costs of the process are not measured."""
     rng = np.random.default_rng(0)
     X, y = rng.random((64, 64), dtype=np.float32), np.arange(64) % 2
     shape = {"image_shape": image_shape, "device": "cpu"}
@@ -208,7 +210,7 @@ def measure(run: Run, split: Split) -> dict:
     ----------
     run : Run
     split : Split
-        Of the task and the seed.
+        Data of the task and the seed.
 
     Returns
     -------
@@ -267,7 +269,7 @@ def tested(split: Split, proba: np.ndarray, labels: np.ndarray) -> dict[str, flo
 
 
 def found(model: Any) -> dict[str, Any]:
-    """Return what a fit has chosen and estimated; nan is for what it has not."""
+    """Return the chosen and estimated values of a fit; nan if it has none."""
     network = getattr(model, "best_estimator_", model)
     values = {"noise_rate": math.nan, "temperature": math.nan, "lr": math.nan}
     if not isinstance(network, BSDClassifier):
@@ -284,13 +286,13 @@ def _text(value) -> str:
 
 
 def execute(runs: list[Run], results: Results) -> dict:
-    """Do what is not done yet.
+    """Do the runs that are not in the results yet.
 
     Parameters
     ----------
     runs : list of Run
     results : Results
-        With the columns COLUMNS.
+        A file with the columns COLUMNS.
 
     Returns
     -------

@@ -1,9 +1,10 @@
-"""Calibration of a small residual network on CIFAR-10, with right and wrong labels.
+"""Calibration of a small residual network on CIFAR-10, with correct and wrong labels.
 
-Printed are accuracy, calibration error and log loss on the first 3,000 test images with
-true labels, plain and with the default's calibration, of the network of `_panel.py`
-(25 epochs, mirrored and shifted images, one seed), the estimated share of wrong labels,
-and the processor's seconds. A run on 2,000 images takes three minutes on one core.
+The network of `_panel.py` is trained for 25 epochs with augmentation "flip-crop" and
+one seed, with `calibration=None` and with the default calibration. The script prints
+accuracy, calibration error and log loss on the first 3,000 test images with true
+labels, the estimated noise rate, and CPU seconds. A run on 2,000 images takes three
+minutes on one core.
 
     python benchmarks/calibration_images.py --images 2000 5000
 """
@@ -24,7 +25,7 @@ TEST = 3_000
 
 
 def describe(model: BSDClassifier, X, y) -> str:
-    """Return what a fitted model is worth."""
+    """Return the scores of a fitted model as text."""
     proba = model.predict_proba(X)
     return (
         f"accuracy {100 * model.score(X, y):.1f} %, "

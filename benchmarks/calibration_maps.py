@@ -1,19 +1,20 @@
 """Maps from logits to probabilities that were considered for the calibration.
 
-On the clean tasks of the tuning panel of `calibration.py`, a network is trained by the
-paper's method, and the map is fitted to predictions of two networks that were trained
-on half of the data for half of the epochs, with labels' shares scaled in proportion:
+On the tasks with correct labels of the tuning panel of `calibration.py`, a network is
+trained by the paper's method. The map is fitted to out-of-fold predictions of two
+networks, each trained on half of the data for half of the epochs with half of the prior
+strength:
 
 - temperature: one number, the reference;
-- bias: temperature and a bias, where Akaike's criterion asks for it (the default);
+- bias: temperature and a bias, if Akaike's criterion favours it (the default);
 - vector: a slope and a bias per class, with normal priors of standard deviation 0.25;
 - isotonic: a monotone function per class, renormalised, after the temperature;
-- ensemble: the mean prediction of both fold networks and the final one, whose
-  temperature is that of its own test predictions, as is the reference's then: an
-  optimistic comparison.
+- ensemble: the mean prediction of both fold networks and the final one. Its temperature
+  is fitted to its test predictions, and so is that of its reference: an optimistic
+  comparison.
 
-Printed are ratios of the test log loss to that of the reference: below 1 is better. It
-takes two minutes on one core.
+The script prints the ratio of the test log loss to that of the reference; values below
+1 are better. It takes two minutes on one core.
 
     python benchmarks/calibration_maps.py --seeds 0 1
 """
@@ -33,11 +34,11 @@ from skbsd import BSDClassifier
 from skbsd.calibration import Calibration, fit_calibration, fit_temperature
 
 EPOCHS = 40
-SPREAD = 0.25  # of slopes and biases
+SPREAD = 0.25  # standard deviation of the priors of slopes and biases
 
 
 def logits_of(X, y, tests, *, epochs: int, strength: float, seed: int):
-    """Train once; return the logits of each test set."""
+    """Train a network; return its logits of each test set."""
     model = BSDClassifier(
         calibration=None,
         prior_strength=strength,
@@ -68,7 +69,7 @@ def fit_vector(z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit_isotonic(proba: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Return test probabilities that went through a monotone function per class."""
+    """Return test probabilities, mapped by a monotone function per class."""
     columns = [
         IsotonicRegression(y_min=1e-3, y_max=1, out_of_bounds="clip")
         .fit(proba[:, k], y == k)
@@ -84,7 +85,7 @@ def temperature_of(z: np.ndarray, y: np.ndarray) -> float:
 
 
 def ratios(task, seed: int) -> dict[str, float]:
-    """Return the log loss of each map on a task, over that of the temperature."""
+    """Return the ratio of each map's log loss to that of the temperature."""
     split = load(task, seed)
     X, y, labels = split.X, split.given, np.unique(split.given)
     half = {"epochs": EPOCHS // 2, "strength": 30.0}

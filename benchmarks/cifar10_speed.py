@@ -1,24 +1,26 @@
-"""How soon BSDClassifier reaches 94 % (or 96 %) on CIFAR-10's test set, on a GPU.
+"""Time in which BSDClassifier reaches 94 % (or 96 %) on CIFAR-10's test set, on a GPU.
 
 The time is that of BSDClassifier(...).fit(X, y), from uint8 arrays in main memory to a
-trained network, without compilation: on a GPU a warm-up fit with the same shapes comes
-first, and what later fits still compile is subtracted. Prediction is timed beside it.
+trained network, without compilation: on a GPU a warm-up fit with the same shapes runs
+first, and the compilation time of later fits is subtracted. The time of prediction is
+measured separately.
 
-Two recipes. "speed" is that of airbench (K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on
-a Single GPU", arXiv:2404.00498), with self-distillation for label smoothing, and an
-average of the weights at the end for its lookahead: SpeedNet, large batches, Nesterov's
-momentum, high learning rates of the normalisation's biases, mirroring in every other
-epoch, and predictions of six views. `--target 96` is its larger network, trained for
-longer. "resnet9" is that of the DAWNBench entries ("How to train your ResNet", D. Page,
-2018). Prints accuracy and seconds of each seed, their means and spread.
+There are two recipes. "speed" follows airbench (K. Jordan, "94% on CIFAR-10 in 3.29
+Seconds on a Single GPU", arXiv:2404.00498), with self-distillation in place of label
+smoothing, and an average of the weights in place of its lookahead optimizer. It uses
+SpeedNet, large batches, Nesterov's momentum, high learning rates for the biases of
+normalisation layers, mirroring in every other epoch, and predictions of six views.
+`--target 96` selects its larger network, which is trained for longer. "resnet9" follows
+the DAWNBench entries ("How to train your ResNet", D. Page, 2018). The script prints
+accuracy and seconds of each seed, and their means and standard deviations.
 
     python benchmarks/cifar10_speed.py --compile --output cifar10_speed.csv
     python benchmarks/cifar10_speed.py --loss smoothing --compile
     python benchmarks/cifar10_speed.py --target 96 --compile
     python benchmarks/cifar10_speed.py --recipe resnet9
 
-Whether the accuracy is sensible shows on a CPU, beside SmallResNet as it is by default,
-trained for as many epochs as take the same time:
+A run on a CPU shows whether the accuracy is plausible, compared with a default
+SmallResNet that is trained for the same time:
 
     python benchmarks/cifar10_speed.py --device cpu --images 4000 --epochs 6
         --batch-size 128 --seeds 1 --compare-small
@@ -69,7 +71,7 @@ COLUMNS = (
 
 
 def convolution(in_channels: int, out_channels: int, *, pool: bool) -> nn.Sequential:
-    """3x3 convolution, batch normalisation, ReLU, and half the size where asked."""
+    """Return 3x3 convolution, batch normalisation and ReLU, with optional pooling."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -79,7 +81,7 @@ def convolution(in_channels: int, out_channels: int, *, pool: bool) -> nn.Sequen
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -89,12 +91,12 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x and what the body adds to it."""
+        """Return the sum of x and the body's output."""
         return x + self.body(x)
 
 
 class ResNet9(nn.Module):
-    """Few, wide layers: what a GPU does fast."""
+    """Residual network of few, wide layers, which a GPU computes fast."""
 
     def __init__(self, n_classes: int = 10):
         super().__init__()
@@ -126,7 +128,7 @@ class SmoothingClassifier(BSDClassifier):
     """BSDClassifier without self-distillation."""
 
     def make_objective(self):
-        """Return the paper's."""
+        """Return cross-entropy with smoothed labels."""
         return Smoothing()
 
 
@@ -139,7 +141,7 @@ class FlipCropCutout:
 
     @property
     def by_row(self) -> bool:
-        """Whether it wants to know the rows of the images and the epoch."""
+        """Whether it takes the rows of the images and the epoch as arguments."""
         return self.flip_crop.by_row
 
     def __call__(self, images, rows=None, epoch=None):
@@ -149,10 +151,10 @@ class FlipCropCutout:
 
 @dataclass(frozen=True)
 class Target:
-    """What the recipe "speed" needs for an accuracy.
+    """Settings of the recipe "speed" for a target accuracy.
 
-    The learning rate is the paper's for batches of 1,024, of a mean over the batch; its
-    weight decay is stated relative to it.
+    The learning rate is the paper's for batches of 1,024, for a mean over the batch.
+    The paper states the weight decay relative to the learning rate.
     """
 
     widths: tuple[int, ...]
@@ -163,7 +165,7 @@ class Target:
     augmentation: Callable[..., Tensor]
 
 
-# The paper's rates are of a sum over the batch, and of steps that momentum adds up.
+# The paper's rates are for a sum over the batch, and include momentum's sum of steps.
 _PER_STEP = 1 + 1 / (1 - 0.85)
 TARGETS = {
     94: Target(
@@ -183,7 +185,7 @@ TARGETS = {
         augmentation=FlipCropCutout(FlipCrop(4, "reflect", alternating=True), 12 / 32),
     ),
 }
-# How much faster the biases of the normalisation learn.
+# Factor of the learning rate of normalisation layers' biases.
 BIAS_FACTOR = 64
 
 
@@ -206,7 +208,7 @@ def speed(args) -> dict[str, Any]:
         "augmentation": target.augmentation,
         "averaging": None if args.no_averaging else "ema",
         "prediction_views": None if args.views == "none" else args.views,
-        "channels_last": True,  # "auto" would try it first
+        "channels_last": True,  # "auto" would first run a trial
     }
 
 
@@ -214,7 +216,7 @@ def resnet9(args) -> dict[str, Any]:
     """Return the parameters of the recipe "resnet9"."""
     return {
         "module": ResNet9,
-        # 0.4 for 512 samples is Page's; larger batches take larger steps.
+        # Page uses 0.4 for 512 samples; the rate is proportional to the batch size.
         "lr": args.lr or 0.4 * args.batch_size / 512,
         "weight_decay": 5e-4,
         "optimizer__momentum": 0.9,
@@ -239,7 +241,7 @@ def build(args, seed: int, epochs: int) -> BSDClassifier:
         optimizer=torch.optim.SGD,
         optimizer__nesterov=True,
         lr_schedule="one-cycle",
-        # Of networks and losses of this file too, which "auto" does not know.
+        # Also for networks and losses of this file, which "auto" does not know.
         cuda_graph=not args.no_graph,
         device=args.device,
         random_state=seed,
@@ -248,7 +250,7 @@ def build(args, seed: int, epochs: int) -> BSDClassifier:
 
 
 def build_small(args, seed: int, epochs: int) -> BSDClassifier:
-    """Return SmallResNet with all that is default, and usual augmentation."""
+    """Return SmallResNet with defaults and the usual augmentation."""
     return BSDClassifier(
         SmallResNet,
         module__in_channels=3,
@@ -262,7 +264,7 @@ def build_small(args, seed: int, epochs: int) -> BSDClassifier:
 
 
 def fit(model: BSDClassifier, X, y) -> tuple[float, float]:
-    """Return seconds of the fit without compilation, and of compilation."""
+    """Fit; return its seconds without compilation, and those of compilation."""
     synchronize(model.device)
     start = time.perf_counter()
     model.fit(X, y)
@@ -272,14 +274,14 @@ def fit(model: BSDClassifier, X, y) -> tuple[float, float]:
 
 
 def score(model: BSDClassifier, X, y) -> tuple[float, float]:
-    """Return the accuracy in percent, and the seconds that predicting took."""
+    """Return the accuracy in percent, and the seconds of prediction."""
     start = time.perf_counter()
     accuracy = 100 * model.score(X, y)
     return accuracy, time.perf_counter() - start
 
 
 def compare_small(args, seed: int, seconds: float, train, test) -> float:
-    """Return the accuracy of SmallResNet, trained for as many epochs as fit a time."""
+    """Return the accuracy of SmallResNet, trained for about `seconds`."""
     one_epoch, _ = fit(build_small(args, seed, 1), *train)
     epochs = max(1, round(seconds / one_epoch))
     model = build_small(args, seed, epochs)
@@ -314,7 +316,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile-mode", default="max-autotune-no-cudagraphs")
     parser.add_argument("--no-graph", action="store_true", help="launch each operation")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--images", type=int, help="train and test on so many")
+    parser.add_argument("--images", type=int, help="number for training and for test")
     parser.add_argument(
         "--compare-small",
         action="store_true",
@@ -330,17 +332,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def warm_up(args, X, y) -> None:
-    """Have memory, kernels and, with --compile, the network ready."""
+    """Prepare memory, kernels and, with --compile, the compiled network."""
     taken, compilation = fit(build(args, 0, 1), X, y)  # an epoch meets all shapes
     print(
-        f"warm-up: {taken + compilation:.2f} s, of which compilation known apart: "
-        f"{compilation:.2f} s",
+        f"warm-up: {taken + compilation:.2f} s, of which {compilation:.2f} s measured "
+        "as compilation",
         flush=True,
     )
 
 
 def described(values: list[float], unit: str, digits: int) -> str:
-    """Return mean and standard deviation, where there are several."""
+    """Return the mean as text, with the standard deviation of several values."""
     text = f"{statistics.fmean(values):.{digits}f}"
     if len(values) > 1:
         text += f" (sd {statistics.stdev(values):.{digits}f})"
@@ -352,8 +354,8 @@ def main(argv: list[str] | None = None) -> None:
     on_gpu = args.device.startswith("cuda")
     if on_gpu and not torch.cuda.is_available():
         sys.exit(
-            "needs a CUDA device, and there is none. --device cpu --images 4000 "
-            "--epochs 6 --batch-size 128 shows whether the accuracy is sensible."
+            "needs a CUDA device, and none was found. Pass --device cpu --images 4000 "
+            "--epochs 6 --batch-size 128 to check whether the accuracy is plausible."
         )
     stop_at_interrupt()
     print(machine(), flush=True)

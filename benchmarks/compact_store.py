@@ -1,23 +1,23 @@
-"""The compact store of beliefs beside dense ones: time, memory, error, and training.
+"""Compact store of beliefs compared with dense stores: time, memory, error, training.
 
---parts chooses among
+--parts selects among
 
 - memory: bytes of a sample's row, and of the training sets of ImageNet-1k and -21k,
-  from stores of a thousand samples.
+  computed from stores of a thousand samples.
 - time: microseconds of an update of B samples and K classes, dense in float32 and in
-  float16, and compact. Each call takes the next batch of two, and logits of four kinds
-  in turn. Every round times each store once, in an order that changes; ratios are taken
-  within a round. "first" is the second visit of each row, when nearly all rows look for
-  classes to keep; "later" is after 30.
-- error: how far the target and the loss of a compact store stray from those of a dense
-  one in double precision, by the number of classes kept, after predictions that vary
-  about a mean of their own in each row, and become surer: softmax(s (z_i + noise)),
-  with s from 0.2 to 1 in the first 50 visits, or three times that, z_i normal with
-  standard deviation 3, and 3 more for the label. L1 is between targets (at most 2), the
-  mean over the rows; the gradient's error is relative to its norm. Loss and gradient
-  are those of the last update.
+  float16, and compact. Each call takes the next of two batches and the next of four
+  sets of logits. Every round times each store once, in changing order; ratios are
+  computed within a round. "first" is the second visit of each row, when nearly all rows
+  search for classes to keep; "later" is after 30 visits.
+- error: deviation of the target and the loss of a compact store from those of a dense
+  one in double precision, by the number of classes kept. The predictions vary about a
+  mean of each row and become more confident: softmax(s (z_i + noise)), with s from 0.2
+  to 1 in the first 50 visits, or three times that, z_i normal with standard deviation
+  3, and 3 added for the label. L1 is the distance between targets (at most 2), averaged
+  over rows; the gradient's error is relative to its norm. Loss and gradient are those
+  of the last update.
 - tasks: accuracy and log loss on unseen samples, and the area under the ROC curve of
-  label_quality against wrong labels, of whole fits with the same seeds: digits, and a
+  label_quality for wrong labels, for whole fits with the same seeds on digits and on a
   mixture of 200 classes in 20 superclasses, with and without 30 % wrong labels.
 
     python benchmarks/compact_store.py [--parts time error] [--output compact_store.csv]
@@ -48,7 +48,7 @@ VISITS = (20, 100, 300)
 
 
 def stores(labels: Tensor, n_classes: int) -> dict[str, Posterior]:
-    """Return the stores that are compared, by name."""
+    """Return the stores to compare, by name."""
     return {
         "float32": DirichletPosterior(labels, n_classes),
         "float16": DirichletPosterior(labels, n_classes, dtype=torch.float16),
@@ -60,7 +60,7 @@ def stores(labels: Tensor, n_classes: int) -> dict[str, Posterior]:
 
 
 def measure_memory(results: Results) -> None:
-    """Print bytes of rows, which do not depend on how many there are."""
+    """Print the bytes per row, which do not depend on the number of rows."""
     n = 1000
     print(f"{'':12} {'K':>6} {'store':8} {'bytes a row':>11} {'GB of all':>10}")
     for name, (n_samples, K) in IMAGENET.items():
@@ -104,7 +104,7 @@ def measure_time(args, results: Results) -> None:
                 clocked(call, 2 if fresh else 60, "cpu")
             times = {kind: [] for kind in calls}
             for i, kind in rounds(args.rounds, calls):
-                if fresh:  # each time with beliefs of one visit
+                if fresh:  # each time with beliefs after one visit
                     store = stores(labels, K)[kind]
                     calls[kind] = updates(store, B, logits)
                     clocked(calls[kind], 2, "cpu")
@@ -130,7 +130,7 @@ def measure_time(args, results: Results) -> None:
 def predictions(
     labels: Tensor, n_classes: int, n_visits: int, scale: float
 ) -> Iterator[Tensor]:
-    """Yield logits that become surer."""
+    """Yield logits of increasing confidence."""
     generator = torch.Generator().manual_seed(0)
     n = len(labels)
     mean = 3 * torch.randn(n, n_classes, generator=generator)
@@ -182,7 +182,7 @@ def measure_error(results: Results) -> None:
 
 
 def mixture(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw 12,000 samples of 200 classes, ten of which are near each other."""
+    """Draw 12,000 samples of 200 classes, in 20 groups of ten similar classes."""
     rng = np.random.default_rng(seed)
     superclass = 2.0 * rng.normal(size=(20, 24))
     centres = superclass.repeat(10, axis=0) + 0.8 * rng.normal(size=(200, 24))

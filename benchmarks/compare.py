@@ -1,34 +1,36 @@
 """Compare ways to train a network on a fixed panel of data, networks and label noise.
 
-The cells of a panel are in `_panel.py`, the methods in `baselines.py`. Within a cell
-all methods get the same arguments: network, epochs, batches of 128, optimizer and
-learning rate of BSDClassifier, schedule, augmentation, and the seed, which also draws
-the training samples and the wrong labels. Panels, each with three seeds of its own:
+The cells (settings) of a panel are in `_panel.py`, the methods in `baselines.py`.
+Within a cell all methods get the same arguments: network, epochs, batches of 128,
+optimizer and learning rate of BSDClassifier, schedule, augmentation, and the seed,
+which also draws the training samples and the wrong labels. Panels, each with three
+seeds that no other panel has:
 
-- tuning: what settings may be chosen by;
-- final: other sizes, widths and seeds, for what is claimed;
+- tuning: for the choice of settings;
+- final: other sizes, widths and seeds, for the reported results;
 - large: ResNet-18 and ResNet-50 on all of CIFAR-10, for a GPU (SGD with Nesterov
   momentum 0.9, learning rate 0.1, weight decay 5e-4).
 
-Every run is a process of its own, so that its peak memory is its own too. They are
-forked from a server that has imported the packages and done nothing else: a run does
-not wait for imports, and finds neither threads nor a CUDA context. The peak is that of
-the resident set on the CPU, packages and data included, and on CUDA what torch
-allocated there. A short fit of BSDClassifier comes first, whatever the method, so that
-`seconds` does not hold what is paid once per process; `cpu_seconds` are what the fit
-itself used of the processors, where others share the machine.
+Every run has its own process, so that its peak memory can be measured. Processes are
+forked from a server that has only imported the packages: a run does not wait for
+imports, and starts without threads and without a CUDA context. The peak is that of the
+resident set on the CPU, including packages and data, and on CUDA that of torch's
+allocations. A short fit of BSDClassifier runs first, whatever the method, so that
+`seconds` does not include one-time costs of the process; `cpu_seconds` is the CPU time
+of the fit, for machines that other processes use too.
 
-A row is appended for every run as soon as it is done, and what the file holds is not
-run again: kill it and start it anew as you like. Runs that fail are not recorded; their
-errors are shown at the end. Seeds come before cells, and cells before methods: methods
-to be compared run close together, and a panel that was stopped has whole cells.
+A row is appended when a run is finished, and runs that are in the file are not
+repeated, so the script can be killed and restarted at any time. Failed runs are not
+recorded; their errors are shown at the end. The order is by seed, then by cell, then by
+method: methods to be compared run close together, and a panel that was stopped has
+complete cells.
 
-CE, label smoothing, temperature, BSD and BSD noisy run everywhere, the other methods
-where they are named or with --all, with the first seed on the four cells that are
-marked for them; with --full everywhere. Metrics are against true labels, shares and not
-per cent; train_accuracy is against the labels given, on 2,000 samples at most, and
-memorised is the share of wrong ones among these that the network predicts. Tables are
-scored on out-of-fold predictions.
+CE, label smoothing, temperature, BSD and BSD noisy run on all cells. The other methods
+run if they are named, or with --all; on the four cells that are marked for them with
+the first seed, or with --full on all cells. Metrics are computed with true labels, and
+are fractions, not percentages. train_accuracy is computed with the given labels, on at
+most 2,000 samples; memorised is the fraction of the wrong labels among these that the
+network predicts. Tables are scored on out-of-fold predictions.
 
     python benchmarks/compare.py --panel tuning --output compare.csv
     python benchmarks/compare.py --cells 'digits-*' --methods CE BSD --seeds 0
@@ -75,9 +77,9 @@ from skbsd.metrics import (
 )
 
 HERE = Path(__file__).resolve().parent
-# Those whose times are compared come one after the other.
+# Methods whose times are compared follow one another.
 EVERYWHERE = ("CE", "BSD", "BSD noisy", "label smoothing", "temperature")
-MOST_TRAINING_SAMPLES = 2_000  # that the trained network is tested on
+MOST_TRAINING_SAMPLES = 2_000  # for the scores on training data
 ABOUT = ("panel", "cell", "method", "dataset", "network", "n", "epochs")
 ABOUT = (*ABOUT, "noise", "noise_kind", "seed")
 SCORES = ("accuracy", "ece", "ece_quantile", "classwise_ece", "smece", "nll", "brier")
@@ -95,11 +97,11 @@ class Run:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells it from the others."""
+        """Cell, method and seed, which identify the run."""
         return self.cell.name, self.method, self.seed
 
     def row(self, figures: dict) -> list:
-        """Return the line of the results."""
+        """Return the row of the results."""
         c = self.cell
         about = (c.panel, c.name, self.method, c.dataset, c.network, c.n, c.epochs)
         values = (f"{figures[name]:.6g}" for name in (*SCORES, *COSTS))
@@ -107,7 +109,7 @@ class Run:
 
 
 def plan(cells, methods, seeds, *, full: bool = False) -> list[Run]:
-    """List the runs in their order; see above for which method runs where."""
+    """List the runs in order; the module's docstring says which methods run where."""
     return [
         Run(cell, method, seed)
         for seed in seeds
@@ -119,7 +121,7 @@ def plan(cells, methods, seeds, *, full: bool = False) -> list[Run]:
 
 def scores(y, proba, labels) -> dict[str, float]:
     """Return the metrics of predicted probabilities."""
-    # Of float32 log_loss would clip more, whatever the method meant by it.
+    # In float32, log_loss would clip probabilities further from 0 and 1.
     proba = proba.astype(np.float64)
     proba /= proba.sum(axis=1, keepdims=True)
     ece = {"uniform": {}, "quantile": {"strategy": "quantile"}}
@@ -142,7 +144,7 @@ def scores(y, proba, labels) -> dict[str, float]:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return MiB that this process used at most."""
+    """Return the peak memory of this process in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -173,7 +175,7 @@ def measure(build, cell: Cell, seed: int, splits: list[Split]) -> dict[str, floa
         proba.append(model.predict_proba(split.X_test))
         predicting += time.perf_counter() - start
 
-        # Each fold has its share of the samples.
+        # The folds divide the samples for training scores among them.
         some = slice(MOST_TRAINING_SAMPLES // len(splits))
         predicted = model.predict_proba(split.X[some]).argmax(axis=1)
         hits.append(model.classes_[predicted] == split.given[some])
@@ -192,8 +194,8 @@ def measure(build, cell: Cell, seed: int, splits: list[Split]) -> dict[str, floa
 
 
 def child(connection, registry: str, run: Run, splits, threads: int) -> None:
-    """Do a run in a process of its own, and send its figures or its traceback."""
-    # An interrupt would end a fit and count as a whole one: the parent sees to it.
+    """Do a run in this new process, and send its figures or its traceback."""
+    # An interrupt would end a fit that then counts as complete; the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
@@ -211,16 +213,16 @@ def _end_with_parent() -> None:
 
 
 class Runner:
-    """Does runs in processes of their own.
+    """Does each run in a new process.
 
     Parameters
     ----------
     registry : str
         Name of the module with the methods, which each process imports.
     source : Source
-        Where CIFAR-10 is.
+        Location of CIFAR-10.
     threads : int
-        Threads of a process.
+        Threads per process.
     """
 
     def __init__(self, registry: str, source: Source, threads: int):
@@ -234,7 +236,7 @@ class Runner:
             self.context.set_forkserver_preload(packages)
 
     def __call__(self, run: Run) -> tuple[dict | None, str | None]:
-        """Return the figures, or None and what went wrong."""
+        """Return the figures and None, or None and an error message."""
         try:
             splits = load(run.cell, run.seed, self.source)
             here, there = self.context.Pipe(duplex=False)
@@ -254,16 +256,16 @@ class Runner:
             here.close()
 
     def stop(self) -> None:
-        """End the processes that are under way."""
+        """End the running processes."""
         for process in mp.active_children():
             process.terminate()
 
 
 class Progress:
-    """A line for each run, with the time that is left.
+    """Prints a line for each run, with an estimate of the remaining time.
 
-    A run that is to come is taken to last as long as those of its cell did, or of all
-    cells where there was none.
+    Each remaining run is expected to last as long as finished runs of its cell, or of
+    all cells if there are none.
     """
 
     def __init__(self, runs: list[Run], jobs: int, rows: list[dict]):
@@ -282,7 +284,7 @@ class Progress:
         return sum(expected) / self.jobs
 
     def show(self, run: Run, figures: dict | None) -> None:
-        """Print what came out of a run."""
+        """Print the main figures of a run."""
         self.left[run.cell.name] -= 1
         width = len(str(self.total))
         done = self.total - self.left.total()
@@ -300,7 +302,7 @@ class Progress:
 
 
 def execute(runs: list[Run], runner: Runner, results: Results, jobs: int) -> dict:
-    """Do what is not done yet, and return the errors of the runs that failed."""
+    """Do the runs that are not in the results yet; return the errors of failed runs."""
     rows = read(results.file)
     done = {(row["cell"], row["method"], row["seed"]) for row in rows}
     todo = [run for run in runs if run.key not in done]
@@ -332,9 +334,9 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     cpus = os.cpu_count() or 1
     parser.add_argument("--panel", choices=PANELS, default="tuning")
     parser.add_argument("--cells", nargs="+", default=["*"], help="names or globs")
-    parser.add_argument("--methods", nargs="+", help="default: those that run anywhere")
-    parser.add_argument("--all", action="store_true", help="all methods there are")
-    parser.add_argument("--full", action="store_true", help="the rivals everywhere too")
+    parser.add_argument("--methods", nargs="+", help="default: those for all cells")
+    parser.add_argument("--all", action="store_true", help="all methods")
+    parser.add_argument("--full", action="store_true", help="all methods on all cells")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: the panel's own")
     parser.add_argument("--jobs", type=int, default=cpus, help="runs at a time")
     parser.add_argument("--output", type=Path, default=HERE / "compare.csv")
@@ -370,7 +372,7 @@ def choose_methods(args) -> list[str]:
     if unknown:
         sys.exit(f"no such method: {sorted(unknown)}; there are {sorted(known)}")
     if not args.methods and len(usual) < len(EVERYWHERE):
-        print(f"not there: {', '.join(set(EVERYWHERE) - set(usual))}")
+        print(f"not available: {', '.join(set(EVERYWHERE) - set(usual))}")
     return args.methods or usual
 
 

@@ -1,15 +1,15 @@
-"""Fingerprints of what `fit` learns, to see whether a change changed the numbers.
+"""Fingerprints of trained models, to detect whether a change of code alters results.
 
-Each setting is trained on a CPU with one thread, and a hash is printed of its network
-(parameters and buffers), of its posterior (rows, visits, agreement) and of its history
-(all but the times). The same code on the same machine and versions gives the same
-hashes; other processors and versions of PyTorch round differently, so a list of hashes
-is compared with one that was made on the same machine, from the code before a change:
+Each setting is trained on a CPU with one thread. The script prints a hash of its
+network (parameters and buffers), of its posterior (rows, visits, agreement) and of its
+history (all except times). The same code gives the same hashes on the same machine and
+versions. Other processors and versions of PyTorch round differently, so compare only
+with hashes that the code before the change gave on the same machine:
 
     git stash; python benchmarks/golden.py --write /tmp/before.json; git stash pop
     python benchmarks/golden.py --compare /tmp/before.json
 
-`--compare` exits with status 1 where a hash differs, and says which part of it.
+`--compare` exits with status 1 if a hash differs, and prints which part differs.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from skbsd.networks import MLP, SmallResNet
 
 
 class DropoutNet(nn.Module):
-    """A module of one's own: a tuple of logits and embedding, with dropout."""
+    """A custom module with dropout that returns a tuple of logits and embedding."""
 
     def __init__(self, width: int = 32):
         super().__init__()
@@ -68,7 +68,7 @@ def images(dtype: str, n: int = 600):
 
 
 def weights_of(y: np.ndarray) -> np.ndarray:
-    """Weights of 0, 1, 2 in turn."""
+    """Return the weights 0, 1, 2 in turn."""
     return (np.arange(len(y)) % 3).astype(float)
 
 
@@ -108,7 +108,7 @@ def dataset() -> BSDClassifier:
 
 
 def of_predictions(net: BSDClassifier, X: np.ndarray) -> BSDClassifier:
-    """Have predictions that were made on the way leave no trace."""
+    """Predict between two calls of training, which must not change the results."""
     net.predict_proba(X)
     return net.partial_fit(X, table("wine")[1])
 
@@ -207,7 +207,7 @@ SETTINGS: dict[str, Callable[[], BSDClassifier]] = {
 
 
 def fingerprint(parts) -> str:
-    """Hash names and values, arrays by their bytes."""
+    """Return a hash of names and values, with arrays as bytes."""
     digest = hashlib.sha256()
     for name, value in parts:
         digest.update(name.encode())
@@ -241,17 +241,17 @@ def fingerprints(net: BSDClassifier) -> dict[str, str]:
 
 
 def compare(found: dict, expected: dict) -> int:
-    """Print what differs; return how many settings do."""
+    """Print the differences; return the number of settings that differ."""
     different = 0
     for name in found:
         if name not in expected:
-            print(f"{name}: not in the list to compare with")
+            print(f"{name}: not in the file to compare with")
             continue
         parts = [p for p in found[name] if found[name][p] != expected[name][p]]
         if parts:
             different += 1
-            print(f"{name}: other {', '.join(parts)}")
-    print(f"{len(found) - different} of {len(found)} settings as before")
+            print(f"{name}: different {', '.join(parts)}")
+    print(f"{len(found) - different} of {len(found)} settings are unchanged")
     return different
 
 
@@ -260,15 +260,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
-    parser.add_argument("--write", type=Path, help="JSON that the hashes go to")
+    parser.add_argument("--write", type=Path, help="JSON file for the hashes")
     parser.add_argument("--compare", type=Path, help="JSON to compare with")
     args = parser.parse_args()
     torch.set_num_threads(1)
     found = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # such as of a split that is small
+        warnings.simplefilter("ignore")  # such as about a small split
         for name in args.settings:
-            torch.manual_seed(0)  # of networks that are given as instances
+            torch.manual_seed(0)  # for networks that are passed as instances
             found[name] = fingerprints(SETTINGS[name]())
             print(f"{name:32}", *found[name].values(), flush=True)
     print(f"{len(found)} settings, PyTorch {torch.__version__}")

@@ -1,38 +1,39 @@
-"""Everything that only a GPU can show, in one command and within a limit of time.
+"""All benchmarks and tests that need a GPU, in one command and within a time limit.
 
-Stages run one after the other, the most important first, each in a process of its own
-with its own limit, so that one that crashes or hangs takes nothing with it:
+Stages run one after the other, the most important first. Each has its own process and
+time limit, so that one that crashes or hangs does not affect the others:
 
 - ceilings: versions and card; bandwidth of a large copy, matrix products in bfloat16,
-  TF32 and float32; what launches of kernels and graphs cost host and device.
-- kernel-tests, gpu-tests: tests/test_kernels.py and tests/test_gpu.py, counted.
-- posterior: the step by the sizes of posterior_step.py, beside a copy of as many bytes
-  and cross-entropy. 20 calls on other rows are recorded as one CUDA graph, whose
-  replays are timed by the device, so that launches do not count; logits may lie in a
-  cache, rows as far as they do in training. "step" follows the paper's rule, "step,
-  sharpened" one as the default's; "kernel" is the launch without the sum of the losses.
-- graph: fits with steps recorded as a CUDA graph and with operations launched one by
-  one, twice: losses, weights and targets have to agree within a tolerance (1e-3 for
-  tables, 3e-2 for convolutions, which add up in no fixed order).
-- profile: kernels' time, the host's and launches per step of four networks, replayed
-  and one by one; profile.txt lists the most expensive kernels.
-- speed-*: `fit` beside loops written by hand and skorch, by speed.py, in as many
-  interleaved rounds as fit.
+  TF32 and float32; time of host and device for launches of kernels and graphs.
+- kernel-tests, gpu-tests: results of tests/test_kernels.py and tests/test_gpu.py.
+- posterior: the step at the sizes of posterior_step.py, compared with a copy of as many
+  bytes and with cross-entropy. 20 calls on different rows are captured as one CUDA
+  graph, whose replays are timed by the device, so that launches are excluded; logits
+  may be in a cache, and rows as far as they are in training. "step" follows the paper's
+  rule, "step, sharpened" a rule like the default's; "kernel" is the launch without the
+  sum of the losses.
+- graph: a fit with steps in a CUDA graph, and two with single operations: losses,
+  weights and targets have to agree within a tolerance (1e-3 for tables, 3e-2 for
+  convolutions, which sum in no fixed order).
+- profile: time of kernels and host, and launches, per step of four networks, replayed
+  and with single operations; profile.txt lists the most expensive kernels.
+- speed-*: `fit` compared with hand-written loops and skorch, by speed.py, in as many
+  interleaved rounds as time allows.
 - cifar10-*: time to 94 % and 96 % on CIFAR-10, by cifar10_speed.py.
 - sanitizer-*: tests of the kernel under compute-sanitizer's memcheck and racecheck.
-- launches: what launches.py prints.
+- launches: the output of launches.py.
 - noise: wrong labels at full size, by label_noise.py.
 
-Figures go to gpu.jsonl in the folder as they come, and after each stage to gpu.csv and
-gpu.md: median and range, beside what is wanted. What the processes print goes to
-log.txt, and rows of the other benchmarks to CSVs beside it. Called again with the same
-folder, stages that went through are not run again; those that did not come last.
+Figures are written to gpu.jsonl in the folder at once, and after each stage to gpu.csv
+and gpu.md, with median, range and target. The output of the processes is in log.txt,
+and rows of the other benchmarks are in CSVs in the same folder. If called again with
+the same folder, finished stages are skipped, and failed ones run last.
 
     python benchmarks/gpu.py --output gpu --npz FOLDER
     python benchmarks/gpu.py --output gpu --npz FOLDER --budget 1200 --stages 'speed-*'
     python benchmarks/gpu.py --self-check
 
-The last line runs on the CPU, at small size: to see that the script does.
+The last line runs at small size on the CPU, as a check of the script.
 """
 
 import argparse
@@ -52,18 +53,18 @@ from _gpu_stages import ROOT, SELF_CHECK, STAGES, Given, Left, Stage
 from _gpu_table import Figures, summary
 
 LOG = "log.txt"
-# Seconds that are kept for tables and for what a process takes to end.
+# Seconds reserved for the tables and for the end of a process.
 RESERVE = 10
 MEASURED = ("ceilings", "posterior", "graph", "profile")
 
 
 def measure(name: str, folder: Path, *, tiny: bool) -> bool:
-    """Do what a stage of this script measures; return whether all went through."""
+    """Run the measurements of a stage of this script; return whether all succeeded."""
     import _gpu_device
     import _gpu_fits
 
     if not (tiny or torch.cuda.is_available()):
-        sys.exit("needs a CUDA device, and there is none; --self-check does without")
+        sys.exit("needs a CUDA device, and none was found; --self-check needs none")
     function = {
         "ceilings": _gpu_device.measure_ceilings,
         "posterior": _gpu_device.measure_posterior,
@@ -74,7 +75,7 @@ def measure(name: str, folder: Path, *, tiny: bool) -> bool:
 
 
 def environment(stage: Stage) -> dict[str, str]:
-    """Return the environment of a process: this copy of the library comes first."""
+    """Return a process's environment, in which this copy of the library comes first."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     added = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     return os.environ | added | dict(stage.environment)
@@ -83,10 +84,10 @@ def environment(stage: Stage) -> dict[str, str]:
 def run_process(
     command: Sequence[str], seconds: float, log: Path, env: dict[str, str]
 ) -> int | None:
-    """Run a command to its end or its limit; return its exit code, None at the limit.
+    """Run a command; return its exit code, or None if it was stopped at the limit.
 
-    Its output is appended to the log. A process that cannot be killed, as a GPU may
-    hold it, is left alone.
+    Its output is appended to the log. A process that cannot be killed, because it waits
+    for the GPU, is left running.
     """
     with log.open("a") as output:
         process = subprocess.Popen(
@@ -107,8 +108,8 @@ def run_process(
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a process and those that it has started."""
-    # pytest sums up what it has seen when it is interrupted.
+    """End a process and its children."""
+    # When it is interrupted, pytest prints a summary of the tests so far.
     for number, patience in (
         (signal.SIGINT, 4),
         (signal.SIGTERM, 2),
@@ -125,13 +126,13 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def end_cleanly() -> None:
-    """End by signals as by exceptions, so that no process is left behind."""
+    """Turn signals into exceptions, so that no child process is left running."""
     stop_at_interrupt()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
 
 
 def rows_of(file: Path | None) -> list[dict[str, str]]:
-    """Return the rows of a CSV; none where it is missing."""
+    """Return the rows of a CSV, none if it is missing."""
     if file is None or not file.exists():
         return []
     with file.open(newline="") as lines:
@@ -139,7 +140,7 @@ def rows_of(file: Path | None) -> list[dict[str, str]]:
 
 
 def run_stage(stage: Stage, given: Given, figures: Figures) -> str:
-    """Run a stage, write its figures and how it ended, and return that."""
+    """Run a stage, record its figures and its status, and return the status."""
     print(f"\n== {stage.name}, at most {given.seconds:.0f} s", flush=True)
     begin = time.monotonic()
     command = stage.command(given)
@@ -165,7 +166,7 @@ def run_stage(stage: Stage, given: Given, figures: Figures) -> str:
     if stage.collect is not None:
         try:
             stage.collect(figures, stage.name, left)
-        except Exception as error:  # such as columns that are not there
+        except Exception as error:  # such as missing columns
             figures.add(stage.name, "stage", "not read", "", repr(error))
             status = "failed (not read)"
     taken = time.monotonic() - begin
@@ -175,7 +176,7 @@ def run_stage(stage: Stage, given: Given, figures: Figures) -> str:
 
 
 def pending(stages: Sequence[Stage], figures: Figures, *, resume: bool) -> list[Stage]:
-    """Return the stages that have to be run, those that were tried before last."""
+    """Return the stages to run; those that were tried before come last."""
     _, ended = figures.read()
     if not resume:
         return [*stages]
@@ -192,7 +193,7 @@ def run(
     tiny: bool = False,
     resume: bool = True,
 ) -> dict[str, str]:
-    """Run the stages that fit into the seconds; return how each of them ended."""
+    """Run the stages for which `budget` seconds suffice; return the status of each."""
     end = time.monotonic() + budget - RESERVE
     ended = {}
     for stage in pending(stages, figures, resume=resume):
@@ -209,7 +210,7 @@ def run(
 
 
 def self_check(folder: Path, names: Sequence[str]) -> int:
-    """Run small stages on the CPU, twice, and see that what is done is not repeated."""
+    """Run small stages on the CPU twice, and check that finished ones are skipped."""
     figures = Figures(folder)
     stages = matching(SELF_CHECK, names, "stage")
     skipped = run(stages, figures, budget=0, tiny=True)
@@ -230,7 +231,7 @@ def self_check(folder: Path, names: Sequence[str]) -> int:
 
 
 def data_arguments(args) -> list[str]:
-    """Return the arguments that say where CIFAR-10 is, where it is there."""
+    """Return the arguments with the location of CIFAR-10, if it exists."""
     if args.npz is not None:
         return ["--npz", str(args.npz.resolve())] if args.npz.is_dir() else []
     return ["--data", str(args.data.resolve())] if args.data.is_dir() else []
@@ -240,7 +241,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, help="folder of all that is written")
+    parser.add_argument("--output", type=Path, help="folder for all output")
     parser.add_argument("--stages", nargs="+", default=["*"], help="names or globs")
     parser.add_argument(
         "--budget", type=float, default=570, help="seconds, for all stages together"
@@ -249,11 +250,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="leave out what went through before",
+        help="skip stages that succeeded before",
     )
     parser.add_argument("--self-check", action="store_true")
     parser.add_argument(
-        "--measure", choices=MEASURED, help="this one here, and no other"
+        "--measure", choices=MEASURED, help="run only this stage, in this process"
     )
     add_data_arguments(parser)
     args = parser.parse_args(argv)
@@ -275,8 +276,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         sys.exit(str(error))
     if not torch.cuda.is_available():
-        sys.exit("needs a CUDA device, and there is none; --self-check does without.")
-    figures = Figures(args.output.resolve())  # processes have another directory
+        sys.exit("needs a CUDA device, and none was found; --self-check needs none.")
+    figures = Figures(args.output.resolve())  # processes run in another directory
     ended = run(
         stages,
         figures,

@@ -1,13 +1,13 @@
-"""Fits that are killed (`kill -9`) again and again, beside the same fits left alone.
+"""Fits that are killed (`kill -9`) repeatedly, compared with undisturbed fits.
 
-Each setting trains with `BSDClassifier(checkpoint=...)` in a process of its own, which
-is killed at random moments: every other time as soon as a file is being written. Then
-the same call is made again; after four kills it is left alone until it is done.
+Each setting trains with `BSDClassifier(checkpoint=...)` in a separate process, which is
+killed at random times: every other time as soon as a file is being written. Then the
+same call is made again. After four kills it runs until it finishes.
 
-Reported are the kills, the files that could not be read after one (expected: 0), the
-most epochs that were finished and lost (expected: 1, the one whose file was being
-written), and whether network, posterior and history are those of the fit that was left
-alone, bit for bit.
+The script reports the number of kills, of files that could not be read after a kill
+(expected: 0), the largest number of finished epochs that were lost (expected: 1, the
+one whose file was being written), and whether network, posterior and history equal
+those of the undisturbed fit bit for bit.
 
     python benchmarks/kills.py
     python benchmarks/kills.py --kills 100 --seed 1 --settings mlp
@@ -32,10 +32,10 @@ from skorch.dataset import ValidSplit
 from skbsd import BSDClassifier
 from skbsd._files import read
 
-# A fit that is killed more often makes little progress in between.
+# With more kills, a fit makes little progress between them.
 _KILLS_PER_FIT = 4
 
-# Started from a process that has imported everything, but trained nothing.
+# Forked from a process that has imported all packages, but trained nothing.
 context = multiprocessing.get_context("fork")
 
 split = ValidSplit(5, stratified=True)
@@ -66,7 +66,7 @@ SETTINGS: dict[str, tuple[Callable, dict]] = {
 
 
 class Tells(Callback):
-    """Says how many epochs are finished, before the file of the last is written."""
+    """Reports the number of finished epochs before the file of the last is written."""
 
     def __init__(self, counter):
         self.counter_ = counter  # not a parameter, for skorch, with an underscore
@@ -76,7 +76,7 @@ class Tells(Callback):
         self.counter_.value = len(net.history)
 
     def state_dict(self):
-        """Return nothing, as nothing is remembered."""
+        """Return an empty state, as there is none."""
         return {}
 
     def load_state_dict(self, state):
@@ -84,7 +84,7 @@ class Tells(Callback):
 
 
 def child(name: str, folder: str | None, counter, answer) -> None:
-    """Fit, and answer with what was learnt."""
+    """Fit, and send fingerprints of the result."""
     torch.set_num_threads(1)
     load, parameters = SETTINGS[name]
     defaults = {"max_epochs": 40, "random_state": 0, "device": "cpu"}
@@ -97,7 +97,7 @@ def child(name: str, folder: str | None, counter, answer) -> None:
 
 
 def left_alone(name: str) -> tuple[dict, float]:
-    """Return what a fit learns, and how long it takes."""
+    """Return the fingerprints of an undisturbed fit, and its seconds."""
     answer = context.Queue()
     start = time.perf_counter()
     process = context.Process(target=child, args=(name, None, None, answer))
@@ -108,13 +108,13 @@ def left_alone(name: str) -> tuple[dict, float]:
 
 
 class Outcome:
-    """What has happened to the fits of a setting."""
+    """Counts of the kills and fits of a setting, and of their failures."""
 
     def __init__(self):
         self.kills = self.fits = self.unreadable = self.most_lost = self.equal = 0
 
     def look(self, folder: Path, finished: int) -> None:
-        """Read the files that a kill has left."""
+        """Read the files that exist after a kill, and count losses."""
         paths = list(folder.glob("*.safetensors"))
         epochs = 0
         for path in paths:
@@ -128,7 +128,7 @@ class Outcome:
 
 
 def wait(process, folder: Path, longest: float, *, while_writing: bool) -> None:
-    """Wait for a random time, or until a file is being written after it."""
+    """Wait for up to `longest` seconds, and then optionally for a write to begin."""
     process.join(longest)
     deadline = time.monotonic() + 1
     while while_writing and process.is_alive() and time.monotonic() < deadline:
@@ -139,7 +139,7 @@ def wait(process, folder: Path, longest: float, *, while_writing: bool) -> None:
 def fit_with_kills(
     name: str, rng, seconds: float, kills: int, outcome: Outcome, expected: dict
 ) -> None:
-    """Make the same call until it is done, killed so many times at most."""
+    """Repeat the same call until it finishes, killing it at most `kills` times."""
     with tempfile.TemporaryDirectory() as folder:
         for kill in range(kills + 1):
             counter, answer = context.Value("i", 0), context.Queue()
@@ -164,9 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--kills", type=int, default=10, help="of each setting, at least"
-    )
+    parser.add_argument("--kills", type=int, default=10, help="minimum per setting")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

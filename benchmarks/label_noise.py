@@ -1,24 +1,25 @@
-"""Wrong labels: accuracy of networks trained on them, and finding them.
+"""Wrong labels: accuracy of networks trained on them, and detection of wrong labels.
 
-Two parts, on the panels "noise" (10,000 images of CIFAR-10, a small residual network,
-for the CPU) and "noise-large" (all images, ResNet-18, for a GPU) of `_panel.py`:
+There are two parts, on the panels "noise" (10,000 images of CIFAR-10, a small residual
+network, for the CPU) and "noise-large" (all images, ResNet-18, for a GPU) of
+`_panel.py`:
 
-- training: each method of METHODS trains the same network in the same budget, as
-  `compare.py` does it, and is tested on true labels after the last epoch, not the best.
-  The contrastive loss sees each image in a second view too, changed strongly. "BSD two
-  views" has the views without that loss, and "BSD noisy, strong" such images only.
-  Wrong labels are drawn as `_panel.corrupt` says: symmetric ones are never the true
-  class, asymmetric ones are a share of five classes of ten. All methods with the first
-  seed, HEADLINE with all;
-- detection: how well the wrong labels are told from the others by
-  `skbsd.label_noise` after one fit, and by cleanlab's `find_label_issues` and
-  `get_label_quality_scores` of predictions by five-fold cross-validation with the same
-  network, trained with cross-entropy. AUROC of the score; precision among as many of
-  the lowest as are wrong; what each lists by its own threshold, its precision and
-  recall; and all the time it took, from the data to the list, in seconds of the
-  processor, as others may share the machine.
+- training: each method of METHODS trains the same network for the same number of
+  epochs, as in `compare.py`. It is tested with true labels after the last epoch, not
+  the best. The contrastive loss also uses a second, strongly augmented view of each
+  image. "BSD two views" uses both views without that loss, and "BSD noisy, strong" the
+  strong augmentation only. Wrong labels are drawn by `_panel.corrupt`: symmetric ones
+  are never the true class, asymmetric ones affect five of ten classes. All methods run
+  with the first seed, those of HEADLINE with all seeds;
+- detection: how well wrong labels are separated from the others by `skbsd.label_noise`
+  after one fit, and by cleanlab's `find_label_issues` and `get_label_quality_scores`
+  from predictions by five-fold cross-validation with the same network, trained with
+  cross-entropy. Reported are the AUROC of the score; the precision among the k lowest
+  scores, where k is the number of wrong labels; the number of labels that each method
+  lists, their precision and recall; and the total time from the data to the list, as
+  CPU time, because other processes may use the machine.
 
-Rows are appended as they come, and what the files hold is not run again.
+Rows are appended at once, and runs that are in the files are not repeated.
 
     python benchmarks/label_noise.py --parts training detection
     python benchmarks/label_noise.py --cells '*sym40' --methods CE 'BSD noisy'
@@ -65,7 +66,7 @@ FOUND = ("cell", "method", "seed", *FOUND, "seconds", "cpu_seconds")
 
 
 def by_cross_validation(arguments: dict, split: Split):
-    """Score and list labels as cleanlab does."""
+    """Score and list labels by cleanlab."""
     from cleanlab.filter import find_label_issues as find
     from cleanlab.rank import get_label_quality_scores
 
@@ -87,7 +88,7 @@ def by_posterior(
     threshold: str = "confident",
     **parameters,
 ):
-    """Score and list labels by what one network predicted while it learnt."""
+    """Score and list labels by the predictions of one network during training."""
     arguments = {**arguments, **parameters}
     arguments["max_epochs"] //= divisor
     model = BSDClassifier(**arguments).fit(split.X, split.given)
@@ -113,7 +114,7 @@ DETECTORS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
 
 
 def detect(name: str, cell: Cell, seed: int, split: Split) -> list:
-    """Return the figures of a detector."""
+    """Return the scores of a detector."""
     wrong = split.given != split.true
     start, used = time.perf_counter(), time.process_time()
     quality, listed = DETECTORS[name](cell.arguments(seed), split)
@@ -132,7 +133,7 @@ def detect(name: str, cell: Cell, seed: int, split: Split) -> list:
 
 
 def run_detection(cells, seeds, source: Source, results: Results) -> None:
-    """Run what is not done yet; methods to be compared follow each other."""
+    """Run what is not in the results yet; methods to compare follow each other."""
     done = {(r["cell"], r["method"], r["seed"]) for r in read(results.file)}
     for seed in seeds:
         for cell in cells:
@@ -150,7 +151,7 @@ def run_detection(cells, seeds, source: Source, results: Results) -> None:
 
 
 def mean_and_spread(values: list[float], digits: int) -> str:
-    """Format a mean, with a standard deviation where there are several seeds."""
+    """Format a mean, with the standard deviation if there are several seeds."""
     text = f"{statistics.fmean(values):.{digits}f}"
     if len(values) > 1:
         text += f" ± {statistics.stdev(values):.{digits}f}"
@@ -158,7 +159,7 @@ def mean_and_spread(values: list[float], digits: int) -> str:
 
 
 def training_table(rows: list[dict], cells: list[Cell]) -> str:
-    """Lay out accuracy and ECE by method and noise."""
+    """Return a table of accuracy and ECE by method and noise."""
     comparison = Comparison(rows)
     cells = [cell for cell in cells if cell.name in comparison.runs]
     lines = [f"| accuracy %; ECE % | {' | '.join(c.title for c in cells)} |"]
@@ -176,15 +177,15 @@ def training_table(rows: list[dict], cells: list[Cell]) -> str:
             lines.append(f"| {method} | {' | '.join(entries)} |")
     learnt = [comparison.values(cell.name, "CE", "memorised") for cell in cells]
     shares = ("" if not m or math.isnan(m[0]) else f"{100 * m[0]:.0f}" for m in learnt)
-    lines.append(f"| wrong labels that CE has learnt, % | {' | '.join(shares)} |")
+    lines.append(f"| wrong labels that CE memorised, % | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 
 def detection_table(rows: list[dict], cells: list[Cell]) -> str:
-    """Lay out the figures of the detectors, and times as ratios to cleanlab's."""
+    """Return a table of the detectors' scores, with times relative to cleanlab."""
     lines = [
         "| data | method | AUROC | precision at k | listed | precision | recall "
-        "| processor seconds | of cleanlab's |",
+        "| CPU seconds | relative to cleanlab |",
         "|---" * 9 + "|",
     ]
     shown = [name for name in FOUND[3:] if name != "seconds"]
@@ -242,7 +243,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 
 def run_training(args, source: Source) -> dict:
-    """Run what is not done yet; return the errors."""
+    """Run what is not in the results yet; return the errors."""
     chosen = args.methods or METHODS
     several = [name for name in HEADLINE if name in chosen]
     runs = plan(args.chosen, chosen, args.seeds[:1], full=True)

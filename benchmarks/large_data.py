@@ -1,23 +1,23 @@
-"""Train on a table that is larger than memory, and see what memory it takes.
+"""Train on a table that is larger than memory, and measure memory and time.
 
-It writes a table of --gigabytes to a file in --folder, unless there is one of this
-size: rows of --features numbers in float32, of ten classes. Then a process of its own,
-whose memory is limited to --limit gigabytes (RLIMIT_DATA: all memory that is not a
-file's, and that of libraries too), maps the file and trains for an epoch, with
-`calibration="auto"`, which holds 2,000 samples out. It prints
+The script writes a table of --gigabytes to a file in --folder, unless one of this size
+exists: rows of --features numbers in float32, of ten classes. Then a new process, whose
+memory is limited to --limit gigabytes (RLIMIT_DATA: all memory that is not mapped from
+a file, including that of libraries), maps the file and trains for an epoch with
+`calibration="auto"`, which holds out 2,000 samples. It prints
 
-- seconds of `fit`, and of its epoch, and samples per second of the epoch;
-- the peak of anonymous memory (RssAnon in /proc/self/status), beside what there was
-  before `fit`. Pages of the file are in memory too, as long as nobody else needs it.
+- seconds of `fit` and of its epoch, and samples per second of the epoch;
+- the peak of anonymous memory (RssAnon in /proc/self/status), and its size before
+  `fit`. The system also keeps pages of the file in free memory.
 
---ways chooses among
+--ways selects among
 
-- mapped: numpy.load(file, mmap_mode="r"), whose batches are gathered in this process;
-- workers: the same, by two processes of a loader;
-- dataset: a Dataset that reads rows of the file, by two processes of a loader;
-- beliefs: as mapped, with beliefs in a file too, by `posterior_folder`.
+- mapped: numpy.load(file, mmap_mode="r"), with batches gathered in this process;
+- workers: the same array, with two worker processes of a DataLoader;
+- dataset: a Dataset that reads rows of the file, with two worker processes;
+- beliefs: as mapped, with the beliefs in a file too, by `posterior_folder`.
 
-With --cold, the file is dropped from the system's cache before each. Linux only.
+With --cold, the file is dropped from the system's cache before each run. Linux only.
 
     python benchmarks/large_data.py --gigabytes 20 --folder /scratch [--cold]
 """
@@ -53,7 +53,7 @@ def write_table(path: Path, n_bytes: int, n_features: int) -> None:
     rng = np.random.default_rng(0)
     centres = 0.1 * rng.normal(size=(N_CLASSES, n_features)).astype(np.float32)
     X = np.lib.format.open_memmap(path, "w+", np.float32, (n, n_features))
-    # The same noise in other places: random numbers are slower than a disk.
+    # The same noise, shifted each time, as generating it is slower than the disk.
     noise = rng.normal(size=(4096, n_features)).astype(np.float32)
     for start in range(0, n, len(noise)):
         part = X[start : start + len(noise)]
@@ -64,7 +64,7 @@ def write_table(path: Path, n_bytes: int, n_features: int) -> None:
 
 
 class Rows(Dataset):
-    """The rows of a file, which each process maps for itself."""
+    """Dataset of the rows of a file, which each process maps separately."""
 
     def __init__(self, path: Path, n: int):
         self.path, self.n = path, n
@@ -76,7 +76,7 @@ class Rows(Dataset):
     def __getitems__(self, rows: list[int]) -> list[tuple[torch.Tensor, int]]:
         if self._X is None:
             self._X = np.load(self.path, mmap_mode="r")
-            # Rows are far apart: what is near to one is not worth reading.
+            # Rows are read in random order, so reading ahead is useless.
             self._X._mmap.madvise(mmap.MADV_RANDOM)
         return [(x, 0) for x in torch.from_numpy(self._X[rows])]
 
@@ -88,13 +88,13 @@ class Rows(Dataset):
 
 
 def anonymous() -> int:
-    """Return the bytes of memory that are no file's."""
+    """Return the bytes of memory that are not mapped from files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(x.split()[1]) << 10 for x in lines if x.startswith("RssAnon"))
 
 
 class Peak:
-    """Looks at anonymous memory all the time."""
+    """Measures the peak of anonymous memory in a thread."""
 
     def __init__(self):
         self.bytes = anonymous()
@@ -115,7 +115,7 @@ class Peak:
 
 
 def train(args) -> None:
-    """Train within the limit, in this process; print what it took as JSON."""
+    """Train in this process, within the limit; print the measurements as JSON."""
     limit = int(args.limit * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     torch.set_num_threads(args.threads)
@@ -154,7 +154,7 @@ def train(args) -> None:
 
 
 def drop_from_cache(path: Path) -> None:
-    """Have a file be read from the disk again."""
+    """Drop a file from the system's cache, so that it is read from the disk again."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -179,7 +179,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--cold", action="store_true")
-    parser.add_argument("--keep", action="store_true", help="the table, for more runs")
+    parser.add_argument("--keep", action="store_true", help="do not delete the table")
     parser.add_argument("--output", type=Path, help="CSV that rows are appended to")
     parser.add_argument("--train", choices=WAYS, help=argparse.SUPPRESS)
     return parser.parse_args()

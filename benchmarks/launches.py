@@ -1,22 +1,22 @@
-"""How often the host tells a GPU to do something, per training step.
+"""Number of launches on a GPU per training step.
 
-A launch takes the host some microseconds, whatever the device does. Steps that are
-launched one operation at a time (`cuda_graph=False`) stand beside those that are
-replayed from a CUDA graph. Counted is the last of a few epochs, from its beginning to
-its end, over its steps: with what is done once per epoch, such as the order of the
-samples, augmentation ahead of the steps, and reading the losses.
+A launch takes the host some microseconds, whatever the device does. The script compares
+steps that launch each operation (`cuda_graph=False`) with steps that are replayed from
+a CUDA graph. It counts all launches of the last of a few epochs, and divides them by
+the number of steps. This includes work that is done once per epoch, such as the order
+of the samples, augmentation ahead of the steps, and reading the losses.
 
-- loop: a loop of one's own over the same network and optimizer, with cross-entropy
-- eager: steps one operation at a time
-- replayed: steps from a graph, of which each is one launch
+- loop: a hand-written loop over the same network and optimizer, with cross-entropy
+- eager: steps that launch each operation
+- replayed: steps from a graph, each of which is one launch
 - graph: operations in a graph
 
 Without a GPU, or with --pretend, operations on torch's meta device are counted: those
-that compute or copy, and neither views nor allocations. A kernel of PyTorch's is nearly
-always one such operation; some, such as the backward pass of a convolution, are
-several. Casts of autocast are missing. With a GPU, launches of kernels and graphs are
-counted, and copies, as CUDA's runtime reports them to torch.profiler; it does not say
-what is in a graph.
+that compute or copy, without views and allocations. Nearly always, such an operation is
+one kernel of PyTorch; some, such as the backward pass of a convolution, are several.
+Casts of autocast are missing. With a GPU, launches of kernels and graphs and copies are
+counted as CUDA's runtime reports them to torch.profiler, which does not include the
+contents of a graph.
 
     python benchmarks/launches.py [--pretend] [--output launches.csv]
 """
@@ -50,12 +50,12 @@ CASES: dict[str, tuple[tuple[int, ...], int, int, dict[str, Any]]] = {
     "two views": ((3, 32, 32), 10, 128, FLIP_CROP | {"contrastive": 0.2}),
 }
 COLUMNS = ("case", "way", "steps", "loop", "eager", "replayed", "graph")
-# What CUDA's runtime and driver call launches.
+# Prefixes of the launching functions of CUDA's runtime and driver.
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpy", "cudaMemset")
 
 
 def data(shape: tuple[int, ...], n_classes: int, n: int) -> tuple[np.ndarray, Any]:
-    """Draw samples that tell nothing about their classes."""
+    """Draw samples that are independent of their classes."""
     generator = np.random.default_rng(0)
     if len(shape) == 1:
         X = generator.normal(size=(n, *shape)).astype(np.float32)
@@ -65,12 +65,12 @@ def data(shape: tuple[int, ...], n_classes: int, n: int) -> tuple[np.ndarray, An
 
 
 class Counted:
-    """Counts the launches of what is done within `counting`.
+    """Counts launches within the context `counting`.
 
     Parameters
     ----------
     device : Device or None
-        The pretended one; None counts those of a GPU.
+        The simulated GPU; None counts launches of a real one.
     """
 
     def __init__(self, device: Device | None):
@@ -79,7 +79,7 @@ class Counted:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count, in place of what was counted before."""
+        """Count the launches within the context, and replace the previous count."""
         if self.device is not None:
             before = len(self.device.launched)
             yield
@@ -97,26 +97,26 @@ class Counted:
 
 
 class LastEpoch(Callback):
-    """Counts in the last epoch of a call of `fit`."""
+    """Counts launches in the last epoch of a call of `fit`."""
 
     def __init__(self, counted: Counted):
         self.counted = counted
         self._context: Any = nullcontext()
 
     def on_epoch_begin(self, net, **kwargs) -> None:
-        """Begin to count."""
+        """Begin to count in the last epoch."""
         if len(net.history) == net.max_epochs:
             self._context = self.counted.counting()
             self._context.__enter__()
 
     def on_epoch_end(self, net, **kwargs) -> None:
-        """End it."""
+        """End the count."""
         if len(net.history) == net.max_epochs:
             self._context.__exit__(None, None, None)
 
 
 def fit(counted: Counted, case: str, steps: int, **parameters) -> BSDClassifier:
-    """Train, and count the last epoch."""
+    """Train, and count the launches of the last epoch."""
     shape, n_classes, batch_size, settings = CASES[case]
     if "module" in settings:
         settings = settings | {"module__n_classes": n_classes}
@@ -134,9 +134,9 @@ def fit(counted: Counted, case: str, steps: int, **parameters) -> BSDClassifier:
 def train_by_hand(
     counted: Counted, model: BSDClassifier, case: str, steps: int
 ) -> None:
-    """Train network and optimizer of a model with cross-entropy, and count an epoch.
+    """Train the network of a model with cross-entropy, and count an epoch's launches.
 
-    The model gives the precision too; images are only standardised.
+    The optimizer and the precision are the model's; images are only standardised.
     """
     shape, n_classes, batch_size, _ = CASES[case]
     X, y = data(shape, n_classes, steps * batch_size)
@@ -176,9 +176,9 @@ def measure(case: str, steps: int, context: Callable[[], Any]) -> dict[str, floa
     ----------
     case : str
     steps : int
-        Of an epoch.
+        Number per epoch.
     context : callable
-        `pretended`, or one whose context has no device to count by.
+        `pretended`, or `nullcontext` to count with a real GPU.
     """
     found: dict[str, float] = {}
     with context() as device:
@@ -200,7 +200,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--steps", type=int, default=20, help="of an epoch")
+    parser.add_argument("--steps", type=int, default=20, help="per epoch")
     parser.add_argument("--pretend", action="store_true", help="use no GPU")
     parser.add_argument("--output", type=Path, help="CSV that rows are appended to")
     return parser.parse_args(arguments)

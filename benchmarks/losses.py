@@ -1,12 +1,12 @@
-"""What the rivals of `baselines.py` minimise, as objectives of `skbsd`.
+"""Losses of the rivals in `baselines.py`, as objectives of `skbsd`.
 
-The mathematics of a loss is a pure function, with a test of its own in
-`tests/benchmarks/test_baselines.py`; the objective around it says when it is computed,
-and keeps what a method remembers of the samples. What its authors set is the default
-of the estimators in `baselines.py`, and a parameter here.
+Each loss is a pure function, which is tested in `tests/benchmarks/test_baselines.py`.
+The objective calls it, and stores the state that a method keeps for each sample. The
+authors' hyperparameters are parameters here, and defaults of the estimators in
+`baselines.py`.
 
-Sample and class weights are refused, and so are optimizers that evaluate the loss
-several times in a step.
+Sample weights, class weights, and optimizers that evaluate the loss several times in a
+step are not supported, and raise an error.
 """
 
 import math
@@ -27,7 +27,7 @@ def moving_average(old: Tensor, new: Tensor, momentum: float) -> Tensor:
 
 
 def label_smoothing_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy with 1 - a on the label and a / (K - 1) on each other class."""
+    """Cross-entropy, with target 1 - a for the label, a / (K - 1) for each other."""
     n_classes = logits.shape[1]
     # torch spreads its mass over all K classes, the label included.
     spread = smoothing * n_classes / (n_classes - 1)
@@ -35,7 +35,7 @@ def label_smoothing_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Te
 
 
 def mixup_loss(logits: Tensor, labels: Tensor, others: Tensor, share: float) -> Tensor:
-    """Cross-entropy with the labels of both samples, in the shares of their inputs."""
+    """Cross-entropy with the labels of both samples, weighted as their inputs."""
     first, second = F.cross_entropy(logits, labels), F.cross_entropy(logits, others)
     return share * first + (1 - share) * second
 
@@ -46,12 +46,12 @@ def ramp_up(epoch: int, length: float) -> float:
 
 
 def unbiased(average: Tensor, momentum: float, visits: int) -> Tensor:
-    """Correct an average that started at zero, and has seen `visits` values, for it."""
+    """Correct the bias of an average of `visits` values that started at zero."""
     return average / (1 - momentum**visits)
 
 
 def clamped_softmax(logits: Tensor) -> Tensor:
-    """Probabilities between 1e-4 and 1 - 1e-4, as ELR takes them."""
+    """Probabilities clamped to [1e-4, 1 - 1e-4], as in ELR."""
     return logits.softmax(dim=1).clamp(1e-4, 1 - 1e-4)
 
 
@@ -61,7 +61,7 @@ def elr_penalty(proba: Tensor, target: Tensor) -> Tensor:
 
 
 def progressive_target(labels: Tensor, last: Tensor, share: float) -> Tensor:
-    """Mix one-hot labels with the last predictions, of which it takes `share`."""
+    """Mix one-hot labels with the last predictions, which have the weight `share`."""
     return moving_average(last, F.one_hot(labels, last.shape[1]), share)
 
 
@@ -76,8 +76,8 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
 def same_class(labels: Tensor, rows: Tensor, classes: Tensor) -> Tensor:
     """Draw a row of the same class for each label; it may be the sample itself.
 
-    `rows` are the training samples' in the order of their classes, and `classes` says
-    how many there are of each.
+    `rows` are the rows of the training samples, sorted by class, and `classes` are the
+    numbers of samples per class.
     """
     first = classes.cumsum(0) - classes
     draw = torch.randint(2**48, labels.shape, device=labels.device) % classes[labels]
@@ -93,9 +93,9 @@ class CrossEntropy(Objective):
 
 
 class LabelSmoothing(Objective):
-    """1 - a on the label and a / (K - 1) on each other class.
+    """Target 1 - a for the label and a / (K - 1) for each other class.
 
-    Its authors give a / K to every class, the label included.
+    The authors give a / K to every class, including the label.
 
     Source: C. Szegedy et al., "Rethinking the Inception Architecture for Computer
     Vision", CVPR 2016, arXiv:1512.00567.
@@ -112,8 +112,8 @@ class LabelSmoothing(Objective):
 class Mixup(Objective):
     """Convex combinations of pairs of samples, and of their labels.
 
-    As in the authors' code: one share from Beta(a, a) for all of a batch, whose
-    partners are a permutation of it, after augmentation and standardisation.
+    As in the authors' code, a batch has one weight from Beta(a, a), and partners are a
+    permutation of the batch, mixed after augmentation and standardisation.
 
     Source: H. Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018,
     arXiv:1710.09412; facebookresearch/mixup-cifar10.
@@ -123,7 +123,7 @@ class Mixup(Objective):
         self.mixup_alpha = mixup_alpha
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Mix the inputs, and weight two cross-entropies as they were mixed."""
+        """Mix the inputs, and weight the cross-entropies of both labels alike."""
         x = self.run.prepare(batch.x)
         if not (isinstance(x, Tensor) and x.is_floating_point()):
             raise TypeError("mixup needs inputs that are a Tensor of floats or pixels.")
@@ -134,18 +134,18 @@ class Mixup(Objective):
         return {"loss": loss.detach(), "y_pred": logits}
 
     def draw(self, x: Tensor) -> tuple[float, Tensor]:
-        """Draw the share that samples keep of themselves, and the partner of each."""
+        """Draw the weight of the samples themselves, and the partner of each."""
         share = Beta(self.mixup_alpha, self.mixup_alpha).sample().item()
         return share, torch.randperm(len(x), device=x.device)
 
 
 class PerSample(Objective):
-    """Base of objectives that remember a value per sample and class.
+    """Base class of objectives that store a value per sample and class.
 
     Attributes
     ----------
     memory : Tensor of shape (n_samples, n_classes)
-        A row per row of X, trained on or not, on the device.
+        One row per row of X, including rows without training, on the device.
     """
 
     memory: Tensor
@@ -156,7 +156,7 @@ class PerSample(Objective):
         self.memory = torch.zeros_like(self.one_hot_labels())
 
     def one_hot_labels(self) -> Tensor:
-        """Return what `memory` starts at, where it is to start at the labels."""
+        """Return one-hot labels, an initial value for `memory`."""
         labels = self.run.posterior.labels
         return F.one_hot(labels, self.run.n_classes).to(self.run.dtype)
 
@@ -165,16 +165,16 @@ class PerSample(Objective):
         return {"memory": self.memory}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a memory."""
+        """Restore the memory."""
         self.memory.copy_(state["memory"])
 
 
 class TemporalEnsembling(PerSample):
-    """Cross-entropy, and squared error to the average of past predictions.
+    """Cross-entropy plus squared error to the average of past predictions.
 
-    Z <- a Z + (1 - a) p; the target is Z / (1 - a^t) of the epochs before; its weight
-    rises to w_max over a share of the epochs, none in the first one. The squared error
-    is a mean over samples and classes.
+    Z <- a Z + (1 - a) p, and the target is Z / (1 - a^t) after the previous epoch. Its
+    weight is zero in the first epoch, and rises to w_max over a fraction of the epochs.
+    The squared error is a mean over samples and classes.
 
     Source: S. Laine, T. Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR
     2017, arXiv:1610.02242; smlaine2/tempens.
@@ -186,7 +186,7 @@ class TemporalEnsembling(PerSample):
         self.ramp = ramp
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Compare with the epochs before, then remember this one."""
+        """Compute the loss with the previous average, then update the average."""
         loss, proba = F.cross_entropy(logits, batch.y), logits.softmax(dim=1)
         epoch, past = self.run.epoch, self.memory[batch.rows]
         self.memory[batch.rows] = moving_average(past, proba.detach(), self.momentum)
@@ -224,7 +224,8 @@ class ELR(PerSample):
 class SELC(PerSample):
     """Self-ensemble label correction: y <- b y + (1 - b) p, and cross-entropy to y.
 
-    Plain cross-entropy until the warm-up is over. y is updated before it is used.
+    Until the end of the warm-up the loss is plain cross-entropy. y is updated before it
+    is used.
 
     Source: Y. Lu, W. He, "SELC: Self-Ensemble Label Correction Improves Learning with
     Noisy Labels", IJCAI 2022, arXiv:2205.01156; MacLLL/SELC.
@@ -240,7 +241,7 @@ class SELC(PerSample):
         self.memory = self.one_hot_labels()
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Correct the labels, once the warm-up is over."""
+        """Correct the labels, after the warm-up."""
         if self.run.epoch < self.warm_up * self.run.max_epochs:
             return F.cross_entropy(logits, batch.y)
         proba = logits.detach().softmax(dim=1)
@@ -250,11 +251,11 @@ class SELC(PerSample):
 
 
 class PSKD(PerSample):
-    """Progressive self-knowledge distillation: the last epoch's prediction.
+    """Progressive self-knowledge distillation from the last epoch's prediction.
 
     The target is (1 - a_t) one-hot + a_t p of the last epoch, a_t = a t / T in epoch
-    t of T, counted from 1. p is what the network said when it was trained on the
-    sample, augmented, and the label in the first epoch: as in the authors' code.
+    t of T, counted from 1. As in the authors' code, p is the prediction in the training
+    step of the augmented sample, and the label in the first epoch.
 
     Source: K. Kim et al., "Self-Knowledge Distillation with Progressive Refinement of
     Targets", ICCV 2021, arXiv:2006.12000; lgcnsai/PS-KD-Pytorch.
@@ -269,7 +270,7 @@ class PSKD(PerSample):
         self.memory = self.one_hot_labels()
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Learn from the last epoch, and remember this one."""
+        """Compute the loss with the last prediction, then store the new one."""
         share = self.final_share * (self.run.epoch + 1) / self.run.max_epochs
         target = progressive_target(batch.y, self.memory[batch.rows], share)
         self.memory[batch.rows] = logits.detach().softmax(dim=1)
@@ -279,10 +280,10 @@ class PSKD(PerSample):
 class CSKD(Objective):
     """Class-wise self-knowledge distillation: CE + lam T^2 KL(p(x') || p(x)).
 
-    x' is drawn for each x and step from all training samples of its class (x among
-    them), augmented on its own, and passed in training mode without gradients, as in
-    the authors' code. That is a second forward pass. The training data must fit on the
-    device.
+    In each step, x' is drawn for each x from all training samples of its class,
+    including x. It is augmented separately, and predicted in training mode without
+    gradients, as in the authors' code. This is a second forward pass. The training data
+    must fit on the device.
 
     Source: S. Yun et al., "Regularizing Class-wise Predictions via Self-knowledge
     Distillation", CVPR 2020, arXiv:2003.13964; alinlab/cs-kd.
@@ -290,9 +291,9 @@ class CSKD(Objective):
     Attributes
     ----------
     rows : Tensor of shape (n,)
-        The rows that are trained on, in the order of their classes.
+        Rows of the training samples, sorted by class.
     classes : Tensor of shape (n_classes,)
-        How many there are of each class.
+        Number of training samples per class.
     """
 
     rows: Tensor
@@ -307,13 +308,15 @@ class CSKD(Objective):
         super().begin(run)
         batches = run.batches
         if not batches.is_resident:
-            raise ValueError("CSKD draws partners from an array that is on the device.")
+            raise ValueError(
+                "CSKD draws partners from an array on the device; pass arrays that fit."
+            )
         labels = batches.y[batches.rows]
         self.rows = batches.rows[labels.argsort(stable=True)]
         self.classes = labels.bincount(minlength=run.n_classes)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Learn from another sample of the class."""
+        """Compute the loss, with another sample of the class as teacher."""
         partners = same_class(batch.y, self.rows, self.classes)
         with torch.no_grad():
             teacher = to_float32(self.run.logits(self.run.batches.x[partners]))
@@ -324,11 +327,11 @@ class CSKD(Objective):
 class DLB(Objective):
     """Self-distillation from the last mini-batch: CE + a tau^2 KL to its logits.
 
-    Each step takes a new batch and, augmented anew, the one before, also across
-    epochs: 2 `batch_size` samples, each of which is seen twice in an epoch. The
-    cross-entropy is a mean over both, the divergence over the old. The two pass the
-    network one after the other, as in the authors' code, so that batch normalisation
-    sees batches as large as the other methods' are.
+    Each step uses a new batch and the previous one, augmented again, also across
+    epochs: 2 `batch_size` samples, each of which is used twice in an epoch. The
+    cross-entropy is a mean over both batches, the divergence over the previous one. As
+    in the authors' code, the network processes them one after the other, so that batch
+    normalisation has batches of the same size as with the other methods.
 
     Source: Y. Shen et al., "Self-Distillation from the Last Mini-Batch for Consistency
     Regularization", CVPR 2022, arXiv:2203.16172; Meta-knowledge-Lab/DLB.
@@ -339,12 +342,12 @@ class DLB(Objective):
         self.strength = strength
 
     def begin(self, run: TrainingRun) -> None:
-        """Start without a last batch."""
+        """Start without a previous batch."""
         super().begin(run)
         self.last: dict[str, Any] = {}  # inputs, labels and logits
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Learn from what the network said one step ago."""
+        """Compute the loss, with the previous step's predictions as teacher."""
         last = self.last
         self.last = {"x": batch.x, "y": batch.y, "logits": logits.detach()}
         if not last:
@@ -355,9 +358,9 @@ class DLB(Objective):
         return F.cross_entropy(both, labels) + self.strength * distilled
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the last batch."""
+        """Return the previous batch."""
         return {"last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a batch."""
+        """Restore the previous batch."""
         self.last = state["last"]

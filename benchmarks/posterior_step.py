@@ -1,20 +1,20 @@
-"""What the posterior step costs: time, and bytes per second.
+"""Time of the posterior step, and its bytes per second.
 
-Per batch of B samples and K classes, forward and backward to the logits:
+For a batch of B samples and K classes, forward and backward to the logits:
 
 - step: loss = posterior.step(logits, index, assume_unique=True); loss.backward()
 - ce: loss = F.cross_entropy(logits, y); loss.backward()
 - copy: copies as many bytes as the step has to move on the device, half of them read
-  and half written. The two buffers stay the same, so they may lie in a cache.
+  and half written. The two buffers stay the same, so they may be in a cache.
 
-The step has to read the logits, read the rows of the batch, write them, and write the
-gradient: B * K * 2 * (bytes of a logit + bytes of an entry of the store). Each call
-takes the next batch of a permutation of 16 batches (of 2 for more than 10,000 classes,
-to fit in memory), as training does, so rows are not always in the cache; logits are,
-as they are when a network has just written them.
+The step has to read the logits, read and write the rows of the batch, and write the
+gradient: B * K * 2 * (bytes of a logit + bytes of an entry of the store). As in
+training, each call takes the next batch of a permutation of 16 batches (of 2 for more
+than 10,000 classes, to fit in memory), so rows are not always in the cache. Logits are
+in the cache, as they are when a network has just written them.
 
-Every round times each of the three once, in an order that changes, and repeats it for
---seconds; ratios are taken within a round.
+Every round times each of the three once, in changing order, and repeats it for
+--seconds; ratios are computed within a round.
 
     python benchmarks/posterior_step.py [--threads 1] [--output posterior_step.csv]
 """
@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from skbsd.posterior import DirichletPosterior
 
 SIZES = [(128, 10), (512, 10), (512, 100), (1024, 1000), (1024, 21841)]
-# Types of the logits and of the store.
+# Data types of the logits and of the store.
 TYPES = {
     "cpu": [(torch.float32, torch.float32)],
     "cuda": list(
@@ -50,7 +50,7 @@ def moved(B: int, K: int, logit: torch.dtype, store: torch.dtype) -> int:
 
 
 def calls(B: int, K: int, logit, store, device: str) -> dict[str, Callable[[], None]]:
-    """Return what is timed, by kind."""
+    """Return the calls to time, by kind."""
     n_batches = 16 if K <= 10_000 else 2
     labels = torch.randint(K, (n_batches * B,), device=device)
     posterior = DirichletPosterior(labels, K, dtype=store)
@@ -77,7 +77,7 @@ def calls(B: int, K: int, logit, store, device: str) -> dict[str, Callable[[], N
 
 
 def repeats_for(call: Callable[[], None], at_least: float, device: str) -> int:
-    """Find how many calls take so many seconds; warms up on the way."""
+    """Return the number of calls that take `at_least` seconds; this also warms up."""
     repeats = 1
     while (taken := clocked(call, repeats, device)) < at_least / 4:
         repeats *= 2
@@ -105,7 +105,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--devices", nargs="+", choices=TYPES, default=list(TYPES))
-    parser.add_argument("--max-classes", type=int, help="leave out larger sizes")
+    parser.add_argument("--max-classes", type=int, help="skip larger sizes")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.2, help="per measurement")
     parser.add_argument("--threads", type=int, help="default: torch's own choice")

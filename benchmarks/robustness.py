@@ -1,35 +1,36 @@
-"""Measure what trained networks make of images unlike those that they learnt from.
+"""Evaluate trained networks on images that differ from the training data.
 
 Each method of `baselines.py` trains the same network on the same images of CIFAR-10,
-once for each seed, with the same arguments as in `compare.py`. Then come
+once for each seed, with the same arguments as in `compare.py`. The script measures
 
-- accuracy and top-label ECE (15 bins) on the first test images as they are, and under
-  15 corruptions of five severities (D. Hendrycks, T. Dietterich, ICLR 2019,
-  arXiv:1903.12261), which `_corruptions.py` defines;
+- accuracy and top-label ECE (15 bins) on the first test images, unchanged and with 15
+  corruptions of five severities (D. Hendrycks, T. Dietterich, ICLR 2019,
+  arXiv:1903.12261), which are defined in `_corruptions.py`;
 - the flip probability: how often the predicted class changes from one frame to the
-  next, while an image is moved to the side or turned, or from its first frame, while
-  noise is added. These are three of the sequences of the same authors;
+  next while an image is shifted or rotated, or from its first frame while noise is
+  added. These are three of the sequences of the same authors;
 - accuracy and ECE after one step of the fast gradient sign method, of 1, 2, 4 and 8
   levels of 255 (I. Goodfellow, J. Shlens, C. Szegedy, ICLR 2015, arXiv:1412.6572).
-  That says nothing about stronger attacks;
-- the AUROC of telling test images from scikit-learn's digits, from test images cut and
-  laid in another order, and from uniform noise, by the largest probability and by the
-  entropy. 1 is perfect, and 0.5 is chance.
+  This does not measure robustness to stronger attacks;
+- the AUROC with which the largest probability and the entropy separate test images from
+  scikit-learn's digits, from test images with shuffled patches, and from uniform noise.
+  1 is perfect, and 0.5 is chance.
 
-What is random is drawn once for all methods and seeds, as for the authors' files. These
-differ in other ways:
+As in the authors' files, random numbers are drawn once for all methods and seeds. There
+are these differences to the authors' files:
 
-- **frost blends in photographs, which are not here. A procedural texture of about the
-  same brightness, contrast and colours takes their place, by the name frost_stand_in.
-  So a mean over all corruptions is not the published benchmark's.**
+- **frost blends in photographs, which are not available here. It is replaced by a
+  procedural texture of about the same brightness, contrast and colours, under the name
+  frost_stand_in. The mean over all corruptions therefore cannot be compared with the
+  published benchmark.**
 - The images are torchvision's, or those of --npz, which were JPEG files before any
-  corruption; `_corruptions.py` says what is computed in another way.
+  corruption; `_corruptions.py` lists differences of the computation.
 - imagecorruptions 1.1.2, from PyPI, is not used: it has the parameters for ImageNet
   only, and fog and glass_blur do not run with NumPy 2 and scikit-image 0.26.
 
-A row is appended for each figure as it comes. What the file holds is not measured
-again, and a method that has all figures of a seed is not trained again: kill it and
-start it anew as you like. A table counts only seeds with all figures that it needs.
+A row is appended for each result at once. Results in the file are not measured again,
+and a method with all results of a seed is not trained again, so the script can be
+killed and restarted at any time. Tables use only seeds with all results that they need.
 
     python benchmarks/robustness.py --output robustness.csv
     python benchmarks/robustness.py --methods BSD --seeds 30 --test-images 500
@@ -81,15 +82,15 @@ HERE = Path(__file__).resolve().parent
 COLUMNS = ("method", "seed", "cell", "kind", "name", "severity", "metric", "value")
 REFERENCE = "CE"
 METHODS = (REFERENCE, "label smoothing", "BSD")
-SEEDS = (30, 31, 32)  # no panel has them
+SEEDS = (30, 31, 32)  # not used by any panel
 DEFAULT = "cifar10-resnet-64-n5000-25ep-clean"
-# An attack needs images, which the MLP gets as rows.
+# The attack needs images; an MLP takes rows.
 IMAGE_CELLS = {
     cell.name: cell
     for cell in CELLS.values()
     if cell.dataset == "cifar10" and cell.parameters["module"] is not MLP
 }
-# The frames, and whether flips are counted from the first of them.
+# Function of the frames, and whether each is compared with the first one.
 SEQUENCES = {
     "translation": (translations, False),
     "rotation": (rotations, False),
@@ -102,7 +103,7 @@ STRANGERS = {
 }
 QUALITY = ("accuracy", "ece")
 METRICS = {
-    # The number of images is there to refuse a file that was made with another one.
+    # The number of images is stored to reject a file with another number.
     "clean": (*QUALITY, "test_images"),
     "corruption": QUALITY,
     "adversarial": QUALITY,
@@ -112,14 +113,14 @@ METRICS = {
 
 
 class Task(NamedTuple):
-    """Something that a trained network is shown."""
+    """A set of test images for a trained network."""
 
     kind: str
     name: str
     severity: int = 0
 
     def rng(self) -> np.random.Generator:
-        """Return the generator of what is random in it."""
+        """Return the random generator of the task."""
         name = zlib.crc32(f"{self.kind} {self.name}".encode())
         return np.random.default_rng([name, self.severity])
 
@@ -133,9 +134,9 @@ TASKS = [CLEAN, *CORRUPTED, *ATTACKS, *MOVING, *STRANGE]
 
 
 def flip_probability(predicted, *, from_first: bool) -> float:
-    """Return how often a frame's prediction (n_frames, n) is not that of another.
+    """Return how often predictions (n_frames, n) differ from those of another frame.
 
-    The other is the frame before, or the first one.
+    This is the previous frame, or the first one if `from_first`.
     """
     predicted = np.asarray(predicted)
     before = predicted[:1] if from_first else predicted[:-1]
@@ -143,7 +144,7 @@ def flip_probability(predicted, *, from_first: bool) -> float:
 
 
 def separation(proba, strange) -> dict[str, float]:
-    """Return how well the confidence tells the images known from strange ones."""
+    """Return how well the confidence separates test images from strange ones."""
     known = np.repeat([1, 0], [len(proba), len(strange)])
     both = np.concatenate([proba, strange]).astype(np.float64)
     return {
@@ -153,25 +154,25 @@ def separation(proba, strange) -> dict[str, float]:
 
 
 def gradient_sign(model, images, y, *, batch_size: int = 250) -> np.ndarray:
-    """Return the sign of the gradient of the cross-entropy in the pixels.
+    """Return the sign of the gradient of the cross-entropy by pixel.
 
     Cross-entropy is log(1 + exp(m)), where m is the log-sum-exp of the other classes'
-    logits less the logit of the label. So its gradient has the sign of m's, which does
-    not vanish where the network is so sure that the probability rounds to one.
+    logits minus the logit of the label. The gradients of both have the same sign, but
+    that of m does not vanish if the probability rounds to one.
 
     Parameters
     ----------
     model : BSDClassifier
-        Fitted on uint8 images, which `images` are too.
+        Fitted on uint8 images, like `images`.
     images, y : ndarray
         Images and their true labels.
     batch_size : int, default=250
-        Images at a time.
+        Number of images at a time.
 
     Returns
     -------
     ndarray
-        -1, 0 or 1 for each value, of int16.
+        -1, 0 or 1 for each value, as int16.
     """
     network = model.module_
     dtype = next(network.parameters()).dtype
@@ -199,7 +200,7 @@ def gradient_sign(model, images, y, *, batch_size: int = 250) -> np.ndarray:
 
 
 def attack(model, images, y, step: int) -> np.ndarray:
-    """Move each value by `step` levels of 255 towards a larger loss."""
+    """Move each value by `step` levels of 255 in the direction of a larger loss."""
     moved = images + step * gradient_sign(model, images, y)
     return np.clip(moved, 0, 255).astype(np.uint8)
 
@@ -214,7 +215,7 @@ def quality(model, images, y) -> dict[str, float]:
 
 
 def show(task: Task, images) -> np.ndarray:
-    """Return what all methods are shown, made from the test images."""
+    """Return the images of a task, made from the test images."""
     if task.kind == "corruption":
         return corrupt(images, task.name, task.severity, task.rng())
     if task.kind == "ood":
@@ -223,9 +224,9 @@ def show(task: Task, images) -> np.ndarray:
 
 
 def measure(task: Task, model, shown, images, y) -> dict[str, float]:
-    """Return the figures of a task, by the names of `METRICS`.
+    """Return the results of a task, by the names of `METRICS`.
 
-    `shown` is what `show` made of the test images, whose labels are `y`.
+    `shown` are the images that `show` returned; `y` are the test images' labels.
     """
     if task.kind == "ood":
         return separation(model.predict_proba(images), model.predict_proba(shown))
@@ -234,7 +235,7 @@ def measure(task: Task, model, shown, images, y) -> dict[str, float]:
         predicted = [model.predict(frame) for frame in frames(images, task.rng())]
         return {"flip_probability": flip_probability(predicted, from_first=from_first)}
     if task.kind == "adversarial":
-        if not hasattr(model, "module_"):  # such as of temperature scaling
+        if not hasattr(model, "module_"):  # such as with temperature scaling
             return dict.fromkeys(QUALITY, np.nan)
         shown = attack(model, images, y, task.severity)
     figures = quality(model, shown, y)
@@ -242,21 +243,21 @@ def measure(task: Task, model, shown, images, y) -> dict[str, float]:
 
 
 class Figures:
-    """What was measured of a cell.
+    """The results of a cell.
 
     Parameters
     ----------
     file : Path
-        Where the results are; it may be missing.
+        File of the results, which may be missing.
     cell : str
-        Name of the cell; the rows of others are left out.
+        Name of the cell; rows of other cells are ignored.
     """
 
     def __init__(self, file: Path, cell: str):
         self.values: dict[tuple[str, int], dict[tuple[Task, str], float]] = {}
         if not file.exists():
             return
-        whole, _, _ = file.read_text().rpartition("\n")  # a torn line does not count
+        whole, _, _ = file.read_text().rpartition("\n")  # without an incomplete line
         for row in csv.DictReader(whole.splitlines()):
             if row["cell"] == cell:
                 task = Task(row["kind"], row["name"], int(row["severity"]))
@@ -264,7 +265,7 @@ class Figures:
                 run[task, row["metric"]] = float(row["value"])
 
     def missing(self, method: str, seed: int) -> list[Task]:
-        """Return the tasks that lack a figure."""
+        """Return the tasks that lack a result."""
         run = self.values.get((method, seed), {})
         return [
             task
@@ -273,7 +274,7 @@ class Figures:
         ]
 
     def test_images(self) -> set[int]:
-        """Return the numbers of test images that the figures were measured on."""
+        """Return the numbers of test images with which results were measured."""
         key = CLEAN, "test_images"
         return {int(run[key]) for run in self.values.values() if key in run}
 
@@ -284,7 +285,7 @@ class Figures:
         return [*dict.fromkeys([*usual, *found])]
 
     def means(self, method: str, tasks: Iterable[Task], metric: str) -> dict:
-        """Return the mean over tasks for each seed that has them all."""
+        """Return the mean over tasks for each seed with results of all tasks."""
         keys = [(task, metric) for task in tasks]
         return {
             seed: statistics.fmean(run[key] for key in keys)
@@ -300,10 +301,10 @@ class Run:
     ----------
     cell : Cell
     builders : dict of str to callable
-        What takes the arguments of the classifier, by the method's name.
+        Functions of the classifier's arguments that build a model, by method.
     source : Source
     file : Path
-        Where the results are, or will be.
+        File of the results, existing or new.
     """
 
     def __init__(self, cell: Cell, builders: dict, source: Source, file: Path):
@@ -315,10 +316,10 @@ class Run:
         self.errors: dict[tuple[str, int], str] = {}
 
     def __call__(self, seed: int) -> None:
-        """Do what a seed lacks.
+        """Measure the missing results of a seed.
 
-        All methods are trained first, so that each set of images is made only once
-        and need not be kept.
+        All methods are trained first, so that each set of images is made only once and
+        need not be stored.
         """
         todo = {name: set(self.known.missing(name, seed)) for name in self.builders}
         todo = {name: tasks for name, tasks in todo.items() if tasks}
@@ -359,7 +360,7 @@ class Run:
 
 
 def spread(values: Iterable[float], sign: str = "") -> str:
-    """Format shares as per cent: the mean, and the deviation over seeds."""
+    """Format fractions in per cent, as mean and standard deviation over seeds."""
     values = [100 * x for x in values if x == x]
     if not values:
         return ""
@@ -370,7 +371,7 @@ def spread(values: Iterable[float], sign: str = "") -> str:
 def table(title: str, lines, figures: Figures) -> list[str]:
     """Return a table of the methods, and of their differences to the reference.
 
-    Each of `lines` has a name, the tasks to average over, and the metric.
+    Each item of `lines` consists of a name, the tasks to average over, and the metric.
     """
     methods = figures.methods()
     others = [x for x in methods if REFERENCE in methods and x != REFERENCE]
@@ -400,15 +401,16 @@ def markdown(figures: Figures, cell: Cell) -> str:
     lines = [f"# Robustness: {cell.title}", ""]
     lines += [
         f"Seeds {', '.join(map(str, seeds))}; the first {images} test images. Mean ± "
-        "standard deviation over seeds, in %; differences are in points, and taken "
-        "seed by seed. frost_stand_in takes the place of frost.",
+        "standard deviation over seeds, in %; differences are in percentage points, "
+        "and computed seed by seed. frost_stand_in replaces frost.",
         "",
     ]
-    corrupted = [*qualities("clean", [CLEAN]), *qualities("all corruptions", CORRUPTED)]
+    corrupted = qualities("unchanged", [CLEAN])
+    corrupted += qualities("all corruptions", CORRUPTED)
     for severity in SEVERITIES:
         some = [task for task in CORRUPTED if task.severity == severity]
         corrupted += qualities(f"severity {severity}", some)
-    lines += table("Clean images and corruptions", corrupted, figures)
+    lines += table("Unchanged images and corruptions", corrupted, figures)
     for metric, title in (("accuracy", "Accuracy"), ("ece", "ECE")):
         by_name = [
             (name, [task for task in CORRUPTED if task.name == name], metric)
@@ -427,12 +429,12 @@ def markdown(figures: Figures, cell: Cell) -> str:
         for task in STRANGE
         for name in ("max probability", "entropy")
     ]
-    lines += table("AUROC of test images against others", aurocs, figures)
+    lines += table("AUROC of test images against other images", aurocs, figures)
     return "\n".join(lines)
 
 
 def report(figures: Figures, cell: Cell, folder: Path | None) -> None:
-    """Print the tables, and write them."""
+    """Print the tables, and write them to a folder, if given."""
     if not figures.values:
         print("no results yet")
         return
@@ -468,7 +470,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 
 def choose(args) -> dict:
-    """Return what builds each method."""
+    """Return the functions that build the methods."""
     known = importlib.import_module(args.registry).METHODS
     unknown = set(args.methods) - set(known)
     if unknown:
@@ -487,7 +489,10 @@ def main(argv=None) -> int:
         run = Run(cell, choose(args), Source(args.data, args.npz), args.output)
         others = run.known.test_images() - {args.test_images}
         if others:
-            sys.exit(f"{args.output} has figures of {sorted(others)} test images.")
+            sys.exit(
+                f"{args.output} has results with {sorted(others)} test images, and "
+                f"--test-images is {args.test_images}; choose another --output."
+            )
         with threadpool_limits(args.threads):
             for seed in args.seeds:
                 run(seed)

@@ -1,19 +1,19 @@
-"""One fit over several processes: time, memory and bytes exchanged.
+"""One fit with several processes: time, memory and bytes exchanged.
 
     python benchmarks/scaling.py --ranks 1 2 --output benchmarks/scaling.csv
 
-Each measurement is a training by `torchrun` with so many processes, of one thread each
-on the CPU, or one GPU each. In a round, every number of processes is measured once, in
-turn. "strong" keeps the batch of all processes together; "weak" keeps that of each
-process, and the number of its samples; "apart" has each process train by itself, which
-is what the machine can do without an exchange. The efficiency is the number of samples
-per second and process, beside that of one process in the same round.
+Each measurement is a training by `torchrun` with a number of processes, of one thread
+each on the CPU, or with one GPU each. In a round, every number of processes is measured
+once. "strong" keeps the total batch size; "weak" keeps the batch size and the number of
+samples of each process; "apart" trains independently in each process, which is the
+limit of the machine without an exchange. The efficiency is the number of samples per
+second and process, relative to that of one process in the same round.
 
-`bytes/step` are those of the gradients that a process hands to the exchange in a step,
-and `bytes/epoch` those of everything else (numbers of the epoch, statistics of
-normalisation), both counted where torch.distributed is called. `memory` is the peak of
-a process (of the GPU where there is one), and `beliefs` are the bytes of its part of
-the posterior.
+`bytes/step` are the bytes of gradients that a process exchanges in a step, and
+`bytes/epoch` the bytes of everything else (results of the epoch, statistics of
+normalisation), both counted at the calls of torch.distributed. `memory` is the peak of
+a process (on the GPU if there is one), and `beliefs` are the bytes of its part of the
+posterior.
 """
 
 import argparse
@@ -45,7 +45,7 @@ COLUMNS = (
     "bytes_per_epoch",
     "device",
 )
-# Network, its options, shape of a sample, classes, samples and batch of one process.
+# Network, its options, shape of a sample, classes, samples and batch size per process.
 CASES = {
     "mlp": (MLP, {"hidden": (1024, 1024)}, (256,), 100, 20_000, 512),
     "resnet": (SmallResNet, {}, (3, 16, 16), 10, 2_048, 128),
@@ -59,7 +59,7 @@ def data(shape: tuple[int, ...], n_classes: int, n: int):
 
 
 class Counted:
-    """Counts the bytes that go to torch.distributed."""
+    """Counts the bytes that are passed to torch.distributed."""
 
     def __init__(self):
         self.gradients = self.others = 0
@@ -80,7 +80,7 @@ class Counted:
 
 
 def work(args) -> None:
-    """Train in one process of several, and print what it took as JSON."""
+    """Train in one of several processes, and print the measurements as JSON."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     kind, options, shape, n_classes, n, batch = CASES[args.case]
     factor = size if args.scaling == "weak" else 1
@@ -99,7 +99,7 @@ def work(args) -> None:
     )
     counted = Counted()
     model.fit(X, y)
-    # The first epoch has what is done once.
+    # The first epoch includes one-time costs.
     seconds = statistics.median(model.history_[1:, "dur"])
     steps = len(model.history_[0, "batches"]) * args.epochs
     on_gpu = model.device_.type == "cuda"
@@ -159,7 +159,7 @@ def main(args) -> None:
                 speeds.setdefault(name, []).append(found["samples_per_s"])
                 last[name] = found
             print(f"\n{case}, {scaling} scaling, {args.rounds} rounds")
-            print("ranks  samples/s: median, least, most   efficiency: median, ...")
+            print("ranks  samples/s: median, min, max      efficiency: median, ...")
             for name in map(str, args.ranks):
                 of_one = ratios(speeds, name, "1") if "1" in speeds else []
                 efficiency = [r / int(name) for r in of_one] or [float("nan")]

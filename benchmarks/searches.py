@@ -1,17 +1,17 @@
 """Searches of many fits: epochs of successive halving; memory and threads of workers.
 
-Four stages, each a table:
+There are four stages, each with a table:
 
-- `halving`: epochs that `HalvingGridSearchCV` runs over `max_epochs`, in the search and
-  with the final fit, without a checkpoint and with one, where each round goes on from
-  the last one. Scores are compared to the digit.
-- `memory`: resident memory of one loky worker after each of many fits of the same data,
-  which joblib maps into it, and what a fit of 256 MB adds in a new process: of an array
-  that is mapped read-only, and of a copy in memory.
-- `threads`: a serial search with one and two threads of torch, beside no, one and two
-  other busy processes, in interleaved rounds.
+- `halving`: epochs of `HalvingGridSearchCV` with the resource `max_epochs`, in the
+  search and with the final fit, without a checkpoint and with one, where each round
+  continues from the last one. Scores have to be exactly equal.
+- `memory`: resident memory of a loky worker after each of many fits of the same data,
+  which joblib memory-maps, and the memory that a fit of 256 MB adds in a new process,
+  for an array that is mapped read-only and for one in memory.
+- `threads`: a serial search with one and two threads of torch, while no, one and two
+  other processes are busy, in interleaved rounds.
 - `workers`: the same search serially and on two loky workers, and whether the results
-  are the same.
+  are equal.
 
     python benchmarks/searches.py halving
     python benchmarks/searches.py memory threads workers --rounds 3
@@ -42,7 +42,7 @@ from skbsd import BSDClassifier, _run
 
 RATES = np.geomspace(1e-3, 1e-1, 8).tolist()
 DECAYS = [0.0, 1e-3, 1e-2, 1e-1]
-# Candidates, factor, and epochs of the last round.
+# Number of candidates, factor, and epochs of the last round.
 HALVINGS = ((8, 2, 32), (16, 2, 32), (32, 2, 32), (32, 3, 81))
 
 
@@ -178,7 +178,7 @@ print(round((peak[0] - before) / 1024))
 
 
 def _of_a_large_array() -> None:
-    """Print what a fit adds to a process that maps its data or holds them."""
+    """Print the memory that a fit adds, for data that are mapped or in memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "X.npy")
         rng = np.random.default_rng(0)
@@ -226,7 +226,7 @@ def threads(rounds: int) -> None:
         for process in others:
             process.terminate()
         print(
-            f"beside {n_busy} busy processes: "
+            f"with {n_busy} other busy processes: "
             + "; ".join(
                 f"{n} threads {statistics.median(t):.1f} s "
                 f"({min(t):.1f} to {max(t):.1f})"
@@ -252,7 +252,7 @@ def workers(rounds: int) -> None:
         print(f"{name}: {statistics.median(t):.2f} s ({min(t):.2f} to {max(t):.2f})")
     keys = [key for key in results[0] if key.endswith("_test_score")]
     same = all((r[key] == results[0][key]).all() for r in results for key in keys)
-    print("the same scores to the digit:", same)
+    print("exactly the same scores:", same)
 
 
 def main() -> None:

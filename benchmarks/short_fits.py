@@ -1,15 +1,15 @@
-"""Log loss and time of the default calibration where training has few epochs.
+"""Log loss and time of the default calibration for short trainings.
 
-Each task is trained for 1 to 16 epochs, by default and with `calibration=None`, on the
-same data one after the other: digits as tables and as images, made-up tables, made-up
-images, with wrong labels too. "default, split" and "None, split" are the same with a
-fifth of the data for validation, which the default calibrates by ("hold-out"). Rules
-were chosen on the panel "tuning"; "final" has other tasks and other seeds. Rules about
-wrong labels were changed after earlier runs of its tasks; "further" was run last.
+Each task is trained for 1 to 16 epochs, with the default and with `calibration=None`,
+one after the other on the same data: digits as tables and as images, generated tables
+and images, some with wrong labels. "default, split" and "None, split" use a fifth of
+the data for validation, on which the default calibrates ("hold-out"). Rules were chosen
+on the panel "tuning"; "final" has other tasks and other seeds. Rules about wrong labels
+were changed after earlier runs of its tasks; "further" was run last.
 
-Printed are ratios of the log loss, default over None, against true labels of test data:
-means over seeds, by task and epochs. Then come their geometric mean and the largest,
-and the ratio of the processor's time. Everything runs in this process on one thread.
+The script prints ratios of the log loss with true test labels, default over None, as
+means over seeds by task and epochs. Their geometric mean and maximum, and ratios of the
+CPU time follow. Everything runs in this process on one thread.
 
     python benchmarks/short_fits.py --output benchmarks/short_fits.csv
     python benchmarks/short_fits.py --panel final --epochs 4 --tasks wine images-n700
@@ -52,7 +52,7 @@ from skbsd.networks import SpeedNet
 
 EPOCHS = (1, 2, 3, 5, 8, 16)
 SEEDS = {"tuning": (0, 1), "final": (30, 31), "further": (50, 51)}
-TEST = 2_000  # samples of what is made up
+TEST = 2_000  # test samples of generated data
 COLUMNS = ("panel", "task", "seed", "epochs", "method", "n_train", "accuracy")
 COLUMNS = (*COLUMNS, "log_loss", "temperature", "noise_rate", "cpu_seconds")
 _SPLIT = {"train_split": ValidSplit(5, stratified=True)}
@@ -75,7 +75,7 @@ class Task(NamedTuple):
         Returns X and y for a seed.
     n_train : int
     noise : float, default=0.0
-        Share of training labels that are made wrong.
+        Fraction of training labels to replace by wrong ones.
     parameters : mapping
         Arguments of the classifier.
     """
@@ -87,7 +87,7 @@ class Task(NamedTuple):
 
 
 def digits(seed: int, *, pixels: int = 0):
-    """Return digits, as images of so many pixels a side if any."""
+    """Return digits as rows, or as images of `pixels` by `pixels`."""
     X, y = load_digits(return_X_y=True)
     if pixels:
         X = (X / 16).reshape(-1, 1, 8, 8)
@@ -102,7 +102,7 @@ def diabetes(seed: int):
 
 
 def made(seed: int, *, n: int, **kwargs):
-    """Return a table with 20 columns."""
+    """Return a generated table with 20 columns."""
     kwargs = {"n_informative": 8, "n_redundant": 2, **kwargs}
     return make_classification(n + TEST, 20, random_state=100 + seed, **kwargs)
 
@@ -120,7 +120,7 @@ def moons(seed: int, *, n: int):
 
 
 def made_images(seed: int, *, n: int, n_classes: int, pixels: int = 8):
-    """Return smooth pictures, one per class, that are moved, dimmed and noisy."""
+    """Return images: a smooth pattern per class, shifted, scaled and with noise."""
     rng = np.random.default_rng(seed)
     models = gaussian_filter(
         rng.normal(size=(n_classes, pixels, pixels)), (0, pixels / 8, pixels / 8)
@@ -244,7 +244,7 @@ def report(results: list[dict], panel: str, suffix: str = "") -> str:
         Rows of the CSV.
     panel : str
     suffix : str, default=""
-        Of the methods' names.
+        Suffix of the methods' names.
     """
     sums: dict[tuple, float] = defaultdict(float)
     for row in results:
@@ -292,7 +292,7 @@ def report(results: list[dict], panel: str, suffix: str = "") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--panel", nargs="+", choices=PANELS, default=list(PANELS))
-    parser.add_argument("--tasks", nargs="+", help="those whose names begin so")
+    parser.add_argument("--tasks", nargs="+", help="beginnings of names")
     parser.add_argument("--epochs", type=int, nargs="+", default=list(EPOCHS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--output", type=Path, help="CSV; rows are appended")
@@ -311,13 +311,13 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> list[dict]:
-    """Run what is asked for, and return the rows."""
+    """Do the requested runs, and return the rows."""
     stop_at_interrupt()
     torch.set_num_threads(1)
     print(machine())
     file = Results(args.output, COLUMNS)
     results = []
-    BSDClassifier(max_epochs=1).fit(*load_iris(return_X_y=True))  # what is loaded once
+    BSDClassifier(max_epochs=1).fit(*load_iris(return_X_y=True))  # one-time costs
     for panel in args.panel:
         for name in PANELS[panel]:
             if args.tasks and not name.startswith(tuple(args.tasks)):

@@ -1,33 +1,34 @@
-"""How long `fit` takes: BSDClassifier beside loops that know nothing of BSD.
+"""Time of `fit`: BSDClassifier compared with training loops without BSD.
 
-The whole fit is timed, from arrays to a trained network, in one process: after a
-warm-up, every round runs each method once, in an order that changes, and ratios are
-taken within a round. Methods:
+The whole fit is timed in one process, from arrays to a trained network. After a
+warm-up, every round runs each method once, in changing order, and ratios are computed
+within a round. Methods:
 
 - skbsd: BSDClassifier(...).fit(X, y).
-- A: a cross-entropy loop written by hand, with all that makes one fast. Data lie on the
-  device (images as uint8, standardised in the batch), batches are gathered there, on
-  CUDA all of an epoch at once, augmented, the optimizer is fused, cuDNN tries its
-  algorithms, losses are read once per epoch. Same network, optimizer, schedule,
-  augmentation, batches, precision and memory format (channels_last for images).
-- B0: skorch.NeuralNetClassifier as its documentation uses it: float32 arrays,
-  standardised beforehand and not augmented, which is in its favour; a fifth held out
-  and scored after each epoch by default.
-- B1: skorch tuned: nothing held out, no callbacks, A's batches in place of the
-  DataLoader, fused optimizer; on CUDA autocast and cuDNN's choice of algorithms. Images
-  stay contiguous.
+- A: a hand-written, optimised loop with cross-entropy. Data are on the device (images
+  as uint8, standardised in the batch). Batches are gathered and augmented there, on
+  CUDA for a whole epoch at once. The optimizer is fused, cuDNN benchmarks its
+  algorithms, and losses are read once per epoch. Network, optimizer, schedule,
+  augmentation, batches, precision and memory format (channels_last for images) are the
+  same as with skbsd.
+- B0: skorch.NeuralNetClassifier as in its documentation: float32 arrays, standardised
+  beforehand and not augmented, which is to its advantage; by default, it holds out a
+  fifth and scores it after each epoch.
+- B1: skorch, tuned: no held-out data, no callbacks, the batches of A in place of the
+  DataLoader, fused optimizer; on CUDA autocast and cuDNN's benchmark of algorithms.
+  Images stay contiguous.
 - C: sklearn.neural_network.MLPClassifier, on tables.
-- plain: the loop that one writes first, on tables: seven lines, SGD that is not fused,
-  no schedule, a gather per batch. Beside it, skbsd is the default, with AdamW.
+- plain: a simple loop of seven lines, on tables: SGD that is not fused, no schedule, a
+  gather per batch. skbsd, which it is compared with, uses its default AdamW.
 - two-views: BSDClassifier(..., contrastive=0.2), on images.
-- skbsd-eager: BSDClassifier(..., cuda_graph=False), on CUDA: what A is, with operations
-  launched one by one.
+- skbsd-eager: BSDClassifier(..., cuda_graph=False), on CUDA: like A, it launches each
+  operation.
 
 --compile compiles the network of skbsd, A and B1 in the cases on CUDA. --check does not
-time: it shows that A and BSDClassifier with infinite prior strength, which is
-cross-entropy, learn the same.
+measure time: it shows that A and BSDClassifier with infinite prior strength, which is
+cross-entropy, reach the same losses and accuracy.
 
---seconds begins no round that would end later, so that as many are run as fit.
+--seconds starts no round that would end after this time.
 
     python benchmarks/speed.py --output speed.csv
     python benchmarks/speed.py --cases resnet --methods skbsd A --images 2000 --rounds 3
@@ -72,7 +73,7 @@ from skbsd import BSDClassifier
 from skbsd.augmentation import flip_crop
 from skbsd.networks import ResNet, default_network
 
-# BSDClassifier's defaults, given to the others too.
+# BSDClassifier's defaults, used by the other methods too.
 LR, WEIGHT_DECAY = 1e-2, 1e-2
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -98,7 +99,7 @@ SECONDS_PER_EPOCH = {"resnet18-512": 0.50, "resnet18-1024": 0.50}
 
 
 class Data(NamedTuple):
-    """Arrays; `floats` is X, standardised where X are uint8 images."""
+    """Arrays; `floats` is X, standardised if X are uint8 images."""
 
     X: np.ndarray
     y: np.ndarray
@@ -111,7 +112,7 @@ class Data(NamedTuple):
 
 @dataclass
 class Case:
-    """What is trained, the same for every method."""
+    """A training task, the same for every method."""
 
     load: Callable[[argparse.Namespace], Data]
     methods: tuple[str, ...]
@@ -128,11 +129,11 @@ class Case:
         return default_network(data.X.shape[1:], int(data.y.max()) + 1)
 
     def augmentation(self, data: Data) -> Callable | None:
-        """Return what is done to a batch of images."""
+        """Return the augmentation of images, None for tables."""
         return flip_crop if data.X.ndim == 4 else None
 
     def autocast(self):
-        """Return BSDClassifier's default precision, as a context."""
+        """Return the autocast context of BSDClassifier's default precision."""
         if self.device == "cpu":
             return nullcontext()
         return torch.autocast(self.device, dtype=torch.bfloat16)
@@ -189,7 +190,7 @@ class Batches:
     device : str
     augmentation : callable, optional
     memory_format : torch.memory_format, optional
-        Of the batches of images.
+        Memory format of batches of images.
     """
 
     def __init__(
@@ -206,7 +207,7 @@ class Batches:
         self.memory_format = memory_format
         self.is_uint8 = self.X.dtype == torch.uint8
         if self.is_uint8:
-            # Mean and deviation of each channel, from counts of the 256 values.
+            # Mean and standard deviation per channel, from counts of the 256 values.
             counts = [
                 torch.bincount(x.flatten(), minlength=256) for x in self.X.unbind(1)
             ]
@@ -218,7 +219,7 @@ class Batches:
                 mean.float().view(-1, 1, 1),
                 std.float().view(-1, 1, 1),
             )
-        # BSDClassifier's batches: a last sample is not left alone.
+        # As in BSDClassifier, a single last sample joins the batch before.
         n = len(self.X)
         starts = list(range(0, n, batch_size))
         if len(starts) > 1 and n - starts[-1] == 1:
@@ -231,7 +232,7 @@ class Batches:
     def __iter__(self):
         order = torch.randperm(len(self.X), device=self.X.device)
         if self.X.is_cuda:
-            # For the fewest launches, all of an epoch at once.
+            # The whole epoch at once, for the fewest launches.
             x, y = self.gather(order)
             for start, stop in self.bounds:
                 yield self.prepare(x[start:stop]), y[start:stop]
@@ -256,7 +257,7 @@ class Batches:
 
 
 class Loop(NamedTuple):
-    """What the loop written by hand leaves."""
+    """Results of the hand-written loop."""
 
     network: nn.Module
     batches: Batches
@@ -272,7 +273,7 @@ class Loop(NamedTuple):
 
 
 def one_cycle(progress: float) -> float:
-    """Up for a quarter and down along a cosine, as BSDClassifier."""
+    """Rise for a quarter and fall along a cosine, as in BSDClassifier."""
     if progress < 0.25:
         return progress / 0.25
     return 0.5 * (1 + math.cos(math.pi * (progress - 0.25) / 0.75))
@@ -280,7 +281,7 @@ def one_cycle(progress: float) -> float:
 
 @contextmanager
 def fast_convolutions(device: str):
-    """Have cuDNN try its algorithms, as one does where shapes do not change."""
+    """Let cuDNN benchmark its algorithms, as is usual for constant shapes."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = before or device == "cuda"
     try:
@@ -358,7 +359,7 @@ def fit_skbsd(case: Case, data: Data, epochs: int, **parameters) -> BSDClassifie
 
 
 def skorch_settings(case: Case, data: Data, epochs: int) -> dict:
-    """Return what skorch as documented and tuned have in common."""
+    """Return the settings that B0 and B1 share."""
     return {
         "module": partial(case.network, data),
         "criterion": nn.CrossEntropyLoss,
@@ -380,7 +381,7 @@ def fit_skorch(case: Case, data: Data, epochs: int) -> NeuralNetClassifier:
 
 
 class AutocastNet(NeuralNetClassifier):
-    """skorch's net in bfloat16 where BSDClassifier is."""
+    """skorch's net with the precision of BSDClassifier."""
 
     def __init__(self, *args, autocast=None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -417,7 +418,7 @@ def fit_sklearn(case: Case, data: Data, epochs: int) -> MLPClassifier:
         n_iter_no_change=epochs,  # no early stop
     )
     with warnings.catch_warnings():
-        # It has not converged: all train for the same number of epochs.
+        # Convergence does not matter: all methods train for the same number of epochs.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return mlp.fit(data.X, data.y)
 
@@ -435,7 +436,7 @@ METHODS = {
 
 
 def seconds(method: str, case: Case, data: Data, epochs: int, clock: str) -> float:
-    gc.collect()  # what the last method left
+    gc.collect()  # objects of the previous method
     synchronize(case.device)
     start = CLOCKS[clock]()
     METHODS[method](case, data, epochs)
@@ -444,11 +445,11 @@ def seconds(method: str, case: Case, data: Data, epochs: int, clock: str) -> flo
 
 
 def measure(name: str, args, results: Results, times: dict) -> None:
-    """Fill in `times` by method, and write each to the results."""
+    """Measure a case: append to `times` by method and to the results."""
     case = CASES[name]
     data = case.load(args)
     methods = [m for m in case.methods if m in args.methods]
-    # On CUDA every shape of a batch has to be met: it is compiled for.
+    # On CUDA the warm-up needs all shapes of batches, as each is compiled.
     warm_up = data if case.device == "cuda" else data.head(4 * case.batch_size)
     torch.compiler.reset()  # its cache holds few variants of a network
     times.update({method: [] for method in methods})
@@ -457,7 +458,7 @@ def measure(name: str, args, results: Results, times: dict) -> None:
     begin, round_of_last = time.perf_counter(), 0
     for i, method in rounds(args.rounds, methods):
         if i > round_of_last and args.seconds is not None:
-            # As rounds have taken so far.
+            # From the mean duration of the rounds so far.
             expected = (time.perf_counter() - begin) * (i + 1) / i
             if expected > args.seconds:
                 break
@@ -470,7 +471,7 @@ def measure(name: str, args, results: Results, times: dict) -> None:
 
 
 def check(name: str, args) -> None:
-    """Compare what A learns with what BSDClassifier does with infinite prior."""
+    """Compare results of A and of BSDClassifier with infinite prior strength."""
     case = CASES[name]
     data = case.load(args)
     n = len(data.y) * 4 // 5
@@ -489,7 +490,7 @@ def check(name: str, args) -> None:
 
 
 def summary(times: dict[str, dict[str, list[float]]]) -> None:
-    """Print seconds, and ratios within rounds beside their targets."""
+    """Print seconds, and ratios within rounds with their targets."""
     if not any(values for by_method in times.values() for values in by_method.values()):
         return
     header = f"{'median':>9} {'min':>9} {'max':>9}"
@@ -523,19 +524,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, help="of a case's rounds, at most")
-    parser.add_argument("--epochs", type=int, help="in place of each case's own")
-    parser.add_argument("--images", type=int, help="in place of each case's own")
+    parser.add_argument("--seconds", type=float, help="limit for a case's rounds")
+    parser.add_argument("--epochs", type=int, help="default: those of each case")
+    parser.add_argument("--images", type=int, help="default: those of each case")
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument(
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="cpu: what the process itself used, where others share the machine; only "
-        "with --threads 1, and not on CUDA",
+        help="cpu: CPU time of the process, for machines with other running processes; "
+        "only with --threads 1, and not on CUDA",
     )
     parser.add_argument("--compile", action="store_true", help="cases on CUDA only")
-    parser.add_argument("--check", action="store_true", help="A learns what skbsd does")
+    parser.add_argument(
+        "--check", action="store_true", help="compare results, not time"
+    )
     parser.add_argument("--output", type=Path, help="CSV that rows are appended to")
     add_data_arguments(parser)
     return parser.parse_args()

@@ -1,23 +1,23 @@
-"""Seconds of a search whose networks are trained in stacks, beside one by one.
+"""Seconds of a search whose networks are trained in stacks, compared with one by one.
 
 scikit-learn's `GridSearchCV(n_jobs=1)` and `StackedGridSearchCV(stack=True)` search the
-same grid on scikit-learn's digits, without a fit on all data at the end: candidates of
+same grid on scikit-learn's digits, without the final fit on all data: candidates of
 `prior_strength` and `lr` on five folds. The cases differ in network and batches:
 
 - table: the default network (two layers of 128) on rows of 64 pixels, 30 fits
 - narrow, middle, wide: one layer of 32, two of 64, two of 256
 - batches of 32: the default network, with four times as many steps
-- calibrated: the default fit, whose calibration trains two networks more
-- pipeline: StandardScaler before it
+- calibrated: the default fit, whose calibration trains two further networks
+- pipeline: a StandardScaler and the classifier
 - batches of 512: the default network, with fewer and longer steps
 - two, five, ten fits: as table, with fewer candidates and folds
 - images: a small residual network on images of 8 x 8 pixels, 15 fits
 
-Every round runs each search once, in an order that changes; ratios are taken within a
-round. On the CPU the clock is that of the process, so that others count for little:
-with one thread it is what is waited on a machine of one's own. `difference` is the
-largest one between the log losses of a fold: networks that are trained in float32 for
-long part by rounding.
+Every round runs each search once, in changing order; ratios are computed within a
+round. On the CPU the clock is the CPU time of the process, so that other processes have
+little influence; with one thread, it equals the elapsed time on an idle machine.
+`difference` is the largest difference between log losses of the same fold: networks
+that are trained long in float32 diverge by rounding.
 
     python benchmarks/stacked.py [--threads 1] [--output stacked.csv] [--cases GLOB ...]
 """
@@ -60,10 +60,10 @@ class Case(NamedTuple):
     ----------
     name : str
     parameters : dict
-        Of the classifier.
+        Arguments of the classifier.
     n_folds : int
     strengths, rates : tuple
-        Values to try.
+        Candidates for `prior_strength` and `lr`.
     images, scaled : bool
         Whether rows are images, and whether a StandardScaler comes first.
     """
@@ -78,7 +78,7 @@ class Case(NamedTuple):
 
     @property
     def n_fits(self) -> int:
-        """How many networks are scored."""
+        """Number of networks that are scored."""
         return self.n_folds * len(self.strengths) * len(self.rates)
 
 
@@ -130,7 +130,7 @@ def measure(case: Case, device: str, args, results: Results) -> None:
         X = X.reshape(-1, 1, 8, 8)
     found: dict[str, np.ndarray] = {}
     times: dict[str, list[float]] = {method: [] for method in METHODS}
-    for method in METHODS:  # to warm up
+    for method in METHODS:  # warm-up
         fitted = search(case, method, device, 1).fit(X, y)
     assert fitted.n_stacked_ == case.n_fits
     for i, method in rounds(args.rounds, METHODS):
@@ -173,7 +173,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     print(machine())
-    print("seconds of a search, and their ratio: median, least, largest\n")
+    print("seconds of a search, and their ratio: median, min, max\n")
     print(
         f"{'':20} {'fits':>5} {'one by one':>29} {'stacked':>29} {'ratio':>29} "
         f"{'difference':>10}"

@@ -1,13 +1,13 @@
-"""How far beliefs stored in 16 bits stray from those in double precision.
+"""Errors of beliefs that are stored in 16 bits, compared with double precision.
 
-The error is the L1 distance between two targets (at most 2), the mean over the rows,
-after so many updates with predictions that vary about a mean of their own in each row.
-The prior strength is 100.
+The error is the L1 distance between two targets (at most 2), averaged over rows, after
+a number of updates with predictions that vary about a mean of each row. The prior
+strength is 100.
 
 - float16, bfloat16: stores of :class:`skbsd.posterior.DirichletPosterior`, which round
-  without bias, by a dither that runs evenly through its range
+  without bias, by a dither that covers its range evenly
 - nearest: float16, each update rounded to the nearest number
-- random: float16, rounded up or down by chance, without bias
+- random: float16, rounded up or down at random, without bias
 
     python benchmarks/store_precision.py [--updates 20 200 2000]
 """

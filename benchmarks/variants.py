@@ -1,27 +1,30 @@
-"""What was tried on the way to the defaults, as methods for `compare.py`.
+"""Rules that were tried before the defaults were chosen, as methods for `compare.py`.
 
-A variant is BSD with another rule for the prior strength c and for what a prediction
-counts. Its name lists the options that differ from the paper's method, a number each:
+A variant is BSD with another rule for the prior strength c and for the weight of a
+prediction. Its name lists the options that differ from the paper's method, each with
+its value:
 
-- L: the label's final share of the target, if each prediction counts 1; T epochs and
-  the discount give c.
-- C: c at least.
+- L: the label's final share of the target, if each prediction has the weight 1; c
+  follows from the number of epochs T and the discount.
+- C: lower limit of c.
 - k: discount 1 - k / T.
 - tau: temperature of the evidence.
-- rel: evidence weighted by a ** rel, a being the share of the labels that the network
-  predicted in the epoch before (soft1: the mean probability that it gave them).
-- pl: evidence weighted by exp(-pl * loss) of the epoch before.
-- ent: evidence weighted by (1 - entropy / log K) ** ent, sample by sample.
-- pr: evidence weighted by min(1, pr / (1 - b)) too, b being the mean of a over epochs.
+- rel: evidence weighted by a ** rel, where a is the fraction of the labels that the
+  network predicted in the previous epoch (soft1: the mean probability of the labels).
+- pl: evidence weighted by exp(-pl * loss) of the previous epoch.
+- ent: evidence weighted by (1 - entropy / log K) ** ent, for each sample.
+- pr: evidence weighted by min(1, pr / (1 - b)) too, where b is the mean of a over
+  epochs.
 - sh, od: 1 / tau grows by sh * b ** 4, or by od * b / (1 - b).
-- fl: the prior gives the share fl of its mass to all classes alike, as smoothed labels.
+- fl: the prior distributes the fraction fl of its mass evenly over all classes, like
+  label smoothing.
 - sm, sq: targets are mixed with the uniform distribution, whose share is sm * (1 - b)
   or sq * (1 - b) ** 2.
-- resc: the loss divided by the label's share of the targets, to the power of resc.
+- resc: the loss is divided by the label's share of the targets, to the power of resc.
 
-What `BSDClassifier` does by default is "C12 L0.118 rel1 pr0.2 od0.1 sq0.3", and for
-"noisy" it is "C3 L0.04 rel1 pr0.2 od0.1 tau0.71": there weights and c are five times as
-large.
+The default of `BSDClassifier` is "C12 L0.118 rel1 pr0.2 od0.1 sq0.3", and its "noisy"
+rule is "C3 L0.04 rel1 pr0.2 od0.1 tau0.71"; in `BSDClassifier`, weights and c are five
+times as large.
 
     python benchmarks/compare.py --registry variants --full --seeds 0 \
         --output benchmarks/variants.csv --methods 'L0.4 rel1' CE
@@ -96,7 +99,7 @@ def parse(name: str) -> dict[str, float]:
 
 
 def strength(L: float, discount: float, n_epochs: int) -> float:
-    """Return c for which gamma^T c / S_T is L, if each prediction counts 1."""
+    """Return c for which gamma^T c / S_T is L, if each prediction has the weight 1."""
     left = discount**n_epochs
     evidence = n_epochs if discount == 1 else (1 - left) / (1 - discount)
     return L / (1 - L) * evidence / left
@@ -123,12 +126,12 @@ class Beliefs(PerSample):
     resc: float
 
     def begin(self, run: TrainingRun) -> None:
-        """Start at the prior, and with nothing known of the predictions."""
+        """Start at the prior, with no record of earlier predictions."""
         super().begin(run)
         self._gamma = 1 - self.k / run.max_epochs
         self._c = max(self.C, strength(self.L, self._gamma, run.max_epochs))
         self._shares: list[float] = []  # agreement of each epoch
-        self._loss = math.log(run.n_classes)  # of the epoch before
+        self._loss = math.log(run.n_classes)  # of the previous epoch
         prior = prior_concentration(
             run.posterior.labels,
             run.n_classes,
@@ -138,17 +141,17 @@ class Beliefs(PerSample):
         self.memory = (1 - self.fl) * prior + self.fl * self._c / run.n_classes
 
     def begin_epoch(self) -> None:
-        """Count from zero."""
+        """Reset the sums of the epoch."""
         self._sums = [0.0, 0.0, 0]  # of agreement, loss and samples
 
     def end_epoch(self, correct: Any) -> None:
-        """Take note of how reliable the predictions were."""
+        """Record agreement and loss of the epoch."""
         agreed, loss, n = self._sums
         self._shares.append(agreed / n)
         self._loss = loss / n
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Update the beliefs by the variant's rule, and learn from their mean."""
+        """Update the beliefs by the variant's rule; return the loss to their mean."""
         known = logits.detach()
         proba = known.softmax(dim=1)
         belief = self._gamma * self.memory[batch.rows]
@@ -167,11 +170,11 @@ class Beliefs(PerSample):
         return loss * share**-self.resc if self.resc else loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the beliefs, and how reliable the predictions were."""
+        """Return the beliefs, and the reliability of earlier predictions."""
         return super().state_dict() | {"shares": self._shares, "loss": self._loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with both."""
+        """Restore both."""
         super().load_state_dict(state)
         self._shares, self._loss = list(state["shares"]), state["loss"]
 
@@ -193,7 +196,7 @@ class Beliefs(PerSample):
         return 1 / self.tau + self.sh * mean**4 + self.od * mean / max(1 - mean, 1e-3)
 
     def _reliability(self) -> tuple[float, float]:
-        """Return that of the last epoch, and the mean over epochs."""
+        """Return the reliability of the last epoch, and the mean over epochs."""
         shares = self._shares or [0.0]
         return shares[-1], sum(shares) / len(shares)
 
@@ -208,7 +211,7 @@ class Beliefs(PerSample):
 
 
 class Variant(Rival):
-    """BSD with the options of a name, by default the paper's."""
+    """BSD with the options of a name; the defaults are the paper's method."""
 
     objective = Beliefs
 

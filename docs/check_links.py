@@ -1,10 +1,10 @@
-"""Check that what the built site links to is there.
+"""Check the links within the built site.
 
 Every relative `href`, `src` and `srcset` in the HTML must name a file of the site, and
-every `#fragment` an `id` or `name` in the page that it points into. Nothing is fetched:
-links to other sites are left alone, but a page must not load a script, style sheet or
-image from one. Prints what is missing and exits with 1, or says how many links are
-right.
+every `#fragment` an `id` or `name` in the target page. Nothing is fetched: links to
+other sites are not checked, but a page must not load a script, style sheet or image
+from another site. The script prints wrong links and the number of all links, and exits
+with status 1 if any link is wrong.
 
     python docs/check_links.py docs/_build/html
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-# The relations of a `link` that a browser fetches of itself.
+# Relations of a `link` element that a browser fetches automatically.
 _FETCHED = {"stylesheet", "icon", "preload", "modulepreload", "manifest"}
 
 
 class Link(NamedTuple):
-    """A link, and where it stands."""
+    """A link, its line, and whether the browser loads its target."""
 
     line: int
     target: str
@@ -50,7 +50,7 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag, attrs):
-        """Take note of a tag's links and anchors."""
+        """Record the links and anchors of a tag."""
         line = self.getpos()[0]
         relations = set((dict(attrs).get("rel") or "").split())
         for name, value in attrs:
@@ -84,20 +84,20 @@ def read(file: Path) -> Page:
 
 
 def problem(link: Link, file: Path, root: Path) -> str | None:
-    """Say what is wrong with a link.
+    """Return a description of what is wrong with a link.
 
     Parameters
     ----------
     link : Link
     file : Path
-        The page that it stands in.
+        The page that contains it.
     root : Path
         Folder of the site.
 
     Returns
     -------
     str or None
-        None where it is right.
+        None if the link is right.
     """
     parts = urlsplit(link.target)
     if parts.netloc:
@@ -113,25 +113,25 @@ def problem(link: Link, file: Path, root: Path) -> str | None:
         if not target.is_relative_to(root):
             return "leaves the site"
         if not target.is_file():
-            return "names a file that is not there"
+            return "names a file that does not exist"
     fragment = unquote(parts.fragment)
     # "#" and "#top" are the top of any page.
     if fragment in ("", "top") or target.suffix != ".html":
         return None
     if fragment not in read(target).anchors:
-        return "names an anchor that is not there"
+        return "names an anchor that does not exist"
     return None
 
 
 def main() -> int:
-    """Check the site, print what is wrong, and return the exit status."""
+    """Check the site, print wrong links, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("site", type=Path, help="folder of the built HTML")
     root = parser.parse_args().site.resolve()
-    # Of what lies in _static, only the theme's templates end so.
+    # HTML files in _static are templates of the theme, not pages.
     files = sorted(set(root.rglob("*.html")) - set((root / "_static").rglob("*")))
     if not files:
-        print(f"{root} holds no HTML; build the site first: make docs")
+        print(f"{root} contains no HTML; build the site first: make docs")
         return 1
     links = [(file, link) for file in files for link in read(file).links]
     wrong = [

@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: `make docs` in the folder above."""
+"""Configuration of Sphinx; run `make docs` in the parent folder."""
 
 import os
 import sys
@@ -40,7 +40,7 @@ if os.environ.get("SKBSD_INTERSPHINX"):
         "torch": ("https://docs.pytorch.org/docs/stable", None),
     }
 
-# Of scikit-learn's sections and glossary, which docstrings inherited from it refer to.
+# Inherited docstrings refer to sections and terms of scikit-learn's documentation.
 suppress_warnings = ["ref.ref", "ref.term"]
 
 extlinks = {"arxiv": ("https://arxiv.org/abs/%s", "arXiv:%s")}
@@ -49,8 +49,8 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 
-# What users of the estimator call, of what it inherits; the rest is skorch's and for
-# those who change the training loop. Some depend on scikit-learn's version.
+# Methods that users of the estimator call. It inherits others from skorch, for changes
+# of the training loop. Some exist in certain versions of scikit-learn only.
 _OF_BSD_CLASSIFIER = [
     "fit",
     "partial_fit",
@@ -93,7 +93,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": r"\.py$",
-    # Scripts, which are run by `make demo` or by hand.
+    # Scripts that are run by `make demo` or manually, not in the gallery.
     "ignore_pattern": r"(quickstart|cifar10|comparison|search_on_cluster)\.py$",
     "within_subsection_order": "gallery_order.by_interest",
     "backreferences_dir": "api/backreferences",

@@ -19,9 +19,9 @@ class ScoreDecomposition(NamedTuple):
     score : float
         The total score; 0 is the best.
     miscalibration : float
-        The part that recalibration removes; never negative.
+        The part of the score that recalibration removes; never negative.
     refinement : float
-        The part that remains after recalibration.
+        The score that remains after recalibration.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def _recalibrated(confidence, hit, weight):
 
 
 def _decomposition(score, refined):
-    """Split a score; a recalibration that increases the score is not applied."""
+    """Split a score; a recalibration that makes it worse is not applied."""
     refinement = min(float(refined), float(score))
     miscalibration = float(score) - refinement
     return ScoreDecomposition(miscalibration + refinement, miscalibration, refinement)
@@ -72,7 +72,7 @@ def brier_decomposition(
     y_true : array-like of shape (n_samples,)
         True class labels.
     y_proba : array-like of shape (n_samples,) or (n_samples, n_classes)
-        Predicted probabilities; of the positive class if one-dimensional.
+        Predicted probabilities; those of the positive class if one-dimensional.
     scale_by_half : bool or "auto", default="auto"
         Halve the score, so that it lies in [0, 1] instead of [0, 2]. As in
         :func:`sklearn.metrics.brier_score_loss`, "auto" does so for two classes.
@@ -81,7 +81,7 @@ def brier_decomposition(
         `y_true` if there is one for each column; otherwise integers from 0 to
         ``n_classes - 1`` are column indices.
     pos_label : int, float, bool or str, default=None
-        Positive class of two; by default the second of the labels.
+        Positive class if there are two; by default the second of the labels.
     sample_weight : array-like of shape (n_samples,), default=None
         Sample weights; an integer weight is the same as repeating the sample.
 
@@ -99,17 +99,18 @@ def brier_decomposition(
 
     See Also
     --------
-    log_loss_decomposition : The same for the log loss.
+    log_loss_decomposition : Decomposition of the log loss.
 
     Notes
     -----
     The Brier score is a sum over the classes of binary scores,
     :math:`\sum_k E[(p_k - 1[y = k])^2]`. Each is split by CORP [1]_: refinement is
     the score of the pool-adjacent-violators (PAV) recalibration of :math:`p_k`, the
-    best non-decreasing one, and miscalibration is the reduction by recalibration. In
-    the terms of [1]_, refinement is uncertainty minus discrimination. The maps are
+    best non-decreasing one, and miscalibration is the part that recalibration removes.
+    In the terms of [1]_ refinement is uncertainty minus discrimination. The maps are
     fitted to each class separately, so recalibrated rows need not sum to one. They are
-    fitted to the evaluated data, so miscalibration is overestimated on few samples.
+    evaluated on the data that they are fitted to, so miscalibration is overestimated on
+    few samples.
 
     References
     ----------
@@ -145,8 +146,8 @@ def _tempered_log_loss(logits, codes, weight):
         return weight @ (mean - chosen)
 
     # The loss is convex in 1/T, so its slope has at most one root. If every prediction
-    # is right, the loss has only an infimum, at T = 0. A sufficiently large 1/T reaches
-    # it, as the slope underflows to zero there.
+    # is right, the loss has only an infimum, at T = 0, which a large 1/T reaches: the
+    # slope underflows to zero there.
     if slope(0.0) >= 0:
         best = 0.0
     else:
@@ -168,13 +169,13 @@ def log_loss_decomposition(
     y_true : array-like of shape (n_samples,)
         True class labels.
     y_proba : array-like of shape (n_samples,) or (n_samples, n_classes)
-        Predicted probabilities; of the positive class if one-dimensional.
+        Predicted probabilities; those of the positive class if one-dimensional.
     labels : array-like of shape (n_classes,), default=None
         Class label of each column, in any order. By default the sorted labels of
         `y_true` if there is one for each column; otherwise integers from 0 to
         ``n_classes - 1`` are column indices.
     pos_label : int, float, bool or str, default=None
-        Positive class of two; by default the second of the labels.
+        Positive class if there are two; by default the second of the labels.
     sample_weight : array-like of shape (n_samples,), default=None
         Sample weights; an integer weight is the same as repeating the sample.
 
@@ -192,19 +193,19 @@ def log_loss_decomposition(
 
     See Also
     --------
-    brier_decomposition : The same for the Brier score.
+    brier_decomposition : Decomposition of the Brier score.
 
     Notes
     -----
-    Miscalibration is the loss that the best recalibration gains, and refinement the
+    Miscalibration is the loss that the best recalibration removes, and refinement the
     loss that remains [1]_:
 
     .. math:: \mathrm{refinement} = \min_{T > 0} E[-\log
         \mathrm{softmax}(\log p / T)_y].
 
     The log loss is not a sum over classes, so isotonic regression cannot split it
-    as it does the Brier score. One temperature [2]_ serves any number of classes and
-    hardly overfits, but it sees only over- and underconfidence common to all
+    as it does the Brier score. One temperature [2]_ works for any number of classes and
+    hardly overfits, but it corrects only over- and underconfidence common to all
     samples: this miscalibration is a lower bound on that of all maps. Probabilities
     are clipped as in scikit-learn.
 

@@ -1,8 +1,8 @@
-"""Files that hold tensors and plain data, written whole or not at all.
+"""Files of tensors and plain data, written completely or not at all.
 
 They are safetensors files whose metadata have one entry, "skbsd": JSON with the number
-of the format and a header. Reading one builds values of the types below and nothing
-else, so a file cannot make code run.
+of the format and a header. Reading a file creates values of the types below only, so it
+cannot execute code.
 """
 
 import base64
@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-# Counts changes after which older readers cannot read a file.
+# Incremented by each change that makes files unreadable for older versions.
 FORMAT = 1
 
 _KEY = "skbsd"
@@ -46,10 +46,10 @@ _DTYPES = {
     torch.complex64: "C64",
 }
 
-# The types of arrays whose bytes are kept: none of objects or of records.
+# Dtypes of arrays that are stored as bytes: all but objects and records.
 _PLAIN = re.compile(r"[<>|=][biufcSUMm]\d+(\[\d*[A-Za-zμ]+\])?")
 
-# Marks what JSON has no word for. A dict that has it as a key is written as pairs.
+# Marks types that JSON lacks. A dict that has it as a key is written as pairs.
 _TAG = "$"
 
 
@@ -60,28 +60,29 @@ class FileFormatError(ValueError):
 def write_atomically(
     path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, Any]
 ) -> None:
-    """Write a file, or leave the one that is there as it was.
+    """Write a file; if that fails, an existing file stays unchanged.
 
     Parameters
     ----------
     path : path-like
-        In a folder that exists.
+        In an existing folder.
     tensors : dict of str to Tensor
-        On any device, of any strides.
+        On any device, with any strides.
     header : dict
-        Of what :func:`encode` takes, and of tensors, such as an optimizer's state.
+        Values that :func:`encode` accepts, tensors included, such as an optimizer's
+        state.
 
     Raises
     ------
     OSError
-        If it cannot be written.
+        If the file cannot be written.
     TypeError
         For a header or a tensor of other types.
     """
     tensors = dict(tensors)
     content = {"format": FORMAT, "header": encode(header, tensors)}
     metadata = {_KEY: json.dumps(content, allow_nan=False)}
-    # Those of the widest types first, so that all are aligned.
+    # The widest types come first, so that all tensors are aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     layout: dict[str, Any] = {"__metadata__": metadata}
     end = 0
@@ -99,17 +100,17 @@ def write_atomically(
     head += b" " * (-len(head) % 8)
     with replacing(Path(path)) as file:
         file.write(struct.pack("<Q", len(head)) + head)
-        for name in names:  # one after the other: beliefs may be large
+        for name in names:  # one by one, as the beliefs may be large
             array = tensors[name].detach().cpu().contiguous().reshape(-1)
             file.write(array.view(torch.uint8).numpy().data)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of another once it is safely on the disk.
+    """Open a temporary file that replaces `path` once it is safely on the disk.
 
-    The library's own function, `safetensors.torch.save_file`, does not wait for the
-    disk, and its files can be read by their owner only.
+    `safetensors.torch.save_file` does not wait for the disk, and only the owner can
+    read its files.
     """
     unique = f"{os.getpid()}.{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{unique}.tmp")
@@ -123,29 +124,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            # The user knows the file by its own name.
+            # The message names the file that the caller asked for.
             error.filename, error.filename2 = str(path), None
         raise
     _sync_folder(path.parent)
 
 
 def remove_leftovers(path: Path, age: float = 600.0) -> None:
-    """Remove what processes that were killed have left of a file, half written.
+    """Remove temporary files that killed processes left behind.
 
     Parameters
     ----------
     path : Path
+        The file that they were to replace.
     age : float, default=600
-        Seconds since something was written. Younger ones may be being written.
+        Minimum seconds since the last write; another process may still be writing
+        younger files.
     """
     for temporary in path.parent.glob(f".{path.name}.*.tmp"):
-        with suppress(FileNotFoundError):  # another process was faster
+        with suppress(FileNotFoundError):  # another process removed it first
             if time.time() - temporary.stat().st_mtime > age:
                 temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name outlive a crash, where the system can do that."""
+    """Flush the folder to the disk, if the system can, so that renames survive."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -155,50 +158,50 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what :func:`write_atomically` wrote.
+    """Read a file that :func:`write_atomically` wrote.
 
     Parameters
     ----------
     path : path-like
-        Of the file.
+        The file.
 
     Returns
     -------
     header : dict
-        Equal to what was written.
+        Equal to the header that was written.
     tensors : dict of str to Tensor
-        Those beside the header. All are on the CPU, contiguous, and independent of
-        the file.
+        The tensors outside the header: on the CPU, contiguous, and independent of the
+        file.
 
     Raises
     ------
     FileFormatError
-        For a file that was written by something else, or is damaged.
+        If the file was not written by this library, or is damaged.
     OSError
         If it cannot be opened; FileNotFoundError if it does not exist.
     """
     path = Path(path)
     with open(path, "rb"):
-        pass  # whose errors name the file
+        pass  # unlike those of safe_open, errors of open name the file
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
             if text is None:
                 raise FileFormatError(
-                    f"{path} is a safetensors file that skbsd did not write: it has no "
-                    f"{_KEY!r} among its metadata."
+                    f"{path} is a safetensors file that skbsd did not write: its "
+                    f"metadata have no entry {_KEY!r}."
                 )
-            # Copies, as the file is mapped to memory and may change.
+            # Copies, as the file is memory-mapped and may change.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise FileFormatError(
-            f"{path} is no safetensors file, or it is damaged or cut short: {error}."
+            f"{path} is not a safetensors file, or is damaged or truncated: {error}."
         ) from error
     return _header(path, text, tensors), tensors
 
 
 def _header(path: Path, text: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the header; take the tensors that stood in it out of the others."""
+    """Return the header; its tensors are removed from `tensors`."""
     try:
         content = json.loads(text)
         number = content["format"]
@@ -206,7 +209,7 @@ def _header(path: Path, text: str, tensors: dict[str, Tensor]) -> dict[str, Any]
             raise TypeError(f"its format is {number!r}")
         header = decode(content["header"], tensors) if number == FORMAT else {}
         if not isinstance(header, dict):
-            raise TypeError(f"it holds a {type(header).__name__}")
+            raise TypeError(f"it is a {type(header).__name__}, not a dict")
     except (
         ValueError,
         TypeError,
@@ -227,26 +230,26 @@ def _header(path: Path, text: str, tensors: dict[str, Tensor]) -> dict[str, Any]
 
 
 def encode(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
-    """Express plain data in what JSON has.
+    """Convert plain data to the types of JSON.
 
     Parameters
     ----------
     value : object
         None, a bool, int, float, str, bytes, tuple, list or dict, a NumPy scalar or
-        array, a torch.device, torch.dtype or torch.Size, or of these.
+        array, a torch.device, torch.dtype or torch.Size; containers of these, nested.
     tensors : dict of str to Tensor, optional
-        Where tensors within the value are put. Without it there can be none.
+        Receives the tensors within the value. Without it, tensors are an error.
 
     Returns
     -------
     object
-        For `json.dumps`; :func:`decode` returns an equal value of the same type, but
+        For `json.dumps`; :func:`decode` returns an equal value of the same type, except
         a tuple for a torch.Size.
 
     Raises
     ------
     TypeError
-        For other types, subclasses of these included.
+        For other types, including subclasses of these.
     """
 
     def inner(value: Any) -> Any:
@@ -281,7 +284,7 @@ def _encoded_leaf(value: Any) -> Any:
     if type(value) in (torch.device, torch.dtype):
         name = str(value).removeprefix("torch.")
         return _tagged(type(value).__name__, name)
-    raise TypeError(f"{value!r} is no plain data.")
+    raise TypeError(f"{value!r} is not plain data.")
 
 
 def _tagged(name: str, value: Any) -> dict[str, Any]:
@@ -295,30 +298,30 @@ def _array(array: np.ndarray) -> dict[str, Any]:
         kind = "object" if array.dtype.kind == "O" else "string"
         return {"dtype": kind, "shape": shape, "items": items}
     if not _PLAIN.fullmatch(array.dtype.str):
-        raise TypeError(f"an array of {array.dtype} is no plain data.")
+        raise TypeError(f"an array of {array.dtype} is not plain data.")
     data = base64.b64encode(array.tobytes()).decode()
     return {"dtype": array.dtype.str, "shape": shape, "data": data}
 
 
 def decode(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
-    """Return what was encoded.
+    """Return the value that :func:`encode` converted.
 
     Parameters
     ----------
     value : object
-        What `json.loads` returned.
+        Returned by `json.loads`.
     tensors : dict of str to Tensor, optional
-        Of which those within the value are taken out.
+        Tensors by name; those within the value are removed from it.
 
     Returns
     -------
     object
-        What was given to :func:`encode`.
+        Equal to the argument of :func:`encode`.
 
     Raises
     ------
     ValueError, TypeError, LookupError or AttributeError
-        For what :func:`encode` does not return.
+        If :func:`encode` cannot have returned the value.
     """
     tensors = {} if tensors is None else tensors
 
@@ -354,10 +357,10 @@ def _decoded_leaf(kind: str, inner: Any) -> Any:
         try:
             return torch.device(inner)
         except RuntimeError as error:
-            raise ValueError(f"{inner!r} is no device") from error
+            raise ValueError(f"{inner!r} is not a device") from error
     if kind == "dtype" and isinstance(getattr(torch, inner, None), torch.dtype):
         return getattr(torch, inner)
-    raise ValueError(f"{kind!r} is no type of a header")
+    raise ValueError(f"{kind!r} is not a type of a header's values")
 
 
 def _decoded_array(value: dict[str, Any]) -> np.ndarray:
@@ -366,10 +369,10 @@ def _decoded_array(value: dict[str, Any]) -> np.ndarray:
         items = decode(value["items"])
         dtype = np.dtype(object) if kind == "object" else np.dtypes.StringDType()
         array = np.empty(len(items), dtype)
-        for i, item in enumerate(items):  # of which some may be sequences
+        for i, item in enumerate(items):  # one by one, as some may be sequences
             array[i] = item
         return array.reshape(shape)
     if not _PLAIN.fullmatch(kind):
-        raise ValueError(f"{kind!r} is no type of a plain array")
+        raise ValueError(f"{kind!r} is not a dtype of a plain array")
     data = base64.b64decode(value["data"], validate=True)
     return np.frombuffer(data, kind).reshape(shape).copy()

@@ -1,7 +1,7 @@
-"""Parts of the training data, decided by their contents.
+"""Folds of the training data that depend on the contents of its rows.
 
-A row that is given twice, or once with twice the weight, lands in one part, and so do
-rows in another order: what is fitted on the parts does not depend on such things.
+Copies of a row are in the same fold, so a row that is repeated is treated as a row of
+twice the weight. The order of the rows has no influence.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ from ._structure import leaves
 def row_keys(
     data: TrainingData, rows: np.ndarray, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return a number for each row, the same for rows that belong together.
+    """Return a key for each row, equal for rows that must stay together.
 
     Parameters
     ----------
     data : TrainingData
-        The items of a Dataset are not looked at: their positions stand for them.
+        The items of a Dataset are not loaded: their positions are the keys.
     rows : ndarray of int
-        Which rows.
+        Indices of the rows.
     groups : ndarray of shape (n_samples,) or None
-        What belongs together; by default rows of the same contents.
+        Groups of rows that stay together; by default rows with equal contents do.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def _contents(X: Any, rows: np.ndarray) -> Iterator[Any]:
 
 
 def _digests(contents: Iterable[Any], n: int) -> np.ndarray:
-    keys = np.empty(n, dtype=np.uint64)  # filled one by one: there may be many
+    keys = np.empty(n, dtype=np.uint64)  # filled in place, as n may be large
     octets = keys.data.cast("B")
     for i, content in enumerate(contents):
         octets[8 * i : 8 * i + 8] = hashlib.blake2b(content, digest_size=8).digest()
@@ -66,25 +66,25 @@ def _digests(contents: Iterable[Any], n: int) -> np.ndarray:
 
 
 def deal(keys: np.ndarray, codes: np.ndarray, n_folds: int) -> np.ndarray:
-    """Deal rows out to folds, each class evenly.
+    """Assign rows to folds, with each class spread evenly.
 
     Parameters
     ----------
     keys : ndarray of shape (n,)
         Rows with the same key stay together.
     codes : ndarray of shape (n,)
-        Class of each row. Of rows that stay together the smallest counts.
+        Class of each row; rows that stay together use the smallest among them.
     n_folds : int
 
     Returns
     -------
     ndarray of int of shape (n,)
-        From 0 to `n_folds` - 1.
+        Fold of each row, from 0 to `n_folds` - 1.
     """
     unique, group = np.unique(keys, return_inverse=True)
     group_class = np.full(len(unique), codes.max() + 1)
     np.minimum.at(group_class, group, codes)
-    # By class, and within it by key; the count goes on from class to class, so that
+    # By class, and within it by key. The count continues from class to class, so that
     # small classes do not all begin with the first fold.
     order = np.lexsort((unique, group_class))
     fold = np.empty(len(unique), dtype=np.int64)
@@ -93,15 +93,15 @@ def deal(keys: np.ndarray, codes: np.ndarray, n_folds: int) -> np.ndarray:
 
 
 def are_alike(keys: np.ndarray, codes: np.ndarray) -> bool:
-    """Whether folds of such rows will have the same distribution.
+    """Whether the folds of these rows have similar distributions.
 
-    They will not where many rows are the same but for their labels, as in tables of few
-    categories: each fold has other rows then.
+    They do not if many rows are equal except for their labels, as in tables of a few
+    categorical columns: equal rows are then all in the same fold.
 
     Parameters
     ----------
     keys, codes : ndarray of shape (n,)
-        As in `deal`.
+        As in :func:`deal`.
     """
     pairs = np.unique(np.stack([keys, codes.astype(keys.dtype)]), axis=1)
     return len(np.unique(keys)) > 0.95 * pairs.shape[1]

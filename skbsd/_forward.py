@@ -17,7 +17,7 @@ from ._preparation import Preparation
 
 
 class Forward:
-    """From a prepared batch to logits.
+    """Runs the network on a prepared batch, and returns logits.
 
     Parameters
     ----------
@@ -25,21 +25,21 @@ class Forward:
     device : torch.device
     precision : {"auto", "float32", "bfloat16"}
     compile_options : dict, optional
-        Train the network compiled, with these arguments of :func:`torch.compile`.
-        Prediction runs it as it is: its last batch is of any size, and each size would
-        be compiled anew.
+        Compile the network for training, with these arguments of
+        :func:`torch.compile`. Prediction runs it without compilation: its last batch
+        has any size, and each size would be compiled separately.
     trained : nn.Module, optional
-        What is called in place of the module while gradients are computed: it, with
-        the gradients of other processes.
+        Called in place of the module while gradients are computed, such as a wrapper
+        that adds the gradients of other processes.
 
     Attributes
     ----------
     compile_time : float
-        Seconds that the first training step with each shape took.
+        Total seconds of the first training step with each shape.
     reuses_output : bool
-        Whether a compiled network writes its next output in the same place.
+        Whether a compiled network writes its next output into the same memory.
     dtype : torch.dtype
-        Of the logits, as far as the precision says.
+        Type of the logits, as far as the precision determines it.
     """
 
     def __init__(
@@ -59,28 +59,28 @@ class Forward:
         )
         self.dtype = torch.bfloat16 if self._bfloat16 else torch.float32
         self.reuses_output = _is_graph(compile_options or {})
-        # Kept beside the module, whose state and pickle so stay its own.
+        # Not stored in the module, so that its state and its pickle do not change.
         self._compiled: Any = None
         self._compile_options = compile_options
         self.train(trained)
 
     def train(self, trained: nn.Module | None) -> None:
-        """Call something in place of the module while gradients are computed.
+        """Set the module to call while gradients are computed.
 
         Parameters
         ----------
         trained : nn.Module or None
-            None is the module itself.
+            None stands for the module itself.
         """
         self._trained = self.module if trained is None else trained
         if self._compile_options is not None:
-            # A graph for each shape: there are two, that of the last batch being one.
+            # One graph per shape: full batches and the last batch have two at most.
             self._compiled = torch.compile(
                 self._trained, **({"dynamic": False} | self._compile_options)
             )
 
     def release(self) -> None:
-        """Let go of what was trained in place of the module."""
+        """Drop the wrapper and the compiled network."""
         self._trained = self.module
         self._compiled = None
 
@@ -95,13 +95,12 @@ class Forward:
         Returns
         -------
         Tensor of shape (n, n_classes)
-            The network's output, its first entry where it is a tuple, or its `logits`
-            where it has such an attribute.
+            The network's output; its first entry if it is a tuple, or its attribute
+            `logits` if it has one.
         """
         if self._compiled is not None and self.module.training:
-            # By default, hooks are looked at when a network is compiled, and never
-            # again: a graph that was compiled without the embedding hook must not be
-            # reused where there is one.
+            # By default, hooks are inspected at compilation only. A graph that was
+            # compiled without the embedding hook must not be reused with it.
             with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
                 return self._run(self._compiled, x, kwargs)
         if self.module.training and torch.is_grad_enabled():
@@ -120,14 +119,14 @@ class Forward:
         return logits_in(out)
 
     def autocast(self) -> Any:
-        """Return the context of the precision."""
+        """Return the autocast context of the precision."""
         if not self._bfloat16:
             return nullcontext()
         return torch.autocast(self._device_type, dtype=torch.bfloat16)
 
     @contextmanager
     def timed(self, x: Any) -> Iterator[None]:
-        """Add the time of the first step with each shape to `compile_time`."""
+        """Add the duration of the first step with each shape to `compile_time`."""
         shape = getattr(x, "shape", None)
         start = time.perf_counter()
         yield
@@ -137,7 +136,7 @@ class Forward:
 
 
 def logits_in(out: Any) -> Any:
-    """Return the logits in what a network has returned.
+    """Return the logits in a network's output.
 
     Parameters
     ----------
@@ -155,17 +154,17 @@ def infer_prepared(
     fitted_shape: tuple[int, ...] | None,
     network: str,
 ) -> Any:
-    """Run a network, and say so where samples of another shape are what fails.
+    """Run a network, and explain its error if samples have another shape than in `fit`.
 
     Parameters
     ----------
     infer : callable
-        Runs it on a prepared batch.
-    x : Tensor, or whatever a loader has given
+        Runs the network on a prepared batch.
+    x : Tensor or any batch of a DataLoader
     fitted_shape : tuple of int or None
-        Shape of a sample in training.
+        Shape of a training sample.
     network : str
-        Its name, for the message.
+        Name of the network, for the message.
     """
     try:
         return infer(x)
@@ -180,10 +179,10 @@ def infer_prepared(
 
 
 def backward(logits: Tensor, gradient: Tensor) -> None:
-    """Do what ``torch.autograd.backward(logits, gradient)`` does, faster.
+    """Backpropagate a gradient; a faster ``torch.autograd.backward(logits, gradient)``.
 
-    That function checks first, in Python, that the shapes agree, which takes as long as
-    a small layer: 25 of 700 microseconds per step of the default network for tables.
+    That function first checks the shapes in Python, which takes as long as a small
+    layer: 25 of 700 microseconds per step of the default network for tables.
     """
     Variable._execution_engine.run_backward(
         (logits,),
@@ -197,12 +196,12 @@ def backward(logits: Tensor, gradient: Tensor) -> None:
 
 
 class OutputCheck:
-    """Looks at the first output of a network in a call of `fit`.
+    """Checks the first output of a network in a call of `fit`.
 
     Parameters
     ----------
     network : str
-        The network's name, for messages.
+        Name of the network, for messages.
     n_classes : int
     """
 
@@ -213,23 +212,26 @@ class OutputCheck:
         self._done = False
 
     def look(self, logits: Any) -> None:
-        """Check the form of the first output, and keep it for a closer look."""
+        """Check the type and shape of the first output, and store a copy of it."""
         if self._done:
             return
         check_output(logits, self._network, self._n_classes)
-        # A copy: a compiled network may write its next output in the same place.
+        # A copy, as a compiled network may write its next output into the same memory.
         self._first = logits.detach().clone()
         self._done = True
 
     def look_closer(self) -> None:
-        """Warn of probabilities; once, when an epoch is over, as values are read."""
+        """Warn if the stored output looks like probabilities.
+
+        Called at the end of an epoch, as reading values synchronises with a GPU.
+        """
         if self._first is not None:
             warn_of_probabilities(self._first, self._network)
             self._first = None
 
 
 def check_output(logits: Any, network: str, n_classes: int) -> None:
-    """Raise where a network's output is not a Tensor of logits, one per class."""
+    """Raise an error if the output is not a Tensor with one logit per class."""
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"the module {network} returned {type(logits).__name__}; expected a Tensor "
@@ -244,22 +246,22 @@ def check_output(logits: Any, network: str, n_classes: int) -> None:
 
 
 def warn_of_probabilities(logits: Tensor, network: str) -> None:
-    """Warn of a network whose output looks like probabilities, or their logarithms."""
+    """Warn if a network's output looks like probabilities, or their logarithms."""
     values = logits.float()
     if _are_probabilities(values):
         warnings.warn(
             f"the module {network} seems to return probabilities; expected logits. "
-            "Leave out its last softmax, or training will be slow and the predicted "
-            "probabilities wrong.",
+            "Remove its last softmax; otherwise training is slow and the predicted "
+            "probabilities are wrong.",
             UserWarning,
             stacklevel=2,
         )
     elif (values <= 0).all() and _are_probabilities(values.exp()):
         warnings.warn(
             f"the module {network} seems to return logarithms of probabilities; "
-            "expected logits. Leave out its last log_softmax: the predicted "
-            "probabilities are right, but decision_function gives no logits, and "
-            "training does the same work twice.",
+            "expected logits. Remove its last log_softmax: the predicted "
+            "probabilities are right, but decision_function does not return logits, "
+            "and training computes the softmax twice.",
             UserWarning,
             stacklevel=2,
         )
@@ -280,20 +282,20 @@ def wants_channels_last(
     *,
     trusted: bool,
 ) -> bool:
-    """Whether images are stored pixel by pixel, which convolutions are faster with.
+    """Whether to use the channels-last memory format, which speeds up convolutions.
 
     Parameters
     ----------
     setting : bool or "auto"
-        "auto" does so where network and optimizer can take it. Some cannot: `view`
-        needs the other format, and so do optimizers that flatten gradients.
+        "auto" uses it if network and optimizer support it. Some do not: `view` needs
+        the contiguous format, and so do optimizers that flatten gradients.
     module : nn.Module
     optimizer : torch.optim.Optimizer
     preparation : Preparation
-        Of the images.
+        Preparation of the images.
     device : torch.device
     trusted : bool
-        Whether the network is known to take it, and need not be tried.
+        Whether the network is known to support it, so that no trial is needed.
     """
     if len(preparation.shape or ()) != 3:
         return False
@@ -326,12 +328,12 @@ def _corrupts_memory(module: nn.Module) -> bool:
 def _takes_channels_last(
     module: nn.Module, preparation: Preparation, device: torch.device
 ) -> bool:
-    """Try it on a copy, with generators put back: no trace is left."""
+    """Try it on a copy, and restore the random generators, so nothing changes."""
     shape = preparation.shape or ()
     x = torch.zeros(4, *shape, dtype=preparation.float_dtype, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
     devices = [x.device.index] if x.is_cuda else []
-    # Whatever fails, such as the copying itself, trains as images are by default.
+    # After any failure, such as of the copy itself, images keep the default format.
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
             trial: Any = copy.deepcopy(module).train()
@@ -341,12 +343,13 @@ def _takes_channels_last(
     return True
 
 
-# Linear layers of fewer inputs or outputs are bound by launches, which casts add to.
+# Linear layers with fewer inputs or outputs are bound by kernel launches, and casts add
+# more of these.
 _WIDE = 512
 
 
 def _gains(module: nn.Module) -> bool:
-    """Whether a network is faster in bfloat16: it convolves, or is wide."""
+    """Whether a network is faster in bfloat16: convolutional and wide networks are."""
     return any(
         min(p.shape[:2]) >= _WIDE or p.ndim > 2
         for p in module.parameters()
@@ -355,7 +358,7 @@ def _gains(module: nn.Module) -> bool:
 
 
 def _is_graph(compile_options: dict) -> bool:
-    """Whether torch.compile makes CUDA graphs itself."""
+    """Whether torch.compile creates CUDA graphs itself."""
     options = compile_options.get("options") or {}
     modes = ("reduce-overhead", "max-autotune")
     return compile_options.get("mode") in modes or options.get(
@@ -365,9 +368,9 @@ def _is_graph(compile_options: dict) -> bool:
 
 @contextmanager
 def fast_convolutions(device: torch.device) -> Iterator[None]:
-    """Have cuDNN try which of its algorithms is fastest for each shape.
+    """Let cuDNN benchmark its algorithms for each shape, and choose the fastest.
 
-    It is left alone where algorithms have to be deterministic.
+    If algorithms have to be deterministic, nothing changes.
 
     Parameters
     ----------
@@ -390,7 +393,7 @@ def fast_convolutions(device: torch.device) -> Iterator[None]:
 
 @cache
 def _has_bfloat16(device: torch.device) -> bool:
-    """Whether a GPU computes in bfloat16; asking it takes a while."""
+    """Whether a GPU computes in bfloat16; cached, as the query is slow."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(
         including_emulation=False
     )

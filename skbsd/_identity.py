@@ -1,4 +1,4 @@
-"""What tells two calls of `fit` apart: a digest of parameters and data."""
+"""A digest of parameters and data, to tell calls of `fit` apart."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ _STR = (PurePath, torch.dtype, torch.device, np.dtype)
 
 
 class UnknownIdentityError(TypeError):
-    """A value that cannot be told from others of its kind."""
+    """A value that cannot be distinguished from others of its type."""
 
 
 def digest(value: Any) -> str:
@@ -32,17 +32,18 @@ def digest(value: Any) -> str:
     Parameters
     ----------
     value : object
-        Plain data, arrays, tensors, networks, functions, classes, or objects of these.
+        Plain data, an array, tensor, network, function or class, or an object that
+        consists of these.
 
     Returns
     -------
     str
-        Of 32 hexadecimal digits.
+        32 hexadecimal digits.
 
     Raises
     ------
     UnknownIdentityError
-        For an object that shows nothing of its contents.
+        If the contents of an object are not accessible.
     """
     content = _Content()
     content.feed(value)
@@ -50,18 +51,18 @@ def digest(value: Any) -> str:
 
 
 class _Content:
-    """A hash that values are fed to, what they are and what they hold."""
+    """A hash of the types and the contents of values."""
 
     def __init__(self):
         self.hasher = hashlib.blake2b(digest_size=16)
-        self._open: list[int] = []  # the values that the current one is part of
+        self._open: list[int] = []  # ids of the values that contain the current one
 
     def feed(self, *values: Any) -> None:
         for value in values:
             kind = type(value)
             self.hasher.update(f"{kind.__module__}.{kind.__qualname__}(".encode())
             if id(value) in self._open:
-                # Part of itself, as a function that calls itself.
+                # A value that contains itself, such as a recursive function.
                 depth = len(self._open) - self._open.index(id(value))
                 self.hasher.update(f"up {depth}".encode())
             else:
@@ -108,19 +109,19 @@ class _Content:
         if array.dtype.hasobject:
             self.feed(array.tolist())
         else:
-            # As bytes: dates have no buffer.
+            # Viewed as bytes, as dates do not support the buffer protocol.
             flat = np.ascontiguousarray(array).reshape(-1)
             self.hasher.update(flat.view(np.uint8).data)
 
     def _feed_function(self, function: types.FunctionType) -> None:
-        """Tell functions apart by their code too: some have no name of their own."""
+        """Feed name, code and defaults, as functions such as lambdas share a name."""
         self.feed(function.__module__ or "", function.__qualname__)
         self._feed_code(function.__code__, function.__globals__)
         self.feed(*map(_contents, function.__closure__ or ()))
         self.feed(function.__defaults__, function.__kwdefaults__)
 
     def _feed_code(self, code: types.CodeType, namespace: dict[str, Any]) -> None:
-        """Feed instructions, with the plain values that they read from elsewhere."""
+        """Feed instructions, and the plain global values that they use."""
         plain = [c for c in code.co_consts if not inspect.iscode(c)]
         self.feed(code.co_code, plain, code.co_names)
         read = [namespace[name] for name in code.co_names if name in namespace]
@@ -130,15 +131,15 @@ class _Content:
                 self._feed_code(inner, namespace)
 
     def _feed_class(self, value: type) -> None:
-        """Tell a class of the user's apart by its code: it may have been edited."""
+        """Feed the name of a class, and the code of the user's, which may be edited."""
         for kind in value.__mro__:
             self.feed(kind.__module__, kind.__qualname__)
             if not _is_of_user(kind.__module__):
                 continue
-            # In the order of their names: that of a copy in another process differs.
+            # Sorted, as the order may differ for a copy in another process.
             for name, part in sorted(vars(kind).items()):
-                part = getattr(part, "__func__", part)  # of static and class methods
-                part = getattr(part, "fget", part)  # of properties
+                part = getattr(part, "__func__", part)  # static and class methods
+                part = getattr(part, "fget", part)  # properties
                 made_by_python = name.startswith("__") and not callable(part)
                 if isinstance(part, _IN_CLASSES) and not made_by_python:
                     self.feed(name, part)
@@ -150,7 +151,7 @@ class _Content:
         elif isinstance(value, np.random.RandomState | torch.Generator):
             self.feed(value.get_state())
         elif isinstance(value, Dataset):
-            # What it loads may be random or costly: what it holds stands for that.
+            # Its items may be random or slow to load; its attributes represent them.
             for name, part in sorted(vars(value).items()):
                 with suppress(UnknownIdentityError):
                     self.feed(name, digest(part))
@@ -163,17 +164,17 @@ class _Content:
         elif isinstance(value, Collection) and not hasattr(value, "__dict__"):
             self.feed(len(value), *value)
         elif hasattr(value, "__dict__"):
-            # What ends in an underscore was fitted, and follows from the rest.
+            # Attributes that end in an underscore are fitted: they follow from others.
             self.feed({k: v for k, v in vars(value).items() if not k.endswith("_")})
         else:
             raise UnknownIdentityError(
-                f"{value!r} of type {type(value).__name__} shows nothing of its "
-                "contents."
+                f"{value!r} of type {type(value).__name__} does not give access to its "
+                "contents, so it cannot be compared with others."
             )
 
 
 def _is_of_user(module: str) -> bool:
-    """Whether a module may be edited between two calls; installed ones are not."""
+    """Whether a module may be edited between two calls, unlike installed ones."""
     root = module.partition(".")[0]
     if root == "__main__":
         return True

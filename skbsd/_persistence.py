@@ -1,8 +1,8 @@
 """A fitted estimator as a file from which no code runs.
 
-What is plain data is stored as it is, and tensors as tensors. Classes and functions are
-stored by name, where they are in a table that the reader has; a name that is not in it
-means nothing. The rest stays behind, and loading says so.
+Plain data and tensors are stored directly. Classes and functions are stored by name if
+they are in a fixed table, and the reader accepts no other name. Everything else is left
+out, and loading warns about it.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from .calibration import Calibration
 from .contrastive import Contrastive
 from .posterior import posterior_of
 
-# What files are called by, which fields within them are not.
+# Marks the file of an estimator; other kinds of files have other values.
 _KIND = "estimator"
 
 _NAMED: dict[str, Any] = {
@@ -45,8 +45,8 @@ _NAMED: dict[str, Any] = {
     "skbsd.augmentation.strong": strong,
 }
 
-# Fitted attributes of ours. Those of a subclass are kept beside them, where they are
-# plain and end in an underscore.
+# Fitted attributes of BSDClassifier. Those of a subclass are stored too, if they are
+# plain data and their names end in an underscore.
 _FITTED = (
     "classes_inferred_",
     "compile_time_",
@@ -58,7 +58,7 @@ _FITTED = (
     "n_iter_",
 )
 
-# And those that are stored in their own way, or made again.
+# Fitted attributes that are stored in another form, or built again.
 _COMPONENTS = (
     "callbacks_",
     "criterion_",
@@ -73,7 +73,7 @@ _COMPONENTS = (
     "virtual_params_",
 )
 
-# Plain records of ours, which may be parameters or fitted attributes.
+# Dataclasses of this library that may be parameters or fitted attributes.
 _RECORDS: dict[str, Any] = {
     "contrastive": Contrastive,
     "calibration": Calibration,
@@ -81,7 +81,7 @@ _RECORDS: dict[str, Any] = {
     "flip_crop": FlipCrop,
 }
 
-# Whose arguments mean nothing without it.
+# Parameters whose arguments (such as module__hidden) are meaningless without them.
 _OWNERS = ("module", "optimizer", "callbacks", "iterator_train", "iterator_valid")
 
 
@@ -94,7 +94,7 @@ def save(net: Any, path: str | os.PathLike[str], *, posterior: bool) -> None:
         Fitted.
     path : path-like
     posterior : bool
-        Whether to write what `partial_fit` needs to go on exactly.
+        Whether to write the state with which `partial_fit` continues exactly.
     """
     check_is_fitted(net, ["module_", "classes_"])
     if net.optimizer is None:
@@ -105,8 +105,8 @@ def save(net: Any, path: str | os.PathLike[str], *, posterior: bool) -> None:
         )
     if len(net.cuda_dependent_attributes_) > 3:
         raise ValueError(
-            f"save knows one network, and this {type(net).__name__} has "
-            f"{net.cuda_dependent_attributes_}; use joblib."
+            f"save supports one network, optimizer and criterion, and this "
+            f"{type(net).__name__} has {net.cuda_dependent_attributes_}; use joblib."
         )
     left_out: dict[str, str] = {}
     header = {
@@ -132,8 +132,8 @@ def save(net: Any, path: str | os.PathLike[str], *, posterior: bool) -> None:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise ValueError(
-                f"the network's state holds a {type(value).__name__} ({name}), and "
-                "save takes tensors; use joblib."
+                f"the network's state contains a {type(value).__name__} ({name}), and "
+                "save takes tensors only; use joblib."
             )
     tensors = {f"module.{name}": value for name, value in state.items()}
     _files.write_atomically(path, tensors, header)
@@ -148,13 +148,13 @@ def load(cls: Any, path: str | os.PathLike[str], module: Any) -> Any:
         BSDClassifier, or a subclass.
     path : path-like
     module : nn.Module (class or instance), callable or None
-        The network, where the file does not tell it.
+        The network, if it is not one of :mod:`skbsd.networks`.
     """
     header, tensors = _files.read(path)
     if header.get("kind") != _KIND:
         raise FileFormatError(
-            f"{os.fspath(path)} holds no estimator that `save` wrote, but a "
-            f"{header.get('kind')!r}."
+            f"{os.fspath(path)} was not written by `save`: it contains a "
+            f"{header.get('kind')!r} instead of an estimator."
         )
     try:
         saved = _Saved(header, tensors)
@@ -162,14 +162,14 @@ def load(cls: Any, path: str | os.PathLike[str], module: Any) -> Any:
         device = net._device_here(net.device, net._preparation)
         network = saved.network() if module is None else None
         with net._generators.copy().borrowed(torch.device(device)):
-            pass  # a state that is none raises
+            pass  # an invalid generator state raises here
     except _DAMAGE as error:
         raise _damaged(path, error, header, cls) from error
     if network is None and module is None:
         raise ValueError(
-            f"{os.fspath(path)} holds the weights of a {saved.network_class}, which "
-            "only code can build; pass the class, an instance or a function that "
-            f"returns one: {cls.__name__}.load(path, module={saved.network_class})."
+            f"{os.fspath(path)} contains the weights of a {saved.network_class}, but "
+            "not its code; pass the class, an instance or a function that returns "
+            f"one: {cls.__name__}.load(path, module={saved.network_class})."
         )
     requested, net.device = net.device, device
     with net._generators.copy().borrowed(torch.device(device)):
@@ -185,7 +185,7 @@ def load(cls: Any, path: str | os.PathLike[str], module: Any) -> Any:
     return net
 
 
-# What a header or tensors that are not as they should be come to.
+# Errors that an invalid header or invalid tensors can cause.
 _DAMAGE = (
     LookupError,
     TypeError,
@@ -200,14 +200,14 @@ def _damaged(path: Any, error: Exception, header: dict, cls: Any) -> FileFormatE
     saved_by = header.get("estimator")
     if saved_by != cls.__name__:
         return FileFormatError(
-            f"{os.fspath(path)} was saved by a {saved_by}; use {saved_by}.load. As a "
-            f"{cls.__name__} it cannot be read: {error}"
+            f"{os.fspath(path)} was saved by a {saved_by}; use {saved_by}.load. It "
+            f"cannot be read as a {cls.__name__}: {error}"
         )
     return FileFormatError(f"{os.fspath(path)} is damaged: {error}")
 
 
 class _Saved:
-    """What a file holds, checked as it is used.
+    """The contents of a file, each part checked when it is used.
 
     Parameters
     ----------
@@ -223,11 +223,11 @@ class _Saved:
         self._header = header
         prefix = "module."
         if not all(name.startswith(prefix) for name in tensors):
-            raise ValueError(f"it holds tensors named {sorted(tensors)}")
+            raise ValueError(f"it contains tensors named {sorted(tensors)}")
         self.weights = {n.removeprefix(prefix): t for n, t in tensors.items()}
 
     def new(self, cls: Any, module: Any) -> Any:
-        """Return an estimator with the parameters and the facts of the data."""
+        """Return an estimator with its parameters and its fitted data attributes."""
         parameters = {
             name: _revived(value) for name, value in self._header["parameters"].items()
         }
@@ -240,16 +240,16 @@ class _Saved:
                     self.left_out[name] = f"an argument of {owner}"
                     del parameters[name]
         net = cls(**parameters)
-        net._validate_params()  # raises for names that it does not know
+        net._validate_params()  # raises for unknown names
         for name, value in self._header["fitted"].items():
             own = name in _FITTED
             allowed = name.isidentifier() and name.endswith("_") and name[0] != "_"
             if not own and (not allowed or hasattr(cls, name) or name in _COMPONENTS):
-                raise ValueError(f"{name!r} is no fitted attribute")
+                raise ValueError(f"{name!r} is not a fitted attribute")
             setattr(net, name, _revived(value))
         classes = net.classes_inferred_
         if not (isinstance(classes, np.ndarray) and classes.ndim == 1):
-            raise ValueError("classes_ is no array")
+            raise ValueError("classes_ is not an array")
         net._preparation = _preparation(self._header["preparation"])
         net._generators = Generators(dict(self._header["generators"]))
         prior = self._header["prior"]
@@ -260,14 +260,14 @@ class _Saved:
         return net
 
     def network(self) -> nn.Module | None:
-        """Return the network with its weights, where the file tells which it is."""
+        """Return the network with its weights, or None if its code is elsewhere."""
         description = self._header["network"]
         if description is None:
             return None
         return _architecture.build_with(description, self.weights)
 
     def fill(self, net: Any, *, given: bool) -> None:
-        """Fill what has been assembled: weights of a given module, history, beliefs."""
+        """Fill an assembled estimator: weights of a given module, history, beliefs."""
         if given:
             net.module_.load_state_dict(self.weights)
         net.history_ = _revived_history(self._header["history"])
@@ -285,7 +285,7 @@ class _Saved:
 
 
 def _assemble(net: Any, network: nn.Module | None, saved: _Saved, path: Any) -> None:
-    """Build the components, around a network or with that of the parameters."""
+    """Build the components, around `network` or around the parameter `module`."""
     net.device_ = torch.device(net.device)
     net._preparation = net._preparation.changed(device=str(net.device_))
     net._initialize_virtual_params()
@@ -298,14 +298,14 @@ def _assemble(net: Any, network: nn.Module | None, saved: _Saved, path: Any) -> 
         except (TypeError, ValueError) as error:
             arguments = net.get_params_for("module")
             raise ValueError(
-                f"module={net.module!r} cannot be built with the arguments that "
-                f"{os.fspath(path)} holds, {arguments}: {error}"
+                f"module={net.module!r} cannot be built with the arguments in "
+                f"{os.fspath(path)}, {arguments}: {error}"
             ) from error
         try:
             _architecture.check_weights(net.module_, saved.weights)
         except ValueError as error:
             raise ValueError(
-                f"{os.fspath(path)} holds the weights of a {saved.network_class}, "
+                f"{os.fspath(path)} contains the weights of a {saved.network_class}, "
                 f"which do not fit module={net.module!r}: {error}."
             ) from error
     if net._preparation.channels_last:
@@ -316,32 +316,32 @@ def _assemble(net: Any, network: nn.Module | None, saved: _Saved, path: Any) -> 
 
 
 def _warn(saved: _Saved, cls: Any, net: Any, path: Any) -> None:
-    """Say once what differs from the estimator that was saved."""
+    """Warn once of all differences from the estimator that was saved."""
     _versions.compare(saved.versions, cls.__name__, stacklevel=5)
     remarks = []
     if saved.left_out:
         names = ", ".join(f"{n} ({saved.left_out[n]})" for n in sorted(saved.left_out))
         remarks.append(
-            "what is not plain data could not be saved, and parameters have their "
-            f"defaults instead: {names}. Set them before you train further"
+            "values that are not plain data could not be saved, and parameters have "
+            f"their defaults instead: {names}. Set them before you continue training"
         )
     if saved.estimator != cls.__name__:
         remarks.append(
             f"it was saved by a {saved.estimator} and is loaded as a {cls.__name__}, "
-            f"which may predict otherwise; use {saved.estimator}.load"
+            f"whose predictions may differ; use {saved.estimator}.load"
         )
     network = type(net.module_).__name__
     if network != saved.network_class:
         remarks.append(
             f"its weights are those of a {saved.network_class}, and fit the {network} "
-            "given, which may predict otherwise"
+            "given, whose predictions may differ"
         )
     if remarks:
         warnings.warn(f"{os.fspath(path)}: {'; '.join(remarks)}.", stacklevel=4)
 
 
 def _kept(values: dict[str, Any], left_out: dict[str, str]) -> dict[str, Any]:
-    """Return what can be stored, and note what cannot."""
+    """Return the values that can be stored, and record the others in `left_out`."""
     kept = {}
     for name, value in values.items():
         try:
@@ -353,7 +353,7 @@ def _kept(values: dict[str, Any], left_out: dict[str, str]) -> dict[str, Any]:
 
 
 def _stored(value: Any) -> tuple[str, Any]:
-    """Return how a value is stored, and as what."""
+    """Return the form in which a value is stored, and its stored value."""
     for name, known in _NAMED.items():
         if value is known:
             return "name", name
@@ -367,7 +367,7 @@ def _stored(value: Any) -> tuple[str, Any]:
             "description": description,
             "weights": dict(value.state_dict()),
         }
-    _files.encode(value)  # raises for what is not plain
+    _files.encode(value)  # raises TypeError if it is not plain data
     return "plain", value
 
 
@@ -382,11 +382,11 @@ def _revived(stored: Any) -> Any:
         return _RECORDS[kind](**fields)
     if kind == "network":
         return _architecture.build_with(value["description"], value["weights"])
-    raise ValueError(f"{kind!r} is no way to store a value")
+    raise ValueError(f"{kind!r} is not a form of a stored value")
 
 
 def _parameters(net: Any) -> dict[str, Any]:
-    """Return the parameters; folders are those of this machine."""
+    """Return the parameters, without the folders, which exist on this machine only."""
     folders = {"checkpoint": None, "posterior_folder": None}
     return net.get_params(deep=False) | folders
 
@@ -405,7 +405,7 @@ def _preparation_fields(preparation: Preparation) -> dict[str, Any]:
     found = {
         name: getattr(preparation, name)
         for name in fields
-        if name not in ("device", "several")  # the device is the reader's
+        if name not in ("device", "several")  # the reader chooses its own device
     }
     several = preparation.several
     if isinstance(several, dict):
@@ -417,7 +417,7 @@ def _preparation_fields(preparation: Preparation) -> dict[str, Any]:
 
 def _preparation(fields: dict[str, Any]) -> Preparation:
     if fields["dtype"] not in ("float32", "float64"):
-        raise ValueError(f"{fields['dtype']!r} is no type of inputs")
+        raise ValueError(f"{fields['dtype']!r} is not a dtype of inputs")
     several = fields.get("several")
     if isinstance(several, dict):
         several = {key: _preparation(part) for key, part in several.items()}
@@ -427,7 +427,7 @@ def _preparation(fields: dict[str, Any]) -> Preparation:
 
 
 def _training(net: Any) -> dict[str, Any]:
-    """Return what `partial_fit` goes on from."""
+    """Return the state from which `partial_fit` continues."""
     if not hasattr(net, "posterior_"):
         raise ValueError(
             "posterior=True saves beliefs, and this estimator has none: it was loaded "
@@ -438,7 +438,7 @@ def _training(net: Any) -> dict[str, Any]:
         _files.encode(state, {})
     except TypeError as error:
         raise ValueError(
-            f"the state of optimizer={type(net.optimizer_).__name__} is no plain data "
+            f"the state of optimizer={type(net.optimizer_).__name__} is not plain data "
             f"({error}); use joblib, or save without the posterior."
         ) from error
     return {
@@ -450,7 +450,7 @@ def _training(net: Any) -> dict[str, Any]:
 
 
 def _history(history: Any, left_out: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the epochs, their batches in columns: there may be many."""
+    """Return the epochs, with batches as columns, as there may be many batches."""
     epochs = []
     for epoch in history:
         figures = {name: value for name, value in epoch.items() if name != "batches"}
@@ -464,7 +464,7 @@ def _history(history: Any, left_out: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def _runs(batches: list[dict[str, Any]], left_out: dict) -> list[dict[str, Any]]:
-    """Return batches in a row that have the same figures as one dict of columns."""
+    """Return each run of batches with the same keys as one dict of columns."""
     runs = []
     for kinds, run in itertools.groupby(batches, key=_kinds):
         alike = list(run)
@@ -473,7 +473,7 @@ def _runs(batches: list[dict[str, Any]], left_out: dict) -> list[dict[str, Any]]
             for name, kind in kinds
             for column in [[batch[name] for batch in alike]]
         }
-        # Without columns nothing else would tell how many there are.
+        # Without columns the number of batches would be lost.
         runs += [_kept(columns, left_out)] if columns else alike
     return runs
 

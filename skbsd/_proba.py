@@ -1,4 +1,4 @@
-"""The samples of a metric: labels and probabilities, checked and made into events."""
+"""Validation of the metrics' labels and probabilities, and events made from them."""
 
 from collections.abc import Iterator
 from numbers import Real
@@ -62,7 +62,7 @@ def _check_proba(y_proba):
 
 
 def _show(labels):
-    """Write labels for a message, not all of a thousand."""
+    """Return labels as text for a message, at most ten of them."""
     return f"{labels[:10]!r}"[:-1] + (", ...]" if len(labels) > 10 else "]")
 
 
@@ -73,13 +73,13 @@ def _column_labels(values, labels, n_classes, pos_label, one_dim):
         if len(set(known)) != len(known) or len(known) != n_classes:
             raise ValueError(
                 f"labels={_show(known)} has {len(set(known))} distinct of {len(known)} "
-                f"labels, expected {n_classes} distinct ones: one for each class that "
-                "y_proba describes, in the order of its columns."
+                f"labels, expected {n_classes} distinct ones: one for each class of "
+                "y_proba, in the order of its columns."
             )
     elif len(values) == n_classes:
         known = list(values)
     elif one_dim and pos_label is not None and len(values) == 1:
-        # Which label the absent class has does not matter.
+        # The label of the absent class does not matter.
         known = [v for v in values if v != pos_label] or [None]
         known.append(pos_label)
     elif n_classes == 2 and values == [-1]:
@@ -89,14 +89,14 @@ def _column_labels(values, labels, n_classes, pos_label, one_dim):
     else:
         raise ValueError(
             f"y_true has {len(values)} distinct labels, {_show(values)}, but y_proba "
-            f"describes {n_classes} classes. Pass labels, the class of each column of "
+            f"has {n_classes} classes. Pass labels, the class of each column of "
             "y_proba."
         )
     if pos_label is not None:
         if n_classes > 2:
             raise ValueError(
                 f"pos_label={pos_label!r} was passed with {n_classes} classes; it is "
-                "for two classes only. Leave it out, or pass one column of y_proba."
+                "for two classes only. Omit it, or pass one column of y_proba."
             )
         if pos_label not in known:
             raise ValueError(
@@ -107,7 +107,7 @@ def _column_labels(values, labels, n_classes, pos_label, one_dim):
         elif known[1] != pos_label:
             raise ValueError(
                 f"pos_label={pos_label!r} is the label of the first of two columns "
-                f"(labels {known}), expected the second. Pass y_proba[:, 0] for it, or "
+                f"(labels {known}), expected the second. Pass y_proba[:, 0], or "
                 "labels in the order of the columns."
             )
     return known
@@ -116,14 +116,15 @@ def _column_labels(values, labels, n_classes, pos_label, one_dim):
 def validate(y_true, y_proba, labels, pos_label, sample_weight):
     """Return column indices of the true classes, probabilities and weights.
 
-    Samples of no weight are left out: they must not make a bin or a quantile.
+    Samples of weight zero are removed, so that they do not affect bins or quantiles.
     """
     proba = _check_proba(y_proba)
     y = np.asarray(y_true)
     if y.ndim != 1 and (y.ndim != 2 or y.shape[1] != 1):
         raise ValueError(
             f"y_true has shape {y.shape}, expected one class label for each sample, "
-            "(n_samples,). Multilabel targets are not supported: score each alone."
+            "(n_samples,). Multilabel targets are not supported: score each label "
+            "separately."
         )
     y = column_or_1d(y)
     check_consistent_length(y, proba, sample_weight)
@@ -156,12 +157,14 @@ def validate(y_true, y_proba, labels, pos_label, sample_weight):
     )
     used = weight > 0
     if not used.any():  # scikit-learn 1.7 lets these through
-        raise ValueError("sample_weight is zero everywhere; make one weight positive.")
+        raise ValueError(
+            "sample_weight is zero for all samples; expected a positive weight."
+        )
     return codes[used], proba[used], weight[used]
 
 
 def binary_events(codes, proba, multiclass) -> Iterator[tuple[NDArray, NDArray]]:
-    """Yield the probability and the occurrence of each event to be calibrated."""
+    """Yield the probabilities and the occurrences of each event to be calibrated."""
     if multiclass == "top-label":
         yield proba.max(axis=1), (proba.argmax(axis=1) == codes).astype(float)
     else:
@@ -170,5 +173,5 @@ def binary_events(codes, proba, multiclass) -> Iterator[tuple[NDArray, NDArray]]
 
 
 def group_sums(index, weight, length=0) -> NDArray[np.float64]:
-    """Sum the weights of the samples of each group, given their groups."""
+    """Return the sum of the samples' weights in each group."""
     return np.bincount(index, weights=weight, minlength=length).astype(np.float64)

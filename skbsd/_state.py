@@ -1,8 +1,8 @@
 """Network and optimizer in the state of an estimator that is pickled or copied.
 
-skorch puts them there as a pickle within the pickle. Here they are NumPy arrays and
-plain data wherever that tells all of them, so that tools that read a state safely, as
-skops does, read all of it, and others compress or map the arrays.
+skorch stores them as a pickle within the pickle. Here they are NumPy arrays and plain
+data whenever these describe them completely. Tools that read a state safely, such as
+skops, can then read all of it, and others can compress or memory-map the arrays.
 """
 
 import inspect
@@ -25,9 +25,10 @@ _OPTIMIZERS = {
 
 
 class PickledComponents:
-    """Parts of an estimator that only a pickle can hold, such as a network of yours.
+    """Components that only a pickle can store, such as a custom network.
 
-    Who has skops trust this type trusts whoever wrote the file as with pickle.
+    To let skops trust this type is as unsafe as to load a pickle: the author of the
+    file can execute arbitrary code.
 
     Parameters
     ----------
@@ -38,20 +39,20 @@ class PickledComponents:
         self.data = _dumps.get()(components)
 
 
-# How components are pickled, in this thread.
+# The function that pickles components in the current thread.
 _dumps: ContextVar[Any] = ContextVar("dumps", default=pickle.dumps)
 
 
 def dumps_by_value(value: Any) -> bytes:
-    """Pickle for another process that runs now, with the code of a script's classes.
+    """Pickle a value for another process, with the code of classes in ``__main__``.
 
-    A pickle names the module of a class. What a script or notebook defines is in
-    ``__main__``, which is another module there.
+    A pickle refers to a class by its module. Classes of a script or notebook are in
+    ``__main__``, which is a different module in another process.
 
     Parameters
     ----------
     value : object
-        Estimators and what they hold.
+        Estimators and their contents.
     """
     before = _dumps.set(cloudpickle.dumps)
     try:
@@ -61,12 +62,12 @@ def dumps_by_value(value: Any) -> bytes:
 
 
 def pack(components: dict[str, Any]) -> dict[str, Any] | PickledComponents:
-    """Express components in NumPy and plain data, or in a pickle.
+    """Convert components to NumPy arrays and plain data, or else to a pickle.
 
     Parameters
     ----------
     components : dict of str to object
-        Network, criterion and optimizer by the names of the attributes.
+        Network, criterion and optimizer by attribute name.
     """
     try:
         return _packed(components)
@@ -77,15 +78,15 @@ def pack(components: dict[str, Any]) -> dict[str, Any] | PickledComponents:
 def unpack(
     packed: dict[str, Any], device: torch.device, *, channels_last: bool
 ) -> dict[str, Any]:
-    """Build what was packed, on a device.
+    """Build the components on a device.
 
     Parameters
     ----------
     packed : dict
-        Not a pickle.
+        Returned by :func:`pack`, and not a :class:`PickledComponents`.
     device : torch.device
     channels_last : bool
-        Whether the network stores images pixel by pixel.
+        Whether the network uses the channels-last memory format.
     """
     weights = {name: tensor(array) for name, array in packed["weights"].items()}
     module = _architecture.build_with(packed["network"], weights).to(device)
@@ -131,31 +132,31 @@ def unpack(
 
 
 def array(value: Tensor) -> np.ndarray:
-    """Return a tensor as an array, on the CPU; it may share its memory."""
+    """Return a tensor as an array on the CPU, which may share its memory."""
     return value.detach().cpu().contiguous().numpy()
 
 
 def tensor(value: np.ndarray) -> Tensor:
-    """Return a copy as a tensor: an array may be a file's, and written to then."""
+    """Return a copy as a tensor, as the array may be a memory-mapped file."""
     return torch.tensor(np.asarray(value))
 
 
 def _packed(components: dict[str, Any]) -> dict[str, Any]:
-    """Return plain data, or raise TypeError where they do not tell all."""
+    """Return plain data; raise TypeError if it cannot describe the components."""
     if components.keys() != {"module_", "criterion_", "optimizer_"}:
-        raise TypeError("there are other components")
+        raise TypeError("the estimator has further components")
     module, criterion = components["module_"], components["criterion_"]
     optimizer = components["optimizer_"]
     network = _architecture.describe(module)
     parameters = list(module.parameters())
     if network is None or not all(p.requires_grad for p in parameters):
-        raise TypeError("the network is not told by its class")
+        raise TypeError("its class and arguments do not describe the network")
     if type(criterion) is not nn.CrossEntropyLoss or repr(criterion) != (
         repr(nn.CrossEntropyLoss())
     ):
-        raise TypeError("the criterion has state")
+        raise TypeError("the criterion is not the default one")
     if _OPTIMIZERS.get(type(optimizer).__name__) is not type(optimizer):
-        raise TypeError("the optimizer is another one")
+        raise TypeError("the optimizer is not one of the supported classes")
     state = optimizer.state_dict()
     rows = {id(p): i for i, p in enumerate(parameters)}
     groups = []
@@ -184,5 +185,5 @@ def _number(value: Any) -> Any:
     items = value if isinstance(value, tuple | list) else (value,)
     plain = (bool, int, float, str, np.generic, type(None))
     if not all(isinstance(item, plain) for item in items):
-        raise TypeError(f"{value!r} is no option")
+        raise TypeError(f"{value!r} is not an option of plain data")
     return value

@@ -1,8 +1,8 @@
-"""Wrong labels: making them for experiments, and finding them in data.
+"""Simulate wrong labels for experiments, and find wrong labels in data.
 
-While a network trains, each sample's posterior takes in what the network predicts for
-it. What it took in, the label's own share left out, says what the other samples make of
-this one: samples whose evidence speaks against their label are probably mislabelled.
+During training, each sample's posterior adds up the network's predictions for it. This
+evidence, without the prior for the given label, is based largely on the other samples.
+A sample is probably mislabelled if its evidence favours another class than its label.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,55 +26,57 @@ __all__ = [
 
 
 def flip_labels(y, rate=None, kind="symmetric", *, random_state=None):
-    """Make labels wrong, for experiments.
+    """Replace a fraction of the labels by wrong ones, for experiments.
 
     Parameters
     ----------
     y : array-like of shape (n_samples,)
         True labels of any kind.
     rate : float, default=None
-        Share of the labels to change, in [0, 1]; see `kind` for the share of what. None
-        where `kind` is a matrix.
+        Fraction of the labels to change, in [0, 1]: of all labels or of each class,
+        depending on `kind`. Must be None if `kind` is a matrix.
     kind : {"symmetric", "asymmetric", "pairs"}, mapping or array-like, \
             default="symmetric"
-        What labels become, the classes in sorted order:
+        How the new labels are chosen. Classes are in sorted order, and the number of
+        changed labels is rounded to a whole number:
 
-        - "symmetric": `rate` of all labels, drawn without replacement, rounded to a
-          whole number. Each becomes one of the *other* classes, all equally likely: so
-          exactly this share is wrong [1]_.
-        - "asymmetric": `rate` of each class, rounded, become the next class, and those
-          of the last the first [3]_.
-        - "pairs": `rate` of each class, rounded, become the other class of its pair:
-          the first and the second, the third and the fourth and so on. The last of
-          an odd number keeps its labels.
-        - a mapping from class to class: `rate` of each class that it names, rounded,
-          become the class named, which must be another one [2]_.
+        - "symmetric": change the fraction `rate` of all labels, drawn without
+          replacement. Each becomes one of the *other* classes with equal probability,
+          so exactly this fraction is wrong [1]_.
+        - "asymmetric": change the fraction `rate` of each class to the next class, and
+          of the last class to the first [3]_.
+        - "pairs": change the fraction `rate` of each class to the other class of its
+          pair: the first and the second, the third and the fourth and so on. If the
+          number of classes is odd, the last one keeps its labels.
+        - a mapping from class to class: change the fraction `rate` of each class among
+          its keys to the class that it is mapped to, which must be different [2]_.
         - a matrix of shape (n_classes, n_classes) whose rows sum to one: each label of
-          class i becomes class j with probability ``kind[i, j]``. It stays what it is
-          with probability ``kind[i, i]``: this is the only kind in which a draw can
-          hit the true class.
+          class i becomes class j with probability ``kind[i, j]``. It is unchanged with
+          probability ``kind[i, i]``: only with this kind can a drawn label be the true
+          one.
     random_state : int, RandomState instance or None, default=None
-        Fixes the draws.
+        Pass an int for reproducible draws.
 
     Returns
     -------
     labels : ndarray of shape (n_samples,)
-        Of the type of `y`.
+        The new labels, with the dtype of `y`.
     flipped : ndarray of bool of shape (n_samples,)
-        Where `labels` differ from `y`.
+        True for each sample whose label differs from `y`.
 
     Raises
     ------
     ValueError
-        For a rate outside [0, 1], or one beside a matrix; an unknown kind, classes that
-        are not in y, a matrix that is none of probabilities.
+        If `rate` is outside [0, 1], or is given together with a matrix; if `kind` is
+        unknown, names classes that are not in `y`, or is a matrix whose rows are not
+        probabilities.
 
     References
     ----------
     .. [1] D. Angluin, P. Laird, "Learning From Noisy Examples", Machine Learning 2,
        1988.
     .. [2] G. Patrini et al., "Making Deep Neural Networks Robust to Label Noise",
-       CVPR 2017, for transition matrices too.
+       CVPR 2017; also for transition matrices.
     .. [3] B. Han et al., "Co-teaching", NeurIPS 2018.
 
     Examples
@@ -101,8 +103,8 @@ def flip_labels(y, rate=None, kind="symmetric", *, random_state=None):
     else:
         if rate is not None:
             raise ValueError(
-                f"rate={rate!r} has no meaning beside a transition matrix, whose "
-                "diagonal says how many labels stay; pass rate=None."
+                f"rate={rate!r} has no meaning for a transition matrix, whose diagonal "
+                "is the fraction of unchanged labels; pass rate=None."
             )
         new = _flip_by_matrix(codes, _check_matrix(kind, len(classes)), rng)
     return classes[new], new != codes
@@ -111,16 +113,18 @@ def flip_labels(y, rate=None, kind="symmetric", *, random_state=None):
 def _flip_symmetric(codes, n_classes: int, rate: float, rng) -> np.ndarray:
     n = round(rate * len(codes))
     if n and n_classes < 2:
-        raise ValueError("y has one class only: there is no other for labels.")
+        raise ValueError(
+            f"y has one class only, but rate={rate:g} needs another class for labels."
+        )
     rows = rng.choice(len(codes), n, replace=False)
     new = codes.copy()
-    # Any step but a whole turn: never back to where it was.
+    # A step of 1 to n_classes - 1, modulo n_classes, never returns the same class.
     new[rows] = (new[rows] + rng.randint(1, max(n_classes, 2), n)) % n_classes
     return new
 
 
 def _counterparts(kind, classes: np.ndarray) -> dict[int, int]:
-    """Return what each class becomes, by its place in the sorted order."""
+    """Return the new class of each class, both as positions in the sorted order."""
     n = len(classes)
     if isinstance(kind, Mapping):
         place = {label: i for i, label in enumerate(classes.tolist())}
@@ -128,8 +132,9 @@ def _counterparts(kind, classes: np.ndarray) -> dict[int, int]:
         same = [before for before, after in kind.items() if before == after]
         if unknown or same:
             raise ValueError(
-                f"kind maps {dict(kind)}, but each class must become another one of "
-                f"y's classes {classes.tolist()}; look at {(unknown + same)[0]!r}."
+                f"kind maps {dict(kind)}, but each class must be mapped to a different "
+                f"one of y's classes {classes.tolist()}; correct "
+                f"{(unknown + same)[0]!r}."
             )
         return {place[before]: place[after] for before, after in kind.items()}
     if kind == "asymmetric":
@@ -159,8 +164,8 @@ def _check_matrix(kind, n_classes: int) -> np.ndarray:
         )
     if not ((matrix >= 0).all() and np.allclose(matrix.sum(axis=1), 1)):
         raise ValueError(
-            "each row of a transition matrix holds probabilities that sum to one, got "
-            f"rows that sum to {matrix.sum(axis=1)} with a least entry of "
+            "each row of a transition matrix must be probabilities that sum to one, "
+            f"got rows that sum to {matrix.sum(axis=1)} and a smallest entry of "
             f"{matrix.min()}."
         )
     return matrix
@@ -173,7 +178,7 @@ def _flip_by_matrix(codes, matrix: np.ndarray, rng) -> np.ndarray:
 
 
 def label_quality(estimator) -> np.ndarray:
-    """Score each training label by what the network predicted while it learnt.
+    """Score each training label by the network's predictions during training.
 
     Parameters
     ----------
@@ -184,25 +189,24 @@ def label_quality(estimator) -> np.ndarray:
     -------
     ndarray of shape (n_samples,)
         Score of each row of the X given to `fit`, in [0, 1]; low for labels that are
-        probably wrong. NaN where there is no evidence, such as of samples of weight
-        zero.
+        probably wrong. NaN for samples without evidence, such as those of weight zero.
 
     Raises
     ------
     NotFittedError
         If the estimator was not fitted.
     ValueError
-        If it is not a BSDClassifier, or has no evidence at all: its prior is infinite,
-        or so large that nothing counts beside it.
+        If it is not a BSDClassifier, or has no evidence at all: its prior strength is
+        infinite, or so large that evidence is lost to rounding.
 
     Notes
     -----
-    The score is the given label's share of the sample's evidence: of the predictions
-    that entered its posterior, weighted as they were there, and without the prior,
-    which is the label's own. It is what cross-validation calls self-confidence [1]_,
-    averaged over training in place of over folds. Predictions of samples that were
-    trained on are biased towards their labels, the less so the less the network has
-    memorised; the ranking holds.
+    The score is the given label's share of the sample's evidence. The evidence is the
+    weighted sum of the predictions in the sample's posterior, without the prior, which
+    belongs to the label itself. Confident learning calls the corresponding value from
+    cross-validation self-confidence [1]_; here it is averaged over training instead of
+    computed by folds. Predictions for training samples are biased towards their labels,
+    the more so the more the network has memorised, but the ranking remains useful.
 
     References
     ----------
@@ -233,55 +237,56 @@ def find_label_issues(estimator, *, threshold="auto"):
     estimator : BSDClassifier or Pipeline
         Fitted, with a finite prior strength.
     threshold : {"auto", "confident", "mixture"} or float, default="auto"
-        Which samples are listed. The names ask the data in different ways, see Notes. A
-        number in [0, 1] lists the samples whose :func:`label_quality` is below it, and
-        for which another class has more evidence than the label.
+        Rule by which samples are listed. The named rules derive it from the data, see
+        Notes. A number in [0, 1] lists the samples whose :func:`label_quality` is below
+        it, and for which another class has more evidence than the label.
 
     Returns
     -------
     DataFrame or Bunch
-        A row per issue, or a Bunch of arrays of the same names where pandas is not
-        installed, ordered by `given_mass`:
+        One row per issue, ordered by `given_mass`; a Bunch of arrays of the same names
+        if pandas is not installed:
 
         - `row`: position in the X given to `fit`, for `iloc` of a DataFrame;
         - `given_label`, `suggested_label`;
-        - `given_mass`, `suggested_mass`: their shares of the sample's evidence, in
-          [0, 1]. The first is the :func:`label_quality`.
+        - `given_mass`, `suggested_mass`: the shares of these labels in the sample's
+          evidence, in [0, 1]. The first is the :func:`label_quality`.
 
     Raises
     ------
     NotFittedError
         If the estimator was not fitted.
     ValueError
-        If it is not a BSDClassifier, has no evidence, or the threshold is none of
-        these.
+        If it is not a BSDClassifier or has no evidence, or if `threshold` is invalid.
 
     Notes
     -----
     "auto" lists the labels that are more probably wrong than right. The probability
-    that sample i is of class k is proportional to
-    :math:`p_{ik} \, s_{ik} \, C_{k y_i}`: the prediction by a network that has not
-    seen the sample, the share of its evidence, and how often class k is labelled as
-    :math:`y_i`, as estimated for the `calibration_`. Where that found no wrong labels,
-    none are listed; otherwise about as many as it found. An estimator that was
-    fitted with ``calibration=None`` has none of this, and "confident" takes its place.
+    that sample i belongs to class k is proportional to
+    :math:`p_{ik} \, s_{ik} \, C_{k y_i}`: the predicted probability by a network that
+    was not trained on the sample, the class's share of the sample's evidence, and the
+    probability that a sample of class k is labelled :math:`y_i`, as estimated for the
+    `calibration_`. If the calibration found no wrong labels, none are listed; otherwise
+    about as many as it found. An estimator that was fitted with ``calibration=None``
+    has no such estimates, and "confident" is used instead.
 
     "confident" is the rule of confident learning [1]_, equations 1 and 2, with the
-    evidence of one training in place of cross-validated probabilities. A class's
-    threshold is the mean share of evidence for it among the samples that are labelled
-    so. A sample counts for the class with the largest share of those that reach their
-    thresholds, and is an issue if that is not its label. It needs no clean labels, and
-    no guess of how many are wrong. A network that has learnt its wrong labels by heart
-    agrees with them: the list becomes short, and finds few, while the ranking stays.
-    Fit with fewer epochs then, or with augmentation, or take "mixture".
+    evidence of one training in place of cross-validated probabilities. The threshold of
+    a class is the mean share of evidence for it among the samples with this label. A
+    sample is assigned to the class with the largest share among those that reach their
+    thresholds, and is an issue if this is not its label. The rule needs no verified
+    labels and no estimate of how many are wrong. A network that has memorised wrong
+    labels agrees with them: the list becomes short and misses most of them, while the
+    ranking by label quality remains useful. In that case fit with fewer epochs or with
+    augmentation, or use "mixture".
 
     "mixture" fits two normal distributions to the margins, the logarithms of the
-    label's evidence over the strongest other class's [2]_, and lists the samples that
-    more probably belong to the lower one [3]_, unless that is the larger of the two. It
-    finds wrong labels that were learnt by heart too, as long as they were learnt later
-    than the others. It takes for granted that many labels are wrong: where few are, it
-    may list a third of all samples, those that were hard to learn, and where a class is
-    rare, that class.
+    ratio of the label's evidence to that of the strongest other class [2]_. It lists
+    the samples that more probably belong to the lower distribution [3]_, unless this
+    one is the larger of the two. It also finds memorised wrong labels, as long as they
+    were learnt later than the others. It assumes that many labels are wrong. If only a
+    few are, it may list a third of all samples, those that were hard to learn; if a
+    class is rare, it may list that class.
 
     References
     ----------
@@ -339,15 +344,15 @@ def find_label_issues(estimator, *, threshold="auto"):
     return pd.DataFrame(columns)
 
 
-# Numbers of evidence that are looked at at once.
+# Number of evidence values that are processed at a time.
 _PART = 2**22
 
-# Returns the code of a class for each of some rows, or -1: of their places and shares.
+# From a slice of rows and their shares: the code of a class for each row, or -1.
 _Find = Callable[[slice, np.ndarray], np.ndarray]
 
 
 class _Shares:
-    """Each class's share of each sample's evidence, some samples at a time.
+    """The share of each class in each sample's evidence, in parts of the samples.
 
     Parameters
     ----------
@@ -356,22 +361,21 @@ class _Shares:
     Attributes
     ----------
     codes : ndarray of shape (n_samples,)
-        Those of the labels.
+        Class codes of the labels.
     n_classes : int
     """
 
     def __init__(self, classifier: Any):
         if np.isinf(classifier.prior_strength_):
             raise ValueError(
-                "prior_strength=inf trains with cross-entropy, and keeps no "
-                "predictions that could speak against a label; fit with "
-                "prior_strength='noisy'."
+                "prior_strength=inf trains with cross-entropy, and stores no "
+                "predictions to compare labels with; fit with prior_strength='noisy'."
             )
         posterior = classifier.posterior_
         if posterior._has_lost_evidence:
             raise ValueError(
                 f"prior_strength={posterior.prior_strength:g} is so large that "
-                f"predictions were lost beside it in {posterior.dtype}; fit with "
+                f"predictions were lost to rounding in {posterior.dtype}; fit with "
                 "prior_strength='noisy'."
             )
         self.classifier = classifier
@@ -379,7 +383,7 @@ class _Shares:
         self.n_classes = posterior.n_classes
 
     def parts(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield places of samples, and their shares: NaN where there is no evidence."""
+        """Yield slices of samples and their shares, NaN if there is no evidence."""
         posterior = self.classifier.posterior_
         visits = posterior.visits.cpu().numpy()
         size = max(1, _PART // posterior.n_classes)
@@ -394,7 +398,7 @@ class _Shares:
             yield rows, shares
 
     def of_labels(self) -> np.ndarray:
-        """Return the labels' own."""
+        """Return the share of the given label of each sample."""
         own = np.empty(len(self.codes))
         for rows, part in self.parts():
             own[rows] = part[np.arange(len(part)), self.codes[rows]]
@@ -406,10 +410,9 @@ def _strongest_class(rows: slice, shares: np.ndarray) -> np.ndarray:
 
 
 def _probable_class(shares: _Shares, given: np.ndarray) -> _Find:
-    """Find the likeliest other class of labels that are likely wrong, -1 of others.
+    """Find the likeliest other class if a label is probably wrong, else -1.
 
-    Samples that no network has predicted without having seen them are judged by their
-    evidence alone.
+    Samples without an out-of-fold prediction are judged by their evidence alone.
     """
     classifier, codes = shares.classifier, shares.codes
     transition = classifier.calibration_.transition
@@ -432,7 +435,7 @@ def _probable_class(shares: _Shares, given: np.ndarray) -> _Find:
 
 
 def _confident_class(shares: _Shares, given: np.ndarray) -> _Find:
-    """Find the class that each sample counts for, -1 where there is none."""
+    """Find the class that each sample is assigned to, -1 if there is none."""
     known = np.isfinite(given)
     own = [given[known & (shares.codes == k)] for k in range(shares.n_classes)]
     thresholds = np.array([s.mean() if len(s) else np.inf for s in own])
@@ -446,8 +449,8 @@ def _confident_class(shares: _Shares, given: np.ndarray) -> _Find:
 
 
 def _mixture_class(shares: _Shares, given: np.ndarray) -> _Find:
-    """Find the strongest other class of samples of the lower kind, -1 of others."""
-    from sklearn.mixture import GaussianMixture  # which takes a while to import
+    """Find the strongest other class of samples of the lower component, else -1."""
+    from sklearn.mixture import GaussianMixture  # slow to import
 
     strongest = np.empty(len(given), np.int64)
     other = np.empty(len(given))
@@ -457,7 +460,7 @@ def _mixture_class(shares: _Shares, given: np.ndarray) -> _Find:
         strongest[rows] = part.argmax(axis=1)
         other[rows] = part[at, strongest[rows]]
     known = np.isfinite(other)
-    # Single precision's share of what has next to none.
+    # Replaces shares of zero, whose logarithm is infinite.
     least = np.finfo(np.float32).eps
     logs = [np.log(np.maximum(share, least)) for share in (given, other)]
     margins = (logs[0] - logs[1])[known, np.newaxis]
@@ -470,9 +473,9 @@ def _mixture_class(shares: _Shares, given: np.ndarray) -> _Find:
         return find
     kinds = GaussianMixture(2, n_init=3, reg_covar=1e-3, random_state=0).fit(margins)
     lowest = kinds.means_.argmin()
-    if kinds.weights_[lowest] > 0.5:  # what most samples are is not wrong
+    if kinds.weights_[lowest] > 0.5:  # most labels are assumed to be correct
         return find
-    # A wide lower kind is the more probable one above the other too.
+    # A wide lower component is the more probable one above the other one, too.
     lower = kinds.predict(margins) == lowest
     lower &= margins[:, 0] < kinds.means_.max()
     found[known] = np.where(lower, strongest[known], -1)

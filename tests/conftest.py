@@ -11,13 +11,13 @@ torch.set_num_threads(1)
 
 
 def pytest_configure(config):
-    """Hide GPUs, unless tests are chosen by their mark: figures are the CPU's.
+    """Hide GPUs unless the GPU tests are selected, as expected values are the CPU's.
 
-    device="auto" would take them. `make test-gpu` runs what is about them.
+    device="auto" would use them. `make test-gpu` runs the GPU tests.
     """
     if "gpu" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # Of processes that tests start, as of this one: files of tests run side by side.
+    # For child processes too, as test files run in parallel.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -42,7 +42,7 @@ def uint8_digits(digits):
 
 @pytest.fixture
 def plt():
-    """Pyplot that draws to memory, its figures closed."""
+    """Return pyplot with the Agg backend and no open figures."""
     matplotlib = pytest.importorskip("matplotlib")
     backend = matplotlib.get_backend()
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Short ways to train, compare and look."""
+"""Helpers that train, compare and inspect estimators."""
 
 from collections import Counter
 from html.parser import HTMLParser
@@ -9,7 +9,7 @@ from skbsd import BSDClassifier
 
 
 def quick(**kwargs):
-    """Return one that trains once, for three epochs."""
+    """Return a classifier that trains one network for three epochs."""
     fast = {"max_epochs": 3, "random_state": 0, "calibration": None}
     return BSDClassifier(**(fast | kwargs))
 
@@ -23,7 +23,7 @@ def same_weights(one, other):
 
 
 class Page(HTMLParser):
-    """What an HTML page holds: how many of each tag, and its texts in order."""
+    """The content of an HTML page: counts of its tags, and its texts in order."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ class Page(HTMLParser):
 
 
 def parsed(html: str) -> Page:
-    """Read a page."""
+    """Parse an HTML page."""
     page = Page()
     page.feed(html)
     page.close()

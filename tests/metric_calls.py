@@ -1,4 +1,4 @@
-"""Samples, and the ways to call a metric, that the tests of the metrics share."""
+"""Samples and calls of the metrics that several test files use."""
 
 import inspect
 
@@ -37,7 +37,7 @@ def numbers(result):
 
 
 def variants():
-    """Every metric with every choice of its own."""
+    """Yield every metric with all values of its options."""
     for metric in METRICS:
         parameters = inspect.signature(metric).parameters
         calls = [{}]
@@ -59,7 +59,7 @@ VARIANTS = list(variants())
 
 
 def sample(n, n_classes, *, seed=0, dtype=np.float64, sharpness=2.0):
-    """Overconfident predictions and the labels drawn from milder ones."""
+    """Return labels, and overconfident predictions for them."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(n, n_classes))
     # The largest of Gumbel-perturbed logits is a draw from their softmax.

@@ -1,4 +1,4 @@
-"""Networks that the tests train; here, so that they can be pickled."""
+"""Networks for tests, in a module so that they can be pickled."""
 
 from types import SimpleNamespace
 
@@ -47,7 +47,7 @@ class Dropout(Linear):
 
 
 class Convolution(nn.Module):
-    """For images of exactly 8 x 8 pixels."""
+    """Network for images of exactly 8 x 8 pixels."""
 
     def __init__(self, n_classes=10):
         super().__init__()
@@ -64,7 +64,7 @@ class Convolution(nn.Module):
 
 
 class Interrupting(Linear):
-    """Presses Ctrl-C in its seventh training step."""
+    """Raises KeyboardInterrupt in its seventh training step."""
 
     steps = 0
 
@@ -77,7 +77,7 @@ class Interrupting(Linear):
 
 
 class Images(torch.utils.data.Dataset):
-    """A Dataset of pairs that knows no shortcut to its labels."""
+    """A Dataset of pairs without an attribute for its labels."""
 
     def __init__(self, X, y):
         self.X, self.y = X, y
@@ -110,7 +110,7 @@ class WithBody(nn.Module):
 
 
 class Relabelled(torch.utils.data.TensorDataset):
-    """Returns other labels than it stores."""
+    """Returns labels that differ from those that it stores."""
 
     def __getitem__(self, i):
         x, y = super().__getitem__(i)

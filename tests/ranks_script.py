@@ -1,4 +1,4 @@
-"""What each of several processes does for test_ranks.py, started as by torchrun.
+"""The script of the processes of test_ranks.py, started as by torchrun.
 
 A scenario returns what the tests look at. It is called in all processes.
 """
@@ -63,7 +63,7 @@ def some_weights():
 
 
 class Unused(nn.Module):
-    """Has a head that no step goes through."""
+    """A network with a head that no step uses."""
 
     def __init__(self):
         super().__init__()
@@ -99,7 +99,7 @@ class InterruptSecond(nn.Module):
 
 
 class Halve(Callback):
-    """Halves the learning rate, a callback of a user's."""
+    """A custom callback that halves the learning rate."""
 
     def on_epoch_end(self, net, **kwargs):
         for group in net.optimizer_.param_groups:
@@ -107,7 +107,7 @@ class Halve(Callback):
 
 
 class Scale(Callback):
-    """Changes gradients, a callback of a user's."""
+    """A custom callback that changes gradients."""
 
     def on_grad_computed(self, net, named_parameters, **kwargs):
         for _, parameter in named_parameters:
@@ -115,7 +115,7 @@ class Scale(Callback):
 
 
 class Memory(nn.Module):
-    """Keeps the largest sum that it has seen in a buffer; diverges after some steps."""
+    """Stores its largest sum in a buffer; diverges after some steps."""
 
     def __init__(self, n_steps=1000):
         super().__init__()
@@ -133,7 +133,7 @@ class Memory(nn.Module):
 
 
 def facts(model):
-    """Return what is learnt, in NumPy."""
+    """Return the results of training as NumPy arrays."""
     return {
         "weights": [t.numpy().copy() for t in model.module_.state_dict().values()],
         "posterior": model.posterior_.concentration().numpy(),
@@ -254,7 +254,7 @@ def kept_in_parts():
 
 
 def few_samples():
-    """Too few for two processes."""
+    """Too few samples for two processes."""
     X, y = digits()
     model = quick().fit(X[:3], y[:3])
     again = quick().fit(X[:3], y[:3])
@@ -262,14 +262,14 @@ def few_samples():
 
 
 def alone():
-    """A fit of its own in each process, with other data."""
+    """An independent fit in each process, with different data."""
     X, y = digits()
     rank = int(os.environ.get("RANK", 0))
     return facts(quick(devices=1).fit(X[rank:], y[rank:]))
 
 
 def late():
-    """The second process comes late, and the first one says so."""
+    """The second process is late, and the first one warns about it."""
     texts = []
     handler = logging.Handler()
     handler.emit = lambda record: texts.append(record.getMessage())
@@ -310,7 +310,7 @@ def buffers():
 
 
 def drawn_split():
-    """Each process would draw another one."""
+    """Each process would draw another split."""
     return facts(quick(train_split=ValidSplit(0.2)).fit(*digits()))
 
 
@@ -322,7 +322,7 @@ def diverging():
 
 
 def resumed():
-    """Goes on where one process was stopped."""
+    """Continue from the checkpoint of one process."""
     return facts(quick(max_epochs=4, checkpoint="of-one").fit(*digits()))
 
 
@@ -348,12 +348,12 @@ def refused():
             model.fit(given, y)
         except ValueError as error:
             texts.append(str(error))
-    # What all were refused alike leaves them together.
+    # An error that is raised in all processes leaves them synchronised.
     return {"texts": texts, **facts(quick(max_epochs=1).fit(X, y))}
 
 
 def failing():
-    """Ends what the processes have in common, and tries again."""
+    """Destroy the process group, and try again."""
     errors = []
     for model in (
         quick(max_epochs=4, checkpoint="of-two", callbacks=[Stop()]),
@@ -402,7 +402,7 @@ SCENARIOS = {
 
 
 def main(folder):
-    """Call all scenarios, and note the order in which samples were drawn."""
+    """Call all scenarios, and record the order in which samples were drawn."""
     os.chdir(folder)
     orders = []
     draw = ResidentBatches.draw

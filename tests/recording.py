@@ -1,7 +1,7 @@
-"""A stand-in for CUDA graphs on the CPU: operations are recorded, and done again.
+"""A substitute for CUDA graphs on the CPU, which records and repeats operations.
 
-As with a graph, what is done again is each operation with the same tensors, in the same
-memory: code in Python is not run again, and numbers of Python are as they were.
+As with a graph, a replay repeats each operation with the same tensors, in the same
+memory. Python code is not run again, and Python numbers keep their recorded values.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps every operation that it sees, with its arguments and its results."""
+    """Records every operation with its arguments and results."""
 
     def __init__(self):
         super().__init__()
@@ -24,7 +24,7 @@ class Recorder(TorchDispatchMode):
 
 
 class Recording:
-    """What :class:`skbsd._graph.Graph` is, on the CPU."""
+    """Replaces :class:`skbsd._graph.Graph` on the CPU."""
 
     made: list["Recording"] = []  # noqa: RUF012
 
@@ -47,7 +47,7 @@ class Recording:
         with Recorder() as recorder:
             self._function()
         self._operations = recorder.operations
-        # A graph does nothing as it is recorded. Here it has.
+        # Unlike the capture of a graph, the recording has executed the operations.
         self._is_fresh = True
 
     def drop(self):
@@ -62,7 +62,7 @@ class Recording:
         for func, args, kwargs, before in self._operations:
             after = func(*args, **kwargs)
             for old, new in zip(tree_leaves(before), tree_leaves(after), strict=True):
-                # A view, or a result in place, is right already.
+                # Views and in-place results are up to date already.
                 if isinstance(old, Tensor) and not _same_memory(old, new):
                     old.copy_(new)
 

@@ -1,4 +1,4 @@
-"""Predictions are counted the same, however many batches wait."""
+"""Counts of correct predictions do not depend on the number of pending batches."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_counts_what_is_predicted(waiting, weighted):
 
 
 def test_does_not_wait_where_outputs_are_overwritten():
-    """A compiled network may write its next output in the same place."""
+    """A compiled network may write its next output into the same memory."""
     counter, before = CorrectCounter(buffer=0), 0
     for batch, logits in _batches(weighted=False):
         expected = (logits.argmax(dim=1) == batch.y).sum().item()

@@ -25,7 +25,7 @@ SPLIT = ValidSplit(5, stratified=True)
 
 
 class Recorded(BSDClassifier):
-    """Remembers the weights after each step, and those that epochs end with."""
+    """Stores the weights after each step and at the end of each epoch."""
 
     steps: list = []  # noqa: RUF012
     ends: list = []  # noqa: RUF012
@@ -196,7 +196,7 @@ class TestInAFit:
             assert other.averaging == "ema"
 
     def test_layers_that_a_callback_freezes(self, iris):
-        """They are what they were, to the last bit."""
+        """The weights are unchanged, bit for bit."""
         freezer = Freezer("layer.bias")
         models = [
             quick(**LONG, averaging=averaging, callbacks=[freezer]).fit(*iris)

@@ -74,7 +74,7 @@ def assert_as_serially(iris, serial, **kwargs):
 
 
 class DiesOnce(Callback):
-    """Notes each epoch in a file, and ends its process in the third, the first time."""
+    """Logs each epoch to a file, and once ends its process in the third epoch."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -104,7 +104,7 @@ def dying(iris, folder):
 
 
 def assert_went_on(iris, folder, found, *, n_workers):
-    """Nothing but the epoch that was cut short was run twice, in each worker."""
+    """In each worker, only the interrupted epoch was run twice."""
     assert (folder / "died").exists()
     n_run = len((folder / "epochs").read_text().splitlines())
     n_epochs = len(RATES["lr"]) * 2 * N_EPOCHS
@@ -203,7 +203,7 @@ def ray():
     from joblib.pool import PicklingPool
     from ray.util.joblib import register_ray
 
-    # What Ray changes in this process, for the tests that follow.
+    # Undo Ray's changes of this process, for later tests.
     bases, printing = PicklingPool.__bases__, builtins.print
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")

@@ -8,7 +8,7 @@ from skbsd import _batches
 
 
 class Seen:
-    """An augmentation that wants to know rows and epochs, and keeps them."""
+    """An augmentation that takes rows and epochs, and stores them."""
 
     by_row = True
 

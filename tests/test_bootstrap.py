@@ -108,7 +108,7 @@ def test_one_seed_one_interval():
 
 
 def test_intervals_of_a_calibration_error_that_is_zero_are_too_narrow():
-    """What the report says of them: they hold it in half to two thirds of test sets."""
+    """As the report says, intervals hold the truth in half to two thirds of cases."""
     rng = np.random.default_rng(0)
     held = []
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""Calibration of few epochs: the pieces, and as a user meets it."""
+"""Calibration of short trainings: single functions, and the estimator."""
 
 import math
 import types
@@ -41,7 +41,7 @@ def drawn(n=4000, scale=1.0, seed=0, bias=0.0):
 
 
 class Faint(MLP):
-    """Logits that are all but the same for every class."""
+    """Return logits that are almost equal for all classes."""
 
     def forward(self, x):
         return super().forward(x) / 50
@@ -165,7 +165,7 @@ class TestFinalNetwork:
 
 class TestLabelErrors:
     def of(self, accuracy, wrong, cautious, sure=6.0):
-        """Estimate errors of a network that is right so often, and as sure always."""
+        """Estimate the error of a network of this accuracy and constant confidence."""
         rng = np.random.default_rng(0)
         true = rng.integers(5, size=2000)
         given, _ = flip_labels(true, wrong, random_state=0)

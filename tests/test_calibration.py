@@ -27,7 +27,7 @@ def normal(n, k, scale=3.0, seed=0):
 
 
 def flipped(labels, k, rate, seed=2):
-    """Replace a share of the labels by any class, all equally likely."""
+    """Replace a fraction of the labels by uniformly drawn classes."""
     rng = np.random.default_rng(seed)
     given = labels.numpy().copy()
     rows = rng.random(len(given)) < rate

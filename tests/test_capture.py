@@ -1,4 +1,4 @@
-"""Recorded steps against steps that are taken one by one, on the CPU.
+"""Recorded steps compared with single operations, on the CPU.
 
 A stand-in records operations where a GPU would: see recording.py. tests/test_gpu.py has
 the same with CUDA graphs.
@@ -26,11 +26,11 @@ from skbsd.objectives import SelfDistillation
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
-    """Let steps be recorded here, and eager ones do the same operations."""
+    """Enable recording on the CPU, and use the same operations in eager steps."""
     monkeypatch.setattr(_capture, "Graph", Recording)
     monkeypatch.setattr(_capture, "same_generator", lambda device: nullcontext())
     monkeypatch.setattr(_run, "records_graphs", lambda device: True)
-    # NumPy's operations are none of torch's.
+    # Operations of NumPy cannot be recorded.
     monkeypatch.setattr(posterior.DirichletPosterior, "_backend", lambda *_: _formulas)
     monkeypatch.setattr(posterior.DirichletPosterior, "on_kernel", lambda *_: True)
     init = LearningRate.__init__
@@ -56,7 +56,7 @@ def images(uint8_digits):
     return X[:150], y[:150]
 
 
-# Rates that callbacks may set are left as they are: this one is a float32's.
+# Learning rates set by callbacks are not rounded; this one is exact in float32.
 EXACT = 2.0**-7
 
 
@@ -125,7 +125,7 @@ def test_learns_the_same_from_images(images, kwargs):
 
 
 def test_weighted_evidence_counts_the_same(table):
-    """Here too the rule's numbers are of Python, so that only counts can agree."""
+    """Here too the rule's numbers are Python's, so that only counts can agree."""
     seen = []
 
     class Noting(SelfDistillation):
@@ -191,7 +191,7 @@ def load_copies(optimizer):
 
 
 class Change(Callback):
-    """Calls a function with the net as an epoch begins."""
+    """Calls a function with the net at the beginning of an epoch."""
 
     def __init__(self, function, epoch=3):
         self.function = function

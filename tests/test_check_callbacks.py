@@ -1,4 +1,4 @@
-"""Callbacks that monitor validation scores need validation data, and say so at once."""
+"""Callbacks that monitor validation scores raise an error without validation data."""
 
 import pytest
 from helpers import quick
@@ -11,11 +11,11 @@ from skbsd import BSDClassifier
 
 
 class Patient(EarlyStopping):
-    """One's own defaults, and no hooks."""
+    """A callback with its own defaults and without hooks."""
 
 
 class Recorder(Callback):
-    """Records a score of data of its own."""
+    """Records a score on its own data."""
 
     def on_epoch_end(self, net, **kwargs):
         net.history.record("valid_loss", 1.0)

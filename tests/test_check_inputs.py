@@ -1,4 +1,4 @@
-"""What cannot be used as X is refused: tables, columns, images."""
+"""Unusable X raises an error: tables, columns, images."""
 
 import re
 from decimal import Decimal

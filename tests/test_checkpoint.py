@@ -1,4 +1,4 @@
-"""A fit that was stopped at any moment goes on as if it had never been."""
+"""A fit that was stopped at any time continues without a trace of it."""
 
 import collections
 import copy
@@ -43,12 +43,12 @@ SPLIT = ValidSplit(5, stratified=True)
 
 
 class Killed(BaseException):
-    """Stands in for the end of the process."""
+    """Simulates the end of the process."""
 
 
 @pytest.fixture
 def killed_after(monkeypatch):
-    """Return a function that ends the process after so many files."""
+    """Return a function that ends the process after a number of files."""
     write = _files.write_atomically
 
     def after(n):

@@ -1,4 +1,4 @@
-"""What cannot be used is refused: with the value, what was expected, what to do.
+"""Invalid input raises an error with the value, the expectation and advice.
 
 And nothing is lost: an estimator that was fitted before is as it was.
 """
@@ -254,7 +254,7 @@ class TestDivergence:
         assert all(p.isfinite().all() for p in model.module_.parameters())
 
     def test_weights_of_the_epoch_before(self, iris):
-        """Divergence in the second epoch leaves what the first has learnt."""
+        """After divergence in the second epoch, the results of the first remain."""
         kwargs = {"module": Linear, "lr_schedule": "constant"}
         kwargs |= {"optimizer": torch.optim.SGD, "batch_size": -1, "weight_decay": 0.0}
         model = quick(lr=0.5, max_epochs=1, **kwargs).fit(*iris)
@@ -310,7 +310,7 @@ class TestInterrupt:
                     assert torch.equal(state[i][name], value)
 
     def test_while_callbacks_hear_of_the_end_of_an_epoch(self, iris):
-        """It is no early stopping, which is a KeyboardInterrupt there too."""
+        """Unlike early stopping, which also raises KeyboardInterrupt, it warns."""
 
         class Slow(Callback):
             def on_epoch_end(self, net, **kwargs):
@@ -399,7 +399,7 @@ class TestPrediction:
 
 
 class TestWeightsWithoutFit:
-    """What `initialize` and `load_params` alone cannot know."""
+    """Attributes that `initialize` and `load_params` alone cannot provide."""
 
     def test_classes(self, iris):
         model = quick(module=Linear).initialize()

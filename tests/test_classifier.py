@@ -1,4 +1,4 @@
-"""What scikit-learn's users expect of BSDClassifier, beyond the common checks."""
+"""Behaviour that scikit-learn's users expect, in addition to the common checks."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +46,7 @@ class ToIndex(torch.nn.Module):
 
 
 class TestAccuracy:
-    """Without an argument but random_state."""
+    """With defaults except for random_state."""
 
     @pytest.mark.parametrize(
         ("load", "least"),
@@ -69,7 +69,7 @@ class TestAccuracy:
 
 class TestMethod:
     def test_infinite_prior_is_training_with_cross_entropy(self, iris):
-        """Step for step, against a loop written by hand."""
+        """Compare each step with a hand-written loop."""
         X, y = iris
         model = quick(
             module=MLP(4, 3),

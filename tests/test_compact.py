@@ -1,4 +1,4 @@
-"""The compact store: its step against plain PyTorch, and its beliefs against dense."""
+"""The compact store, compared with plain PyTorch and with dense beliefs."""
 
 import copy
 import math
@@ -55,7 +55,7 @@ def discounted(rule, discount):
 def both(
     n_classes, n_kept, *, n=30, steps=3, rule=RULES["paper"], weight=None, **kwargs
 ):
-    """Return what two forms of the step make of the same predictions."""
+    """Return the results of two implementations of the step on equal predictions."""
     found = []
     for step in (_compact_cpu.posterior_step, _compact.posterior_step):
         posterior = compact(n_classes, n_kept, discount=rule.discount, **kwargs)
@@ -204,7 +204,7 @@ class TestBesideDense:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
     @pytest.mark.parametrize("discount", [1.0, 0.99])
     def test_loss_after_100_visits(self, dtype, discount):
-        """Of predictions that vary about a mean of their own, as a network's do."""
+        """For predictions that vary about a mean of each row, as a network's do."""
         n_classes = 400
         one = compact(n_classes, 32, dtype=dtype, discount=discount)
         other = dense(n_classes, discount=discount)
@@ -251,7 +251,7 @@ class TestBesideDense:
 
     @pytest.mark.parametrize("n_kept", [3, 7, 8])
     def test_no_class_is_kept_twice(self, n_kept):
-        """Where fewer are left than are kept, and where predictions count nothing."""
+        """With fewer classes than are kept, and with predictions of weight zero."""
         posterior = compact(9, n_kept)
         for seed in range(12):
             rule = UpdateRule(weight=float(seed % 3))
@@ -304,7 +304,7 @@ class TestBesideDense:
         assert error.abs().max() < 4e-5
 
     def test_what_is_rounded_is_right_on_average(self):
-        """In 16 bits too, small evidence adds up beside much of it."""
+        """In 16 bits too, small evidence adds up if there is much already."""
         one, other = compact(100, 40, dtype=torch.float16), dense(100)
         mean = 2 * draw(N, 100, 99)[0]
         for _ in range(1000):

@@ -1,4 +1,4 @@
-"""The kernel of the compact store against its formulas in double precision.
+"""The kernel of the compact store, compared with its formulas in double precision.
 
 As in `test_kernels.py`: compiled where there is a CUDA device, and everywhere through
 Triton's interpreter, in a process of its own. To run that one alone:
@@ -51,7 +51,7 @@ def n_classes(request):
 
 
 def store(n_classes, n_kept, *, dtype=torch.float32, **kwargs):
-    """Return one that has seen predictions before."""
+    """Return a store after some updates."""
     labels = torch.arange(N) * 7 % n_classes
     options = {"n_kept": n_kept, "prior_strength": 20.0, "dtype": dtype}
     posterior = CompactPosterior(labels, n_classes, **(options | kwargs))

@@ -1,4 +1,4 @@
-"""The contrastive loss against its definition, and what training with it leaves."""
+"""The contrastive loss compared with its definition, and training with it."""
 
 import copy
 import math
@@ -185,7 +185,7 @@ class TestStep:
             )
 
     def test_two_views_alone(self, iris):
-        """No projection, and no layer that it could be of."""
+        """There is no projection, and no layer whose output it could take."""
         views = Contrastive(weight=0.0, augmentation=noise)
         network = nn.Sequential(nn.Linear(4, 3), nn.Identity(), nn.Identity())
         model = quick(module=network, contrastive=views).fit(*iris)
@@ -257,7 +257,7 @@ class TestStep:
         assert model._projection.head is not head
 
     def test_compiled_after_another_of_its_kind(self, iris):
-        """A graph without hooks is not taken for one with them."""
+        """A graph that was compiled without hooks is not reused with them."""
         torch.compiler.reset()
         kwargs = {"module": Linear, "compile": True, "compile__backend": "eager"}
         quick(**kwargs, batch_size=75).fit(*iris)
@@ -449,7 +449,7 @@ class TestInputs:
             quick(contrastive=setting).fit(*iris)
 
     def test_augmentations_in_place(self, iris):
-        """Of one view, the other does not see them."""
+        """In-place changes of one view do not affect the other."""
         seen = []
 
         class Watch(Linear):
@@ -484,7 +484,7 @@ class TestInputs:
         assert model.fit(*iris).n_iter_ == 3
 
     def test_groups_of_parameters(self, iris):
-        """The projection learns at the rate of those that have no group."""
+        """The projection has the learning rate of parameters without a group."""
         groups = [("body*", {"lr": 0.0})]
         body = nn.Linear(4, 8)
         model = quick(module=WithBody, module__body=body, contrastive=SAME)

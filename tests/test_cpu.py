@@ -1,4 +1,4 @@
-"""The posterior step on the CPU against the formulas, operation by operation."""
+"""The posterior step on the CPU, compared with the formulas."""
 
 import math
 import os
@@ -108,7 +108,7 @@ class TestAgreesWithTheFormulas:
         assert_same(found, expected, rtol=20 * coarse, atol=coarse)
 
     def test_float16_is_rounded_alike(self):
-        """But where float32 is not the same in its last digit, which is seldom."""
+        """Equal except for rare differences in the last digit of float32."""
         found, expected = both(*draw(50, 40), dtype=torch.float16)
         assert (found[2] == expected[2]).float().mean() > 0.99
         assert not torch.equal(found[2], store(40, torch.float16)._alpha)

@@ -1,4 +1,4 @@
-"""Choosing and calibrating by predictions of unseen samples, as a user meets it."""
+"""Choice and calibration by out-of-fold predictions, with the estimator."""
 
 import threading
 

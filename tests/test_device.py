@@ -55,7 +55,7 @@ def device():
 
 @pytest.fixture
 def guarded(device, monkeypatch):
-    """Have the loop fail where it waits for the device, or copies to it."""
+    """Raise an error if the loop waits for the device or copies to it."""
     iterate, passes = ResidentBatches.__iter__, itertools.count()
 
     def guarded(self):
@@ -74,14 +74,14 @@ EAGER = {"cuda_graph": False, "max_epochs": 2, "batch_size": 32}
 
 
 def fit(X, *, model=BSDClassifier, **parameters):
-    """Train for so many steps that some of them can be captured."""
+    """Train for enough steps that some of them can be captured."""
     settings = {"max_epochs": 4, "batch_size": BATCH_SIZE, "device": "cuda"}
     fixed = {"train_split": ValidSplit(5), "calibration": None, "random_state": 0}
     return model(**settings | fixed | parameters).fit(X, Y)
 
 
 def faulty(fault, device):
-    """Return a classifier that does something more where it is guarded."""
+    """Return a classifier that calls a function in its guarded steps."""
 
     class Faulty(BSDClassifier):
         def train_step_single(self, batch, **fit_params):
@@ -94,7 +94,7 @@ def faulty(fault, device):
 
 
 def first(error):
-    """Return the error that others were raised in the wake of."""
+    """Return the error that caused the others."""
     while error.__context__ is not None:
         error = error.__context__
     return error
@@ -135,7 +135,7 @@ def test_captured_step_stays_on_the_device(case, device):
     assert runs == [per_epoch - 3, *[per_epoch] * 3]
 
 
-# What waits for the device, or copies to it, and what is said of it.
+# Operations that wait for the device or copy to it, and part of the error.
 FAULTS = {
     "item": (lambda step, batch: step["loss"].item(), "reads"),
     "float": (lambda step, batch: float(step["loss"]), "reads"),

@@ -15,11 +15,11 @@ import skbsd
 
 DOCS = Path(__file__).parents[1] / "docs"
 
-# What numpydoc asks for, and these docstrings need not have.
+# Rules of numpydoc that these docstrings need not follow.
 NOT_ASKED = {
-    "ES01",  # an extended summary: one line is enough where it says it all
-    "SA01",  # See Also: where there is something to see
-    "RT02",  # a single returned value without a name: scikit-learn names them too
+    "ES01",  # an extended summary: one line may be enough
+    "SA01",  # See Also: only if there is a related object
+    "RT02",  # no name for a single returned value: scikit-learn names it too
 }
 # A protocol is not called.
 NOT_ASKED_OF_PROTOCOLS = {"PR01"}
@@ -28,7 +28,7 @@ NOT_ASKED_OF_MEMBERS = {"EX01"}
 
 
 def public_objects():
-    """Return what the public modules list, where it is to be imported from."""
+    """Return the public objects by the name from which users import them."""
     names = [m.name for m in pkgutil.iter_modules(skbsd.__path__, "skbsd.")]
     public = [n for n in names if not n.startswith("skbsd._")]
     found = {f"skbsd.{name}": getattr(skbsd, name) for name in skbsd.__all__}

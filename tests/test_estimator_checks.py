@@ -1,4 +1,4 @@
-"""scikit-learn's common checks: all of them, none excused."""
+"""scikit-learn's common checks, without exceptions."""
 
 import numpy as np
 import pytest

@@ -110,7 +110,7 @@ def test_what_was_read_does_not_hang_on_the_file(path):
 @pytest.mark.parametrize("header", [{"x": print}, {"x": {1, 2}}, {"x": object()}])
 def test_what_is_not_plain_is_refused_and_the_file_stays(path, header):
     _files.write_atomically(path, {}, {"x": 1})
-    with pytest.raises(TypeError, match="no plain data"):
+    with pytest.raises(TypeError, match="not plain data"):
         _files.write_atomically(path, {}, header)
     assert _files.read(path)[0] == {"x": 1}
     assert os.listdir(path.parent) == [path.name]
@@ -152,7 +152,7 @@ def test_a_file_that_was_cut_short(path, length):
     _files.write_atomically(path, {"x": torch.ones(100)}, {})
     data = path.read_bytes()
     path.write_bytes(data[:length])
-    with pytest.raises(FileFormatError, match=r"file\.skbsd .*cut short"):
+    with pytest.raises(FileFormatError, match=r"file\.skbsd .*truncated"):
         _files.read(path)
 
 
@@ -163,7 +163,7 @@ def with_metadata(path, metadata):
 
 def test_files_of_others(path):
     path.write_bytes(pickle.dumps({"x": 1}))
-    with pytest.raises(FileFormatError, match="no safetensors file"):
+    with pytest.raises(FileFormatError, match="not a safetensors file"):
         _files.read(path)
     with pytest.raises(FileFormatError, match="skbsd did not write"):
         _files.read(with_metadata(path, None))
@@ -177,7 +177,7 @@ def test_files_of_others(path):
         ("[" * 100_000, "damaged header"),
         ('{"format": "1"}', "damaged header"),
         ('{"format": 1}', "damaged header"),
-        ('{"format": 1, "header": []}', "holds a list"),
+        ('{"format": 1, "header": []}', "it is a list"),
         ('{"format": 99}', r"has format 99.*reads format 1\. Update skbsd"),
     ],
 )

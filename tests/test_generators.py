@@ -1,4 +1,4 @@
-"""torch's generators are borrowed for a fit, by one thread at a time."""
+"""A fit borrows torch's global generators; only one thread can at a time."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show. Skipped where there is none."""
+"""Tests that need a CUDA device; skipped without one."""
 
 import itertools
 import os
@@ -21,7 +21,7 @@ from skbsd.networks import SmallResNet
 
 pytestmark = [
     pytest.mark.gpu,
-    # What the mode that finds waits says as it is set.
+    # The warning of torch when the synchronisation debug mode is set.
     pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
@@ -106,7 +106,7 @@ def test_exports_what_runs_on_the_cpu(uint8_digits, tmp_path):
 
 @pytest.fixture
 def strict(monkeypatch):
-    """Have the loop fail where it waits for the device between two batches.
+    """Raise an error if the loop waits for the device between two batches.
 
     Returns the passes that were looked at, replayed or not.
     """
@@ -265,7 +265,7 @@ def assert_alike(one, other, *, atol):
 
 
 class TestCudaGraph:
-    """Steps that are recorded once and replayed learn what others do."""
+    """Steps that are captured once and replayed give the same results as others."""
 
     @pytest.mark.parametrize(
         "kwargs",
@@ -337,7 +337,7 @@ class TestCudaGraph:
         assert not model.cuda_graph_
         other = recorded(module=Reads, cuda_graph=False).fit(*table())
         assert_alike(model, other, atol=1e-3)
-        # Random numbers are drawn as ever, and what is recorded next succeeds.
+        # Random numbers are drawn as usual, and the next capture succeeds.
         assert torch.equal(before, torch.cuda.get_rng_state())
         assert torch.rand(100, device="cuda").unique().numel() > 90
         torch.cuda.set_rng_state(before)
@@ -361,7 +361,7 @@ class TestCudaGraph:
         assert one.score(X, y) > 0.9
 
     def test_last_epochs_of_other_layers(self):
-        """A layer that is frozen on the way is not trained further."""
+        """A layer that is frozen during training is not trained further."""
 
         class Freeze(Callback):
             def on_epoch_end(self, net, **kwargs):
@@ -385,7 +385,7 @@ class TestCudaGraph:
 def test_memory_in_reserve_is_free_for_the_next_fit():
     X, y = (np.tile(part, (2**13,) + (1,) * (part.ndim - 1)) for part in table(1024))
     free, _ = torch.cuda.mem_get_info()
-    # What a fit leaves to torch: the driver has little more than the data take.
+    # Memory that torch keeps after a fit, so that the driver has little left.
     held = torch.empty(free - 2**30, dtype=torch.uint8, device="cuda")
     del held
     try:

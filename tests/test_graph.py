@@ -1,4 +1,4 @@
-"""What is asked of torch as a graph is recorded, where there is no CUDA.
+"""Calls of torch while a graph is captured, tested without CUDA.
 
 tests/test_gpu.py records on a device.
 """
@@ -62,7 +62,7 @@ class Recorded:
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """Stand in for torch.cuda; return what it was asked for."""
+    """Replace torch.cuda; return an object that records its calls."""
     generator = Generator()
     stream = SimpleNamespace(wait_stream=lambda other: None)
     made, left, emptied = [], [], []
@@ -133,7 +133,7 @@ def test_a_recording_that_fails(cuda):
     assert isinstance(caught.value.__context__, TypeError)
     assert cuda.generator.state is before
     assert not graph.is_recorded
-    # As in versions of torch that leave the recording open.
+    # As in versions of torch that do not end a failed capture.
     assert cuda.left == ["_cuda_endAllocateToPool", "_cuda_releasePool"]
 
 

@@ -1,4 +1,4 @@
-"""A history as columns is the same history."""
+"""A history stored as columns is restored unchanged."""
 
 import numpy as np
 from helpers import quick

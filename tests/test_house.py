@@ -1,4 +1,4 @@
-"""The house is as CONTRIBUTING draws it, and state has the owners that it names."""
+"""Imports follow the table in CONTRIBUTING, and state has the owners that it names."""
 
 import ast
 import gc
@@ -85,7 +85,7 @@ def test_few_classes_make_the_estimator():
 @pytest.mark.parametrize("calibration", ["auto", None])
 @pytest.mark.parametrize("contrastive", [None, 0.2])
 def test_memory_is_free_without_the_collector(digits, calibration, contrastive):
-    """It counts objects and not bytes, and may come after hundreds of fits."""
+    """Count objects instead of bytes, as hundreds of fits may have run before."""
     model = quick(max_epochs=1, contrastive=contrastive, calibration=calibration)
     X, y = digits[0][:100], digits[1][:100]
     clone(model).fit(X, y)  # the first call imports parts of torch, which keep frames

@@ -1,4 +1,4 @@
-"""A digest tells what differs apart, and nothing else."""
+"""Digests differ if and only if the values differ."""
 
 import functools
 import subprocess
@@ -147,7 +147,7 @@ def test_functions_within_functions():
 def test_datasets():
     assert digest(Images([1], [1])) == digest(Images([1], [1]))
     assert digest(Images([1], [1])) != digest(Images([2], [1]))
-    # A part that shows nothing is left out.
+    # A part whose contents are not accessible is left out.
     assert digest(Images(iter([]), [1])) == digest(Images(iter([]), [1]))
 
 
@@ -166,7 +166,7 @@ def test_the_same_in_another_process():
 
 
 def test_what_shows_nothing():
-    with pytest.raises(UnknownIdentityError, match="shows nothing"):
+    with pytest.raises(UnknownIdentityError, match="does not give access"):
         digest(object())
 
 
@@ -193,7 +193,7 @@ if __name__ == "__main__":
 
 
 def test_the_same_in_a_worker(tmp_path):
-    """A search with n_jobs=2 goes on where one with n_jobs=1 was killed."""
+    """A search with n_jobs=2 continues one with n_jobs=1 that was killed."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     subprocess.run([sys.executable, script], check=True, capture_output=True)

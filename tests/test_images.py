@@ -17,7 +17,7 @@ from skbsd.networks import MLP, ResNet, SmallResNet, SpeedNet, default_network
 
 
 class Seeing(torch.nn.Linear):
-    """Keeps what it is trained on."""
+    """Stores its training inputs."""
 
     def __init__(self):
         super().__init__(64, 10)
@@ -110,7 +110,7 @@ class TestSpeedNet:
         expected = torch.cat([torch.cat([plain, -plain], 1)] * 2)
         expected[12:] *= -1
         torch.testing.assert_close(moments, expected, atol=0.05, rtol=0)
-        # Noise is not made large: of what does not vary, there is none.
+        # Directions without variance are not amplified.
         network.initialize_from(torch.zeros(3, 3, 9, 9).double())
         assert network.whitening.weight.isfinite().all()
 
@@ -207,7 +207,7 @@ class TestFlipCrop:
         assert torch.equal(third, first)
         mirrored = (first != images).flatten(1).any(1)
         assert mirrored.sum() == pytest.approx(200, abs=40)
-        # It is the row that decides, not the place in the batch.
+        # The result depends on the row, not on the position in the batch.
         order = torch.randperm(400)
         again = augment(images[order], rows[order], torch.tensor(4))
         assert torch.equal(again, first[order])
@@ -298,7 +298,7 @@ class TestResizedCrop:
         assert torch.equal(resized_crop(images, min_area=1.0), images)
 
     def test_part_is_enlarged(self):
-        """Of a ramp, what is left is a ramp of its share."""
+        """A crop of a linear ramp is a ramp over a part of its range."""
         ramp = torch.arange(64.0).expand(500, 1, 64, 64)
         out = resized_crop(ramp, min_area=0.25)
         steps = out[:, 0, 0, 1:-1].diff(dim=1)

@@ -1,4 +1,4 @@
-"""Networks whose weights follow from the data."""
+"""Networks whose initial weights depend on the data."""
 
 import pickle
 
@@ -17,7 +17,7 @@ SMALL = {"module__in_channels": 1, "module__widths": (4, 6)}
 
 
 class Watching(Linear):
-    """Knows what it was shown."""
+    """Stores the data that it was initialised with."""
 
     shown = ()
 

@@ -1,4 +1,4 @@
-"""The kernel against the formulas of the posterior, in double precision.
+"""The kernel, compared with the posterior's formulas in double precision.
 
 Compiled where there is a CUDA device, and everywhere through Triton's interpreter, on
 the CPU. Triton decides to interpret when it is imported, so for that the tests run
@@ -67,7 +67,7 @@ def n_classes(request):
 
 
 class Case:
-    """A batch, a store, and what the step makes of them."""
+    """A batch, a store, and the results of the step."""
 
     def __init__(self, n, n_classes, *, dtype=torch.float32, store=torch.float32):
         self.generator = torch.Generator().manual_seed(n_classes + n)
@@ -335,7 +335,7 @@ class TestSharedPrograms:
 
 
 class TestNumbers:
-    """What a rule says is read from memory in each launch."""
+    """Each launch reads the rule's values from memory."""
 
     __test__ = RUNS
     pytestmark = MARKS

@@ -1,4 +1,4 @@
-"""The kernel compiled for a Hopper GPU, which takes none: what it needs, how it moves.
+"""The kernel, compiled for a Hopper GPU without one: registers and memory accesses.
 
 `test_kernels.py` is about what it computes.
 """
@@ -30,20 +30,20 @@ pytestmark = [
 
 
 class Hopper:
-    """Stands for Triton's driver of a GPU: what a compiler asks of it."""
+    """Replaces Triton's GPU driver, with the methods that the compiler calls."""
 
     def get_current_target(self):
         return compilers.GPUTarget("cuda", 90, 32)
 
     def get_current_device(self):
-        return 90  # of a number that no device has, by which kernels are kept
+        return 90  # key of compiled kernels, a number that no device has
 
     def get_current_stream(self, device):
         return 0
 
 
 class Compiling:
-    """Stands for the kernel: compiles it where it would be launched."""
+    """Replaces the kernel, and compiles it instead of launching it."""
 
     def __init__(self, kernel):
         self.kernel = kernel
@@ -61,7 +61,7 @@ class Compiling:
 
 @contextmanager
 def hopper():
-    """Have Triton compile for Hopper within the context."""
+    """Let Triton compile for Hopper within the context."""
     driver = triton.runtime.driver
     before = dict(vars(driver))  # to look at the active one would create it
     driver.set_active(Hopper())
@@ -80,7 +80,7 @@ def kernel(monkeypatch):
 
 
 def compiled(kernel, n_classes, dtype, store, rule=None, *, n=4, weighted=False):
-    """Take a step that computes nothing; return what it has compiled."""
+    """Run a step without computation; return the compiled kernel."""
     logits = torch.zeros(n, n_classes, dtype=dtype)
     index = torch.arange(n)
     weight = torch.ones(n) if weighted else None
@@ -107,7 +107,7 @@ def moves(done):
 
 
 def check_moves(done, launched, n_classes, dtype, store):
-    """Check that a thread moves four numbers at once, or as rows are aligned."""
+    """Check that a thread moves four numbers at once, or as alignment allows."""
     rows, block = launched["ROWS"], launched["BLOCK"]
     numbers = rows * block // (32 * launched["num_warps"])
     together = math.gcd(n_classes, 4)
@@ -133,7 +133,7 @@ SHORT = (torch.bfloat16, torch.float16)
 def test_keeps_to_registers_and_moves_them_together(
     kernel, n_classes, types, full, tmp_path
 ):
-    """Where `full`, predictions are sharpened and samples weighted."""
+    """If `full`, predictions are sharpened and samples weighted."""
     rule = SHARPER if full else UpdateRule()
     done = compiled(kernel, n_classes, *types, rule, weighted=full)
     registers, stack = resources(done, tmp_path)
@@ -151,7 +151,7 @@ def test_moves_chunks_together(kernel):
 
 
 def test_would_notice_rows_that_are_not_aligned(kernel):
-    """The test of moves fails where each number is moved for itself."""
+    """The check of memory accesses fails if each number is moved separately."""
     logits = torch.zeros(4, 11)
     index = torch.arange(4)
     posterior_step(
@@ -164,7 +164,7 @@ def test_would_notice_rows_that_are_not_aligned(kernel):
 
 
 def test_a_kernel_serves_all_batches(kernel):
-    """Neither what a rule says nor how long or where a batch is makes another."""
+    """Neither the rule nor the batch's size or address causes another compilation."""
     logits, alpha = torch.zeros(9, 10), torch.ones(20, 10)
     index, weight = torch.arange(10), torch.ones(10)
     visits = torch.zeros(20, dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""Making labels wrong, and finding them."""
+"""Simulating wrong labels, and finding them."""
 
 import sys
 
@@ -134,9 +134,9 @@ class TestLabels:
     def test_kind(self):
         with pytest.raises(ValueError, match=r"kind must be .* got 'pair'"):
             flip_labels(Y, 0.1, "pair")
-        with pytest.raises(ValueError, match="look at 60"):
+        with pytest.raises(ValueError, match="correct 60"):
             flip_labels(Y, 0.1, {10: 60})
-        with pytest.raises(ValueError, match="look at 10"):
+        with pytest.raises(ValueError, match="correct 10"):
             flip_labels(Y, 0.1, {10: 10})
         with pytest.raises(ValueError, match="one class only"):
             flip_labels([1, 1], 0.5)
@@ -194,7 +194,7 @@ class TestQuality:
         quality = label_quality(model)
         assert_array_equal(np.isnan(quality), weight == 0)
         assert (weight[find_label_issues(model)["row"]] == 1).all()
-        # The first epoch counts nothing by default.
+        # By default, the first epoch has the weight zero.
         model = quick(max_epochs=1, posterior_dtype=dtype).fit(X, y)
         assert np.isnan(label_quality(model)).all()
         assert len(find_label_issues(model)) == 0
@@ -216,7 +216,7 @@ class TestQuality:
 
 
 class Given:
-    """Stands for the shares of a classifier's samples: two samples at a time."""
+    """Replaces the shares of a classifier's samples; yields two samples at a time."""
 
     def __init__(self, shares, codes):
         self.shares, self.codes, self.n_classes = shares, codes, shares.shape[1]
@@ -227,7 +227,7 @@ class Given:
 
 
 def found_by(rule, shares, codes):
-    """Return what a rule makes of shares."""
+    """Return the classes that a rule finds from shares."""
     given = Given(shares, codes)
     find = rule(given, shares[np.arange(len(codes)), codes])
     return np.concatenate([find(*part) for part in given.parts()])
@@ -329,10 +329,10 @@ class TestIssues:
         assert (found[:60] == -1).all()
         assert_array_equal(found[60:80], (codes[60:80] + 1) % 3)
         assert found[80] == -1
-        # Most are of the lower kind: that is what these data are like.
+        # Most samples are in the lower component, so it is not taken as wrong.
         few = np.r_[:10, 60:80]
         assert (found_by(_mixture_class, shares[few], codes[few]) < 0).all()
-        # All alike: there are no two kinds.
+        # All margins are equal, so there are no two components.
         alike = np.tile(shares[:1], (9, 1)), codes[:1].repeat(9)
         assert (found_by(_mixture_class, *alike) < 0).all()
 

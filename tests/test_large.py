@@ -93,7 +93,7 @@ class TestArraysInFiles:
 
     @pytest.mark.usefixtures("nothing_is_copied")
     def test_a_device_holds_what_the_network_takes(self, iris):
-        """And not twice as much, in double precision, which some know nothing of."""
+        """Not twice as much in double precision, which some devices do not support."""
         X, y = iris[0].astype(np.float64), iris[1]
         options = {"class_weight": None, "classes": None, "image_shape": None}
         data = _loading.checked_data(X, y, None, caller="", **options)
@@ -151,7 +151,7 @@ class TestArraysInFiles:
     not hasattr(mmap, "MADV_WILLNEED"), reason="the system takes no advice"
 )
 class TestReadingAhead:
-    """Of a file that is larger than memory, which is set to nothing here."""
+    """For a file that is larger than memory; the size of memory is set to zero here."""
 
     @pytest.fixture
     def advised(self, monkeypatch):
@@ -349,7 +349,7 @@ LIMITED = """
     ("store", "dtype"), [("float32", "float32"), ("compact-8", "float64")]
 )
 def test_a_table_three_times_as_large_as_the_memory_left(tmp_path, store, dtype):
-    """Memory that is no file's, limited to 100 MB more than without the table."""
+    """Anonymous memory is limited to 100 MB more than without the table."""
     path = tmp_path / "X.npy"
     n_features = (300 << 20) // 22_000 // np.dtype(dtype).itemsize + 1
     X = np.lib.format.open_memmap(path, "w+", dtype, (22_000, n_features))

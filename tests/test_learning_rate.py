@@ -1,4 +1,4 @@
-"""How the learning rate moves over a call of `fit`, and over several."""
+"""The learning-rate schedule over one call of `fit`, and over several."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from skbsd._learning_rate import SCHEDULES, LearningRate
 
 
 class Rates(Callback):
-    """Keeps the rate of every step."""
+    """Stores the learning rate of every step."""
 
     def on_train_begin(self, net, **kwargs):
         self.rates_ = []
@@ -43,7 +43,7 @@ def test_rates_of_the_steps(schedule):
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
 def test_after_a_checkpoint_of_skorch(iris, tmp_path, schedule):
-    """The rate in the file is the schedule's; the next fit begins at its height."""
+    """The file has the schedule's last rate; the next fit uses its peak rate again."""
     kwargs = {"module": Linear, "lr_schedule": schedule, "max_epochs": 5}
     checkpoint = Checkpoint(monitor=None, dirname=tmp_path)
     model = quick(callbacks=[checkpoint, Rates], **kwargs).fit(*iris)

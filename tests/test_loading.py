@@ -1,4 +1,4 @@
-"""What may be given as X, and what becomes of it."""
+"""Accepted types of X, and their conversion."""
 
 import copy
 

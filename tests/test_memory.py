@@ -9,7 +9,7 @@ from skbsd._memory import free_memory, in_parts
 
 @pytest.fixture
 def small():
-    """Doubles up to three samples at once, and counts."""
+    """Doubles its input, at most three samples at once, and counts calls."""
     sizes = []
 
     def call(x):

@@ -1,4 +1,4 @@
-"""Searches whose networks are trained in stacks, beside scikit-learn's own."""
+"""Searches whose networks are trained in stacks, compared with scikit-learn's."""
 
 import copy
 import pickle
@@ -38,7 +38,7 @@ GRID = {"prior_strength": [5.0, "auto"], "lr": [3e-3, 1e-2]}
 
 
 class Keeps:
-    """A scorer that keeps what it is given."""
+    """A scorer that stores its arguments."""
 
     def __init__(self):
         self.models = []
@@ -70,7 +70,7 @@ def double(**kwargs):
 
 
 def assert_same(one, other, tolerance):
-    """Two fitted classifiers know the same."""
+    """Assert that two fitted classifiers are equal."""
     for a, b in zip(weights(one), weights(other), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
     a, b = one.posterior_, other.posterior_
@@ -276,7 +276,7 @@ def test_a_fitted_member_goes_on_as_any_other(iris):
         assert_same(a.partial_fit(X, y), b.partial_fit(X, y), 1e-5)
 
 
-# scikit-learn's face
+# The interface of scikit-learn
 
 
 def test_refit_and_attributes(iris):

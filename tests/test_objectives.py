@@ -1,4 +1,4 @@
-"""Objectives of one's own, and mistakes in them."""
+"""Custom objectives, and errors in them."""
 
 import pytest
 import torch

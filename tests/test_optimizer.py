@@ -1,4 +1,4 @@
-"""What PyTorch's optimizers need beside their own code."""
+"""Support for PyTorch's optimizers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`save` and `load`: what comes back, and what a file cannot do."""
+"""`save` and `load`: restored estimators, and safety of files."""
 
 import os
 import pickle
@@ -39,7 +39,7 @@ def assert_same(model, other, X):
 
 
 def tampered(path, change):
-    """Write a file whose header, and tensors, somebody has changed."""
+    """Write a file with a modified header and modified tensors."""
     header, tensors = _files.read(path)
     change(header, tensors)
     _files.write_atomically(path, tensors, header)
@@ -61,7 +61,7 @@ class Wide(MLP):
 
 
 class Renamed(nn.Module):
-    """Has the weights of a Linear, and another name."""
+    """A Linear with another class name."""
 
     def __init__(self):
         super().__init__()
@@ -250,7 +250,7 @@ class TestNetworks:
         model = quick(module=instance, max_epochs=1).fit(X, y)
         other = loaded(model, path)
         assert_same(model, other, X)
-        # The weights it began with are there too, for the next fit.
+        # The initial weights are restored too, for the next fit.
         assert same_weights(model.fit(X, y), other.fit(X, y))
 
     @pytest.mark.parametrize("given", [Linear, Linear(), lambda **kw: Linear(**kw)])
@@ -298,7 +298,7 @@ class TestNetworks:
         model.save(path)
         with pytest.raises(ValueError, match="weights of a MLP"):
             BSDClassifier.load(path)
-        # The class alone would predict otherwise, the instance does not.
+        # The class alone would predict differently, but the instance does not.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             other = BSDClassifier.load(path, module=network)
@@ -414,7 +414,7 @@ class TestErrors:
     def test_cut_short(self, iris, path):
         quick().fit(*iris).save(path)
         path.write_bytes(path.read_bytes()[:-10])
-        with pytest.raises(ValueError, match="cut short"):
+        with pytest.raises(ValueError, match="truncated"):
             BSDClassifier.load(path)
 
 

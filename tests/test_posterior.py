@@ -96,7 +96,7 @@ class TestFormulas:
 
 
 class TestRounding:
-    """Of beliefs to the type of a store."""
+    """Convert beliefs to the type of a store."""
 
     def test_wide_types_are_converted_to(self, generator):
         alpha = draw(generator, N, K).exp()
@@ -333,7 +333,7 @@ class TestStep:
     @pytest.mark.parametrize("discount", [1.0, 0.999])
     @pytest.mark.parametrize("noise", [0.0, 1.0])
     def test_float16_store_does_not_drift(self, generator, n_classes, discount, noise):
-        """What is small beside a belief is not rounded away 2,000 times over."""
+        """Small evidence is not lost to rounding in 2,000 updates."""
         labels = torch.randint(n_classes, (N,), generator=generator)
         stores = [
             DirichletPosterior(labels, n_classes, discount=discount, dtype=dtype)

@@ -1,4 +1,4 @@
-"""What is shown while training runs, and what notebooks show of an estimator."""
+"""Progress bars of training, and the display of estimators in notebooks."""
 
 import copy
 import io
@@ -30,7 +30,7 @@ class Terminal(io.StringIO):
 
 
 class Kernel(io.StringIO):
-    """Standard error of a notebook, which is no terminal."""
+    """Standard error of a notebook, which is not a terminal."""
 
     __module__ = "ipykernel.iostream"
 

@@ -34,7 +34,7 @@ ALONE = ("alone", "late", "few_samples", "failing", "kept_in_parts")
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """What each scenario has come to, in each of two processes."""
+    """Return the results of each scenario in each of two processes."""
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.raises(RuntimeError, match="stopped by a callback"):
         quick(
@@ -56,7 +56,7 @@ def outcomes(tmp_path_factory):
 
 
 def in_one_process(name, parts, monkeypatch):
-    """Go through a scenario with the batches that two processes have had."""
+    """Train in one process with the batches of two processes."""
     orders = iter(zip(*(part["orders"] for part in parts), strict=True))
 
     def dealt(self):
@@ -335,7 +335,7 @@ def test_a_process_ends_with_the_one_that_has_started_it(tmp_path):
 
 
 def test_batch_norms_are_exchanged_and_put_back():
-    """What SyncBatchNorm computes needs GPUs; which numbers it has does not."""
+    """SyncBatchNorm computes on GPUs only, but its buffers can be tested without."""
     module = SmallResNet(1, 10, widths=(4,)).train()
     before = dict(module.named_modules())
     parameters = list(module.parameters())

@@ -1,4 +1,4 @@
-"""The rule of an update, and the rules for what the user leaves open."""
+"""The rule of an update, and the rules for "auto" parameters."""
 
 import copy
 import math
@@ -160,7 +160,7 @@ class TestEstimator:
 
     @pytest.mark.parametrize("dtype", ["float32", "float16"])
     def test_floor_of_many_classes(self, dtype):
-        """The floors take little of the label's share."""
+        """The prior floors reduce the label's share only little."""
         K = 2000
         X, y = np.eye(3 * K, 3, dtype=np.float32), np.repeat(np.arange(K), 3)
         model = BSDClassifier(

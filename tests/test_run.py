@@ -1,4 +1,4 @@
-"""What makes the training loop fast changes nothing that a user can see."""
+"""Optimisations of the training loop do not change its results."""
 
 import pickle
 import warnings
@@ -24,7 +24,7 @@ SPLIT = ValidSplit(5, stratified=True)
 
 
 class Flat(nn.Module):
-    """Takes images stored row by row alone: `view` fails for others."""
+    """Takes contiguous images only, as `view` fails for others."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class Flat(nn.Module):
 
 
 class Repeated(torch.optim.SGD):
-    """An optimizer that needs a closure, as some in the wild."""
+    """An optimizer that needs a closure, like some of other packages."""
 
     evaluations = 0
 
@@ -446,7 +446,7 @@ def test_backward_is_torchs():
 class TestBackup:
     @pytest.mark.parametrize("move", [False, True])
     def test_follows_weights_that_are_moved(self, move):
-        """A callback may store them elsewhere, as `module.to(...)` does."""
+        """A callback may replace the parameters' storage, as `module.to(...)` does."""
         module = torch.nn.Linear(3, 2)
         backup = WeightsBackup(module)
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""A longer call goes on from the shorter one that is its beginning."""
+"""A call with more epochs continues from one with fewer epochs."""
 
 import copy
 
@@ -126,7 +126,7 @@ class TestContinues:
 
     @pytest.mark.parametrize("shorter", [3, 4])
     def test_one_that_a_callback_has_stopped(self, iris, tmp_path, epochs, shorter):
-        """Also in the last epoch that it was for."""
+        """Also if it was stopped in its last epoch."""
         stopping = EarlyStopping("train_loss", patience=2, threshold=0.9)
         kwargs = {"callbacks": [stopping], **CONSTANT}
         expected = after(8, None, iris, **kwargs)
@@ -146,14 +146,14 @@ class TestContinues:
 
 
 class Ends(Callback):
-    """Knows how long training is."""
+    """Uses the number of epochs."""
 
     def on_epoch_end(self, net, **kwargs):
         net.history.record("left", net.max_epochs - len(net.history))
 
 
 class Longer(BSDClassifier):
-    """Code of a user's, which may look at `max_epochs`."""
+    """A user's code, which may read `max_epochs`."""
 
 
 ANEW = {
@@ -217,7 +217,7 @@ class TestScheduleEpochs:
         assert given.temperature_ == default.temperature_
 
     def test_the_folds_go_through_the_same_part(self, iris):
-        """A rate that is hardly warm teaches them as little as the final network."""
+        """Early in a schedule, fold networks learn as little as the final network."""
         kwargs = {"calibration": "cross-fit", "max_epochs": 4}
         early = quick(schedule_epochs=400, **kwargs).fit(*iris)
         whole = quick(**kwargs).fit(*iris)

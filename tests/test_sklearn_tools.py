@@ -80,7 +80,7 @@ class TestPersistence:
         )
 
     def test_beliefs_about_other_samples(self, iris, tmp_path):
-        """Those of X in another order, which would be targets of other samples."""
+        """Rows of X in another order, whose targets would be those of other samples."""
         X, y = iris
         order = np.random.default_rng(0).permutation(len(y))
         quick().fit(X[order], y[order]).save_params(f_posterior=tmp_path / "beliefs")

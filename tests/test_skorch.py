@@ -1,4 +1,4 @@
-"""What skorch documents, a BSDClassifier does too."""
+"""BSDClassifier supports the documented behaviour of skorch."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Beliefs of several trainings in one store, beside posteriors of their own."""
+"""Beliefs of several trainings in one store, compared with separate posteriors."""
 
 import copy
 

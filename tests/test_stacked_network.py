@@ -1,4 +1,4 @@
-"""Networks along a leading dimension, and which are alike."""
+"""Networks along a leading dimension, and which of them can be stacked."""
 
 import copy
 

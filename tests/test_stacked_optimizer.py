@@ -1,4 +1,4 @@
-"""Steps of several networks at once, beside torch's optimizers."""
+"""Steps of several networks at once, compared with torch's optimizers."""
 
 import numpy as np
 import pytest

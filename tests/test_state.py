@@ -1,4 +1,4 @@
-"""Pickles, joblib, skops and copies: what an estimator's state holds."""
+"""The state of an estimator with pickle, joblib, skops and copies."""
 
 import copy
 import pickle
@@ -149,7 +149,7 @@ def test_a_posterior_comes_back_bit_for_bit(dtype):
 
 
 class TestWhatIsPickledWithin:
-    """The network of another class, and what a state would not tell."""
+    """Networks of other classes, and networks that plain data cannot describe."""
 
     @pytest.mark.parametrize(
         ("given", "is_plain"),

@@ -20,7 +20,7 @@ FORMS = ["float32", "float16", "compact-4"]
 
 @pytest.fixture(scope="module")
 def table():
-    """Of 30 classes, one of which only few samples have."""
+    """Return data of 30 classes, one of which is rare."""
     rng = np.random.default_rng(0)
     y = np.r_[np.arange(29).repeat(20), 29]
     centres = rng.normal(size=(30, 20))
@@ -243,7 +243,7 @@ class TestInFiles:
         assert_same_beliefs(loaded, model)
 
     def test_checkpoint(self, table, tmp_path):
-        """A call that goes on may have its beliefs elsewhere."""
+        """A call that continues may have another folder for its beliefs."""
         X, y = table
         first = quick(checkpoint=tmp_path, posterior_folder=tmp_path / "a").fit(X, y)
         again = quick(checkpoint=tmp_path, posterior_folder=tmp_path / "b").fit(X, y)

@@ -1,4 +1,4 @@
-"""A fitted model is at rest: prediction changes nothing, so threads can share it."""
+"""Prediction does not change a fitted model, so threads can share it."""
 
 import copy
 import pickle

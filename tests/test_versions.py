@@ -15,7 +15,7 @@ from skbsd import BSDClassifier, _versions
 
 
 def pretend(monkeypatch, **versions):
-    """Have models be written by other versions."""
+    """Simulate models that were written by other versions."""
     others = _versions.current() | versions
     monkeypatch.setattr(_versions, "current", lambda: others)
 

@@ -29,7 +29,7 @@ def moved(x, down):
 
 class TestMean:
     def test_formula(self):
-        """Of a network that is linear in the pixels, of which each has its weight."""
+        """For a network that is linear in the pixels, with a weight for each."""
         x = torch.randn(5, 2, 8, 8).double()
         kernel = torch.randn(2 * 64, 3).double()
         seen = []

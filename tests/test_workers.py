@@ -1,4 +1,4 @@
-"""A GPU for each worker, and its threads, shown without either."""
+"""GPUs and threads of workers, tested without GPUs."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ GB = 2**30
 
 @pytest.fixture
 def gpus(monkeypatch, tmp_path):
-    """Pretend that there are three GPUs, of which a process sees all."""
+    """Simulate three GPUs, all visible to each process."""
     state = SimpleNamespace(free=[70 * GB] * 3, current=0, asked=[])
 
     def mem_get_info(gpu):
@@ -42,7 +42,7 @@ def gpus(monkeypatch, tmp_path):
 
 
 def in_processes(n, call):
-    """Return what each of several processes gets, all of which live at once."""
+    """Return the GPUs that several concurrent processes get."""
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(n), context.Queue()
 
@@ -80,7 +80,7 @@ class TestOwnGPU:
         assert first == second == (0, 0)
 
     def test_what_was_assigned(self, gpus):
-        """By CUDA_VISIBLE_DEVICES, or by the user as the worker began."""
+        """GPU set by CUDA_VISIBLE_DEVICES, or by the user when the worker started."""
         gpus.current = 2
         assert in_processes(1, lambda: check_device("auto").index) == [(2, 2)]
         gpus.current, gpus.free = 0, [GB]
@@ -93,7 +93,7 @@ class TestOwnGPU:
         assert not gpus.asked
 
     def test_the_first_process_of_a_single_fit(self, gpus, monkeypatch):
-        """Each of its processes was told its GPU, the first one the first."""
+        """Each process was assigned its GPU, the first one the first GPU."""
         gpus.free[0] = 20 * GB
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
         assert in_processes(1, lambda: check_device("auto").index) == [(0, 0)]
@@ -147,7 +147,7 @@ class TestFreeMemory:
 
 
 class Threads(Callback):
-    """Notes how many threads there are while training runs."""
+    """Records the number of threads during training."""
 
     def __init__(self):
         self.seen = []
@@ -170,7 +170,7 @@ class TestThreads:
         assert torch.get_num_threads() == 1
 
     def test_what_is_configured_counts(self, monkeypatch):
-        """A nanny has told torch, with OMP_NUM_THREADS."""
+        """Dask's nanny has set OMP_NUM_THREADS for torch."""
         with threads(2):
             dask(monkeypatch, 1, "tcp://nanny")
             assert threads_given() == 2
@@ -191,7 +191,7 @@ class TestThreads:
         assert torch.get_num_threads() == 1
 
     def test_forked_from_a_process_that_has_used_several(self, digits):
-        """OpenMP's threads are not there, and would be waited for forever."""
+        """OpenMP's threads do not exist after a fork, and torch would wait forever."""
         X, y = digits[0].reshape(-1, 64) / 16, digits[1]
         model = quick(max_epochs=1)
         with threads(2):

@@ -1,14 +1,15 @@
-"""Blocks of code without the empty line at their end.
+"""Remove the empty line at the end of code blocks.
 
-doctest reads a page as it is, and would take the fence that ends a block for a part of
-what is printed; so an empty line goes before it, which nobody needs to see.
+doctest reads the source of a page, and would take the fence that ends a block as part
+of the expected output. Sources therefore have an empty line before the fence, which
+this extension hides from readers.
 """
 
 from docutils import nodes
 
 
 def strip(app, doctree):
-    """Take empty lines from the end of each literal block."""
+    """Remove empty lines at the end of each literal block."""
     for block in doctree.findall(nodes.literal_block):
         text = block.astext()
         if text.startswith(">>>") and text != text.rstrip():
@@ -18,6 +19,6 @@ def strip(app, doctree):
 
 
 def setup(app):
-    """Strip each page when it is read."""
+    """Register `strip`, which is called for each page that is read."""
     app.connect("doctree-read", strip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

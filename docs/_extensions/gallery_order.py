@@ -1,4 +1,4 @@
-"""The order of the gallery: the most popular subjects first."""
+"""Order of the gallery: the most popular examples first, unlisted ones last."""
 
 from sphinx_gallery.sorting import ExplicitOrder
 

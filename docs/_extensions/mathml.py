@@ -1,8 +1,8 @@
-"""Formulas as MathML, which browsers show by themselves.
+"""Render formulas as MathML, which browsers display without a script.
 
-Sphinx's own renderers need LaTeX at build time, or a script from the network while the
-page is read. docutils has a converter from LaTeX to MathML that needs neither; this
-makes it a renderer of Sphinx.
+Sphinx's own renderers need LaTeX at build time, or a script from the network when the
+page is read. docutils has a converter from LaTeX to MathML that needs neither. This
+extension makes it available as a renderer of Sphinx.
 """
 
 import re
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 def _convert(node, *, as_block):
-    """Return a formula as MathML; warn, and return its source, where that fails."""
-    # In the middle of a group the converter does not know it, and it only sets sizes.
+    """Return a formula as MathML; if that fails, warn and return its source."""
+    # The converter does not support it within a group, and it only sets the size.
     source = re.sub(r"\\textstyle\s*", "", node.astext())
     try:
         return tex2mathml(source, as_block=as_block)
@@ -34,7 +34,7 @@ def visit_math(self, node):
 
 
 def visit_math_block(self, node):
-    """Write a formula of its own line, scrolling where it is too wide."""
+    """Write a displayed formula, which scrolls if it is too wide."""
     self.body.append(self.starttag(node, "div", CLASS="math"))
     if node["number"]:
         number = get_node_equation_number(self, node)

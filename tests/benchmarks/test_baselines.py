@@ -1,4 +1,4 @@
-"""The rivals of the benchmarks do what their formulas say."""
+"""The rivals of the benchmarks follow their formulas."""
 
 import gc
 import inspect
@@ -67,7 +67,7 @@ def watched(name, data, **kwargs):
 
 
 def seeing():
-    """Return a network, and a list of what it sees and says in training."""
+    """Return a network, and a list of its training inputs and outputs."""
     calls = []
 
     class Seeing(Linear):
@@ -488,7 +488,7 @@ class TestRefusals:
         assert not hasattr(model, "module_")
 
     def test_optimizers_with_a_closure(self, iris):
-        with pytest.raises(ValueError, match="SELC would update what it remembers"):
+        with pytest.raises(ValueError, match="SELC would update its state"):
             METHODS["SELC"](optimizer=torch.optim.LBFGS, **SETTINGS).fit(*iris)
 
     def test_networks_of_another_width(self, iris):
@@ -497,7 +497,7 @@ class TestRefusals:
 
     def test_cs_kd_from_a_loader(self, iris):
         data = Images(torch.tensor(iris[0], dtype=torch.float32), iris[1])
-        with pytest.raises(ValueError, match="an array that is on the device"):
+        with pytest.raises(ValueError, match="an array on the device"):
             METHODS["CS-KD"](Linear, **SETTINGS).fit(data)
         METHODS["DLB"](Linear, **SETTINGS).fit(data)
 

@@ -1,4 +1,4 @@
-"""Tasks of the benchmark of calibration, a tiny run of it, and its report."""
+"""The calibration benchmark: its tasks, a small run, and its report."""
 
 from dataclasses import replace
 
@@ -86,7 +86,7 @@ def test_a_run_is_recorded_once_and_reported(tmp_path, capsys):
     assert file.read_bytes() == before
     text = page.read_text(encoding="utf-8")
     assert f"| iris-n75 | {100 * network['accuracy']:.2f} | " in text
-    assert "| ECE % of BSD, mean | no cell yet | 0 | |" in text
+    assert "| ECE % of BSD, mean | no results yet | 0 | |" in text
 
 
 def test_ratios_are_of_means_over_common_seeds():
@@ -116,7 +116,7 @@ def test_report_counts_noise_rates_and_compares_rare_classes():
     ]
     text = markdown(rows, "final")
     assert "| a | 2.00 | 1.50 |" in text
-    assert "| clean | 1 | 1 | 0.080 | +0.080 | a |" in text
+    assert "| correct | 1 | 1 | 0.080 | +0.080 | a |" in text
     assert "| wrong | 1 | 0 | 0.030 | -0.030 | b |" in text
     better = "accuracy, points above the better of noisy and BSD noisy, mean"
     assert f"| {better} | -5.00 | 1 |" in text

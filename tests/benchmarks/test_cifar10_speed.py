@@ -1,4 +1,4 @@
-"""The benchmark runs in each of its ways, on few images."""
+"""The benchmark runs with each of its options, on few images."""
 
 import cifar10_speed as benchmark
 import numpy as np
@@ -12,7 +12,7 @@ SMALL = ["--device", "cpu", "--epochs", "1", "--seeds", "2", "--batch-size", "20
 
 @pytest.fixture(autouse=True)
 def data(monkeypatch):
-    """Noise, and the signals as they were."""
+    """Replace the data by noise, and leave the signal handlers unchanged."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
     labels = np.arange(40) % 10

@@ -273,7 +273,7 @@ def test_two_methods_from_end_to_end(tmp_path, monkeypatch, capsys):
 
 
 def rows_by_hand():
-    """Two clean cells, of which CE over-fits one, and two noisy ones likewise."""
+    """Yield rows of two cells with correct labels, one overfitted, and two others."""
 
     def row(name, method, seed, noise=0.0, **given):
         about = {"cell": name, "method": method, "seed": seed, "noise": noise}
@@ -296,7 +296,7 @@ def rows_by_hand():
             yield row(name, "BSD", seed, 0.4, accuracy=0.5 + gain, **bsd)
     yield row("over", "ELR", 0, accuracy=0.75, nll=0.7)
     yield row("over", "mixup", 0, accuracy=0.6, nll=0.5)
-    # Without the reference a cell does not count.
+    # Cells without the reference are ignored.
     yield row("alone", "BSD", 0, accuracy=0.9)
 
 
@@ -304,18 +304,18 @@ def test_summary():
     data = _report.Comparison(rows_by_hand())
     lines = {line.subject: line for line in _report.summary(data, "BSD")}
     expected = {
-        "clean: accuracy difference, worst": (-1, 2, "under"),
-        "clean: accuracy difference, mean": (0.75, 2, ""),
-        "clean, CE over-fits: NLL ratio, mean of ratios": (0.8, 1, ""),
-        "clean, CE over-fits: ECE ratio, ratio of means": (0.4, 1, ""),
-        "clean: ECE ratio, mean of ratios": ((0.4 + 1.5) / 2, 2, ""),
-        "clean: ECE ratio, ratio of means": (0.07 / 0.12, 2, ""),
-        "clean: ECE difference, worst": (1, 2, "under"),
-        "noisy, CE memorises: accuracy difference, mean": (6, 1, ""),
-        "noisy: accuracy difference, worst": (-2, 2, "not"),
-        "noisy: NLL ratio, mean of ratios": (0.75, 2, ""),
-        "noisy: ECE % of BSD, mean": (10, 2, ""),
-        "noisy: ECE % of CE, mean": (20, 2, ""),
+        "correct labels: accuracy difference, worst": (-1, 2, "under"),
+        "correct labels: accuracy difference, mean": (0.75, 2, ""),
+        "correct labels, CE overfits: NLL ratio, mean of ratios": (0.8, 1, ""),
+        "correct labels, CE overfits: ECE ratio, ratio of means": (0.4, 1, ""),
+        "correct labels: ECE ratio, mean of ratios": ((0.4 + 1.5) / 2, 2, ""),
+        "correct labels: ECE ratio, ratio of means": (0.07 / 0.12, 2, ""),
+        "correct labels: ECE difference, worst": (1, 2, "under"),
+        "wrong labels, CE memorises: accuracy difference, mean": (6, 1, ""),
+        "wrong labels: accuracy difference, worst": (-2, 2, "not"),
+        "wrong labels: NLL ratio, mean of ratios": (0.75, 2, ""),
+        "wrong labels: ECE % of BSD, mean": (10, 2, ""),
+        "wrong labels: ECE % of CE, mean": (20, 2, ""),
         "fit seconds ratio, median of runs": (1.0, 8, ""),
         "fit CPU seconds ratio, median of runs": (1.0, 8, ""),
     }
@@ -354,7 +354,7 @@ def test_cell_table_holds_paired_differences():
 
 def test_summary_without_cells_says_so():
     lines = _report.summary(_report.Comparison([]), "BSD")
-    assert all(line.value is None and "no cell yet" in str(line) for line in lines)
+    assert all(line.value is None and "no results yet" in str(line) for line in lines)
 
 
 def test_overview_has_a_row_for_each_method():
@@ -366,10 +366,13 @@ def test_overview_has_a_row_for_each_method():
         table[method] = dict(zip(names[1:], entries, strict=True))
     assert table.keys() == {"BSD", "CE", "ELR", "mixup"}
     bsd = table["BSD"]
-    assert (bsd["cells"], bsd["seeds"]) == ("5", "1 to 2")
-    assert (bsd["clean: accuracy"], bsd["clean, worst"]) == ("+0.75", "-1.00")
-    assert (bsd["over-fit: NLL"], bsd["noisy: ECE %"]) == ("0.800", "10.00")
-    assert table["ELR"]["noisy: ECE %"] == ""
+    assert (bsd["settings"], bsd["seeds"]) == ("5", "1 to 2")
+    assert (bsd["correct labels: accuracy"], bsd["correct labels: worst accuracy"]) == (
+        "+0.75",
+        "-1.00",
+    )
+    assert (bsd["overfit: NLL"], bsd["wrong labels: ECE %"]) == ("0.800", "10.00")
+    assert table["ELR"]["wrong labels: ECE %"] == ""
 
 
 def test_report_ends_rivals_with_their_mean():

@@ -1,4 +1,4 @@
-"""Fingerprints: the same for the same numbers, and others for others."""
+"""Fingerprints are equal if and only if the results are."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_a_file_has_each_setting(before):
 def test_the_same_code_compares_equal(run, before):
     status, output = run("--compare", before)
     assert status == 0
-    assert "2 of 2 settings as before" in output
+    assert "2 of 2 settings are unchanged" in output
 
 
 def test_compare_notices_other_numbers(run, before, monkeypatch):
@@ -58,8 +58,8 @@ def test_compare_notices_other_numbers(run, before, monkeypatch):
     monkeypatch.setattr(golden, "SETTINGS", golden.SETTINGS | changed)
     status, output = run("--compare", before)
     assert status == 1
-    assert f"{NAMES[1]}: other network, posterior, history" in output
-    assert "1 of 2 settings as before" in output
+    assert f"{NAMES[1]}: different network, posterior, history" in output
+    assert "1 of 2 settings are unchanged" in output
 
 
 def test_compare_says_which_part_is_another(run, before):
@@ -68,7 +68,7 @@ def test_compare_says_which_part_is_another(run, before):
     before.write_text(json.dumps(expected))
     status, output = run("--compare", before)
     assert status == 1
-    assert f"{NAMES[0]}: other history\n" in output
+    assert f"{NAMES[0]}: different history\n" in output
 
 
 def test_compare_names_what_is_not_in_the_list(run, before):
@@ -77,4 +77,4 @@ def test_compare_names_what_is_not_in_the_list(run, before):
     before.write_text(json.dumps(expected))
     status, output = run("--compare", before)
     assert status == 0
-    assert f"{NAMES[1]}: not in the list to compare with" in output
+    assert f"{NAMES[1]}: not in the file to compare with" in output

@@ -1,4 +1,4 @@
-"""The benchmark of GPUs, at small size on the CPU, and what it makes of outputs."""
+"""The GPU benchmark, at small size on the CPU, and its parsing of outputs."""
 
 import contextlib
 import csv
@@ -28,7 +28,7 @@ def found(figures):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Measure here: to import everything anew takes longer than all the rest."""
+    """Measure in this process, as imports in a new one take most of the time."""
     run = gpu.run_process
 
     def run_here(command, seconds, log, env):
@@ -157,8 +157,8 @@ def test_tests_are_counted(figures):
     assert entries["tests", "failed"] == [3]
     assert entries["tests", "skipped"] == [1]
     assert entries["test_two[a b-1]", "FAILED"] == ["AssertionError: assert 1 == 2"]
-    assert entries["test_four", "ERROR"] == ["not told why"]
-    assert entries["test_hangs", "ERROR"] == ["not told why"]
+    assert entries["test_four", "ERROR"] == ["no reason given"]
+    assert entries["test_hangs", "ERROR"] == ["no reason given"]
 
 
 def test_tests_that_did_not_begin(figures):
@@ -195,7 +195,7 @@ def test_accuracies(figures):
 
 
 def test_commands(tmp_path):
-    """Every stage has a command; what needs images says so where there are none."""
+    """Every stage returns a command, or a message if it needs missing images."""
     assert len({stage.name for stage in STAGES}) == len(STAGES)
     for chosen in STAGES:
         without = chosen.command(Given(tmp_path, 60))

@@ -1,4 +1,4 @@
-"""The benchmark of wrong labels, on a task of seconds."""
+"""The benchmark of wrong labels, on a small task."""
 
 import label_noise as benchmark
 import numpy as np
@@ -73,7 +73,7 @@ def test_training_table():
     assert "| CE | 55.0 ± 7.1; 10.0 ± 0.0 |" in table
     assert "| BSD | 70.0; 10.0 |" in table
     assert "ELR" not in table
-    assert "learnt, % | 50 |" in table
+    assert "memorised, % | 50 |" in table
 
 
 def test_strong_is_bsd_with_other_images():

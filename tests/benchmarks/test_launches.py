@@ -1,4 +1,4 @@
-"""The benchmark of launches, and how many a training step may have."""
+"""The benchmark of launches, and limits of their number per training step."""
 
 import csv
 
@@ -11,7 +11,7 @@ from skbsd import BSDClassifier
 
 
 def per_step(case="MLP"):
-    """Return launches per step by kind, without what is done once per epoch."""
+    """Return launches per step by kind, without those that occur once per epoch."""
     few, many = (launches.measure(case, steps, pretended) for steps in (8, 16))
     return {kind: (16 * many[kind] - 8 * few[kind]) / 8 for kind in many} | {
         "graph": many["graph"]

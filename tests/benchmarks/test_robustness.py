@@ -190,7 +190,7 @@ def test_from_end_to_end(program, tmp_path, capsys):
     assert text in capsys.readouterr().out
     head, first = (
         next(line for line in text.splitlines() if line.startswith(start))
-        for start in ("| %", "| clean: accuracy")
+        for start in ("| %", "| unchanged: accuracy")
     )
     assert head == "| % | CE | BSD | BSD − CE |"
     assert first.endswith("| +0.00 ± 0.00 |")
@@ -241,7 +241,7 @@ def test_a_method_without_a_network_is_not_attacked(program):
 
 def test_another_number_of_test_images_is_refused(program):
     program("--methods", "CE", "--seeds", "30")
-    with pytest.raises(SystemExit, match=r"has figures of \[9\] test images"):
+    with pytest.raises(SystemExit, match=r"has results with \[9\] test images"):
         program("--methods", "CE", "--seeds", "31", "--test-images", "8")
     assert program("--report", "--test-images", "8")[0] == 0
 

@@ -1,4 +1,4 @@
-"""What was tried on the way to the defaults: names, and the defaults among them."""
+"""Rules that were tried before the defaults: their names, and the defaults."""
 
 import copy
 import math
