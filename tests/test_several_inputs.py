@@ -180,7 +180,7 @@ class TestDict:
         assert seen[0] == {"table", "kind"}
         plain = quick(module=TableAndKind).fit(X, y)
         assert not same_weights(model, plain)
-        with pytest.raises(ValueError, match="for one array of images"):
+        with pytest.raises(ValueError, match="requires a single array of images"):
             quick(module=TableAndKind, augmentation="flip-crop").fit(X, y)
         with pytest.raises(ValueError, match="expected the same type and shape"):
             quick(module=TableAndKind, augmentation=lambda batch: {}).fit(X, y)

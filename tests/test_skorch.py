@@ -438,7 +438,7 @@ def test_a_subclass_without_module_is_told_so(iris):
             self.encoder_ = Linear(4, 3)
             return self
 
-    with pytest.raises(AttributeError, match="of Two has set no module_"):
+    with pytest.raises(AttributeError, match="of Two did not set module_"):
         Two(max_epochs=1).fit(*iris)
 
 
