@@ -110,7 +110,7 @@ class TestY:
 
     @pytest.mark.parametrize("label", [1, "a", True])
     def test_one_class(self, iris, label):
-        with pytest.raises(ValueError, match=f"one class only.*{label}.*at least two"):
+        with pytest.raises(ValueError, match=f"single class.*{label}.*at least two"):
             quick().fit(iris[0], np.full(150, label))
 
     def test_none(self, iris):

@@ -342,7 +342,7 @@ class TestNotFinite:
 
 
 def test_entries_that_are_none(iris):
-    with pytest.raises(TypeError, match=r"x = None, and a network takes numbers"):
+    with pytest.raises(TypeError, match=r"x = None, but a network requires numbers"):
         quick().fit(Items([(None, 0), (None, 1)]))
 
 

@@ -276,7 +276,7 @@ class TestErrors:
             ),
             ({"table": [["red"] * 4] * 150}, r"X\['table'\].*strings"),
             ({"kind": np.arange(149)}, r"X\['table'\] has 150, X\['kind'\] has 149"),
-            ({"kind": [[1], [1, 2]]}, r"X\['kind'\] holds rows of different lengths"),
+            ({"kind": [[1], [1, 2]]}, r"X\['kind'\] contains rows of different lengths"),
             ({"kind": 3}, r"X\['kind'\] is 3; expected an array"),
             ({"image": np.zeros((150, 9, 9, 3), np.uint8)}, r"X\['image'\].*moveaxis"),
         ],
