@@ -176,7 +176,7 @@ class TestModule:
             quick(module=ReturnsNaN).fit(*iris)
 
     def test_none_without_data(self):
-        with pytest.raises(ValueError, match="module=None is chosen from the data"):
+        with pytest.raises(ValueError, match="module=None chooses the network"):
             BSDClassifier().initialize()
 
     @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ class TestLabels:
             flip_labels(Y, 0.1, {10: 60})
         with pytest.raises(ValueError, match="look at 10"):
             flip_labels(Y, 0.1, {10: 10})
-        with pytest.raises(ValueError, match="single class"):
+        with pytest.raises(ValueError, match="one class only"):
             flip_labels([1, 1], 0.5)
 
 
