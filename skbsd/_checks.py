@@ -150,7 +150,9 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
         )
     half = torch.finfo(torch.float16)
     strength = resolve_prior_strength(params["prior_strength"], length or max_epochs)
-    followed = "" if strength == params["prior_strength"] else " with this max_epochs"
+    followed = (
+        "" if strength == params["prior_strength"] else " for this number of epochs"
+    )
     floor = params["prior_floor"]
     if params["posterior_dtype"] == "float16" and not (
         strength <= 1024 and (floor == "auto" or floor >= half.smallest_normal)

@@ -383,7 +383,7 @@ class TestEstimator:
             ({"evidence": "sharp"}, "evidence.*Got 'sharp'"),
             (
                 {"posterior_dtype": "float16", "max_epochs": 3000},
-                "at most 1024, got 2000.0 with this max_epochs",
+                "at most 1024, got 2000.0 for this number of epochs",
             ),
         ],
     )
