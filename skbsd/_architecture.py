@@ -1,4 +1,4 @@
-"""The networks of :mod:`skbsd.networks`, told in plain data and built from it."""
+"""Descriptions of the networks of :mod:`skbsd.networks` in plain data."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     network.__name__: network for network in (MLP, SmallResNet, ResNet, SpeedNet)
 }
 
-# Where a module keeps its hooks.
+# Attributes in which a module stores its hooks.
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -23,8 +23,8 @@ HOOKS = (
 def describe(module: Any) -> dict[str, Any] | None:
     """Return the name and the arguments of a network, or None.
 
-    None is that of a network of another class, and of one that was changed after it
-    was built, such as by another activation or a hook.
+    None is returned for a network of another class, and for one that was changed after
+    it was built, for example by another activation or a hook.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def describe(module: Any) -> dict[str, Any] | None:
         }
         same = _shape_of(build(description)) == _shape_of(module)
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
-        return None  # parts are missing
+        return None  # parts of the network are missing
     return description if same and not any(map(is_altered, module.modules())) else None
 
 
@@ -49,17 +49,17 @@ def build(description: dict[str, Any]) -> nn.Module:
     Parameters
     ----------
     description : dict
-        What :func:`describe` returned, or claims to be.
+        Result of :func:`describe`; it may come from an untrusted file.
 
     Returns
     -------
     nn.Module
-        On the device "meta", where it takes no memory.
+        The network on the device "meta", where it takes no memory.
 
     Raises
     ------
     ValueError
-        For what describes no network.
+        For an invalid description.
     """
     try:
         network = NETWORKS[description["name"]]
@@ -72,29 +72,31 @@ def build(description: dict[str, Any]) -> nn.Module:
         ArithmeticError,
         RuntimeError,
     ) as error:
-        raise ValueError(f"{description!r} describes no network: {error}") from error
+        raise ValueError(
+            f"{description!r} does not describe a network: {error}"
+        ) from error
 
 
 def build_with(description: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
-    """Build a network that has the weights given.
+    """Build a network with given weights.
 
     Parameters
     ----------
     description : dict
         As in :func:`build`.
     weights : dict of str to Tensor
-        Its state, of one floating type. Memory is taken only after its shapes have been
-        found right.
+        State of the network, with a single floating type. Memory is allocated only
+        after its shapes have been checked.
 
     Returns
     -------
     nn.Module
-        On the CPU.
+        The network on the CPU.
 
     Raises
     ------
     ValueError
-        For what describes no network, or one that other weights belong to.
+        For an invalid description, or for weights that do not match it.
     """
     module = build(description)
     floats = {w.dtype for w in weights.values() if w.is_floating_point()}
@@ -107,7 +109,7 @@ def build_with(description: dict[str, Any], weights: dict[str, Tensor]) -> nn.Mo
 
 
 def check_weights(module: nn.Module, weights: dict[str, Any]) -> None:
-    """Raise ValueError where weights have other names, shapes or types than a module.
+    """Raise ValueError if weights have other names, shapes or types than a module.
 
     Parameters
     ----------
@@ -118,8 +120,8 @@ def check_weights(module: nn.Module, weights: dict[str, Any]) -> None:
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     if missing or unknown:
         raise ValueError(
-            f"it has {sorted(missing)} that they lack, and they have "
-            f"{sorted(unknown)} that it lacks"
+            f"the weights lack {sorted(missing)}, and the network lacks "
+            f"{sorted(unknown)}"
         )
     for name, tensor in own.items():
         if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor):
@@ -131,8 +133,8 @@ def check_weights(module: nn.Module, weights: dict[str, Any]) -> None:
             found.dtype,
         ):
             raise ValueError(
-                f"{name} has shape {tuple(found.shape)} and {found.dtype}, and it "
-                f"expects {expected[0]} and {expected[1]}"
+                f"{name} has shape {tuple(found.shape)} and {found.dtype}, but the "
+                f"network expects {expected[0]} and {expected[1]}"
             )
 
 
@@ -170,12 +172,12 @@ def _arguments(module: Any) -> dict[str, Any]:
 
 
 def _shape_of(module: nn.Module) -> tuple:
-    """Return what tells two networks of the same code apart, weights aside."""
+    """Return a value that identifies the structure of a network, without weights."""
     return repr(module), [type(m) for m in module.modules()]
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Whether a module does something that its class does not tell.
+    """Whether a module was changed by hooks or by a replaced `forward`.
 
     Parameters
     ----------

@@ -91,7 +91,7 @@ class _Served(nn.Module):
 
 
 def _on_cpu(net: Any) -> Any:
-    """Return an estimator with the same predictions and a copy of the network on CPU."""
+    """Return a copy for the CPU that makes the same predictions."""
     copied = object.__new__(type(net))
     module = copy.deepcopy(net.module_).to(_CPU).eval().requires_grad_(False)
     if net._preparation.channels_last:
