@@ -404,7 +404,7 @@ class TestWeightsWithoutFit:
     def test_classes(self, iris):
         model = quick(module=Linear).initialize()
         assert model.predict_proba(iris[0]).shape == (150, 3)
-        with pytest.warns(UserWarning, match=r"knows no classes.*predict_proba"):
+        with pytest.warns(UserWarning, match=r"has no classes_.*predict_proba"):
             indices = model.predict(iris[0])
         assert_array_equal(indices, model.predict_proba(iris[0]).argmax(axis=1))
 
@@ -460,7 +460,7 @@ class TestDataset:
 
     @pytest.mark.parametrize("shuffle", [True, 1])
     def test_shuffled_predictions(self, iris, shuffle):
-        message = rf"iterator_valid__shuffle={shuffle} would shuffle.*Leave it out"
+        message = rf"iterator_valid__shuffle={shuffle} would shuffle.*omit it"
         dataset = Images(torch.tensor(iris[0], dtype=torch.float32), iris[1])
         model = quick(iterator_valid__shuffle=shuffle)
         for given in (iris, (dataset,)):

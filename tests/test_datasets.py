@@ -315,7 +315,7 @@ class TestNotFinite:
         X[7, 2] = torch.nan
         X[11, 0] = torch.inf
         with pytest.raises(
-            ValueError, match=r"items \[7, 11\] of the Dataset hold NaN"
+            ValueError, match=r"items \[7, 11\] of the Dataset contain NaN"
         ):
             quick().fit(TensorDataset(X, y))
 
