@@ -1,4 +1,4 @@
-"""Batches that know which training samples they hold."""
+"""Batches that record which training samples they contain."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -31,20 +31,20 @@ class Batch(NamedTuple):
 
     Parameters
     ----------
-    x : Tensor of shape (n, ...), or a dict or list of such
+    x : Tensor of shape (n, ...), or a dict or list of Tensors
         Inputs.
     y : Tensor of shape (n,)
         Class indices.
     rows : Tensor of shape (n,)
-        Rows of X that the samples are.
+        Indices of the samples in X.
     weight : Tensor of shape (n,) or None
         Sample weights.
     unique : bool
-        Whether `rows` are known to differ.
+        Whether `rows` are known to be distinct.
 
     Examples
     --------
-    One made by hand, to try an objective's loss on:
+    Create a batch by hand to try the loss of an objective:
 
     >>> import torch
     >>> from skbsd.objectives import Batch
@@ -67,14 +67,14 @@ class Batch(NamedTuple):
 
 
 def move(x, device: torch.device):
-    """Copy a batch to a device, without waiting where CUDA can: of pinned memory.
+    """Copy a batch to a device; from pinned memory to CUDA without synchronisation.
 
-    A copy that waits for nothing may read memory after it was freed and used anew;
-    CUDA's allocator keeps pinned memory until it was read, others do not.
+    An asynchronous copy may read memory after it has been freed and reused. CUDA's
+    allocator keeps pinned memory until it has been read; other allocators do not.
 
     Parameters
     ----------
-    x : Tensor, or whatever holds tensors that :func:`skorch.utils.to_device` knows
+    x : Tensor, or a container that :func:`skorch.utils.to_device` supports
     device : torch.device
     """
     if isinstance(x, Tensor):
@@ -82,25 +82,26 @@ def move(x, device: torch.device):
             return x
         return x.to(device, non_blocking=device.type == "cuda" and x.is_pinned())
     if isinstance(x, Mapping):
-        kind: Any = type(x)  # which may be a tokenizer's own
+        kind: Any = type(x)  # e.g. BatchEncoding of a tokenizer
         return kind({key: move(value, device) for key, value in x.items()})
     return to_device(x, device)
 
 
 class Share(NamedTuple):
-    """The part of each batch that is this process's, where several train together.
+    """The part of each batch for this process, if several train together.
 
-    The samples are dealt out in turn, as cards are: of the batches, too, each process
-    has as many as the others, or one more.
+    The samples are assigned to the processes in turn. Therefore the numbers of samples
+    per process differ by at most one, in total and in each batch.
 
     Parameters
     ----------
     n : int
         Number of samples of all processes.
     rank, size : int
-        Number of this process, and how many there are.
+        Rank of this process, and number of processes.
     mean_weight : float or None
-        Of the samples of all processes; None is that of the samples at hand.
+        Mean weight of the samples of all processes; None is the mean weight of the
+        samples of this process.
     """
 
     n: int
@@ -109,10 +110,10 @@ class Share(NamedTuple):
     mean_weight: float | None = None
 
     def totals(self, batch_size: int) -> list[int]:
-        """Return the sizes of the batches, all processes together.
+        """Return the sizes of the batches, summed over all processes.
 
-        Samples that would be left in the last batch, fewer than two per process, join
-        the batch before: batch normalisation has no variance for a single one.
+        A last batch with fewer than two samples per process is merged into the previous
+        one, as batch normalisation has no variance for a single sample.
         """
         whole, rest = divmod(self.n, batch_size)
         sizes = [batch_size] * whole + [rest] * (rest > 0)
@@ -121,53 +122,53 @@ class Share(NamedTuple):
         return sizes
 
     def sizes(self, batch_size: int) -> list[int]:
-        """Return the sizes of this process's parts of the batches that it has."""
+        """Return the sizes of this process's parts of the batches, if not empty."""
         ends = np.cumsum([0, *self.totals(batch_size)])
         dealt = (ends - self.rank + self.size - 1) // self.size
         return [size for size in np.diff(dealt).tolist() if size]
 
 
 class ResidentBatches:
-    """Batches gathered from tensors that are where they are needed.
+    """Batches gathered from tensors on the device.
 
-    One gather per epoch, or per batch where a second copy of the inputs would take too
-    much memory, instead of a fetch and a collation per sample.
+    Inputs are gathered once per epoch, or once per batch if a second copy of them would
+    take too much memory. This replaces a fetch and a collation per sample.
 
     Parameters
     ----------
-    x : Tensor of shape (n_samples, ...) or SparseRows, or a dict or list of such
+    x : Tensor of shape (n_samples, ...) or SparseRows, or a dict or list of these
     y : Tensor of shape (n_samples,)
         Class indices.
     weight : Tensor of shape (n_samples,) or None
     rows : Tensor of int
-        Which rows take part.
+        Rows of the samples to use.
     batch_size : int
-        Of all processes together.
+        Batch size, summed over all processes.
     shuffle : bool
-        Draw a new order for each pass, from torch's generator of the device. A pass
-        of one batch keeps its order.
+        Whether to draw a new order for each epoch, from torch's generator of the
+        device. An epoch with a single batch keeps its order.
     share : Share, optional
-        Which part of each batch these rows are; by default the whole.
+        The part of each batch for this process; by default the whole batch.
     mapped : MappedRows, optional
-        The rows of `x` in a file, to be read ahead.
+        The rows of `x` in a memory-mapped file, to be read ahead.
 
     Attributes
     ----------
     totals : list of int
-        Sizes of the batches, with the parts of other processes.
+        Sizes of the batches, including the parts of other processes.
     sizes : list of int
-        Without them.
+        Sizes of the parts of this process.
     transform : callable or None
-        What is done to inputs that were gathered: called with some of them, and with
-        their rows. Where all are gathered at once, in a few large parts.
+        Function that is applied to gathered inputs. It is called with inputs and their
+        rows, in a few large parts if all inputs are gathered at once.
     """
 
     is_resident = True
-    # Bytes that a second copy of the inputs may take.
+    # Most bytes of a second copy of the inputs.
     COPY = COPY
-    # Batches that are read ahead of a file.
+    # Number of batches of a file that are read ahead.
     AHEAD = 2
-    # Numbers that are transformed at once: a few arrays of as many are in use.
+    # Numbers that are transformed at once. Several arrays of this size are in memory.
     PART = 2**25
 
     def __init__(
@@ -202,23 +203,23 @@ class ResidentBatches:
 
     @property
     def is_copied(self) -> bool:
-        """Whether there is room for all inputs once more."""
+        """Whether all inputs are copied in each epoch, as they are small enough."""
         return dense_bytes(self.x) <= self.COPY
 
     @property
     def whole(self) -> int:
-        """How many batches are of full size."""
+        """Number of batches of full size."""
         return self.sizes.count(self.batch_size)
 
     def draw(self) -> Tensor:
-        """Return the rows in the order of a pass."""
+        """Return the rows in the order of an epoch."""
         if not self.shuffle:
             return self.rows
         drawn = torch.randperm(len(self.rows), device=self.rows.device)
         return self.rows.index_select(0, drawn)
 
     def batches(self, order: Tensor, sizes: list[int]) -> Iterator[Batch]:
-        """Yield batches of these sizes, of the rows in an order."""
+        """Yield batches of these sizes from the rows in the given order."""
         rows = order.split(sizes)
         copied = self.is_copied
         x = split(self.inputs(order), sizes) if copied else self._gathered(rows)
@@ -229,7 +230,7 @@ class ResidentBatches:
         yield from map(Batch, x, y, rows, weight, repeat(True))
 
     def _gathered(self, rows: tuple[Tensor, ...]) -> Iterator[Tensor]:
-        """Gather batch by batch; have those that follow be read meanwhile."""
+        """Gather batch by batch, while the next batches are read from the file."""
         mapped = self.mapped
         if mapped is not None:
             for index in rows[: self.AHEAD]:
@@ -250,7 +251,7 @@ class ResidentBatches:
 
 
 class EpochInPlace:
-    """The order of a pass over resident batches, always in the same memory.
+    """The order of an epoch over resident batches, always in the same memory.
 
     Parameters
     ----------
@@ -259,7 +260,7 @@ class EpochInPlace:
     Attributes
     ----------
     size, n : int
-        Size of a whole batch, and how many there are.
+        Size of a full batch, and the number of full batches.
     device : torch.device
     is_weighted : bool
     """
@@ -267,14 +268,14 @@ class EpochInPlace:
     def __init__(self, batches: ResidentBatches):
         self._batches = batches
         self._order = torch.empty_like(batches.rows)
-        self._inputs: Tensor | None = None  # where they are transformed
+        self._inputs: Tensor | None = None  # only if a transform is set
         self.device = batches.rows.device
         self.is_weighted = batches.weight is not None
         self.size = batches.batch_size
         self.n = batches.whole
 
     def draw(self) -> None:
-        """Draw the order of the next pass, and transform its inputs."""
+        """Draw the order of the next epoch, and transform its inputs."""
         order = self._batches.draw()
         self._order.copy_(order)
         if self._batches.transform is None:
@@ -286,7 +287,7 @@ class EpochInPlace:
             self._inputs.copy_(inputs)
 
     def at(self, places: Tensor) -> Batch:
-        """Return the batch of the samples at some places of the order.
+        """Return the batch of the samples at these positions of the order.
 
         Parameters
         ----------
@@ -305,7 +306,7 @@ class EpochInPlace:
         return Batch(x, y, rows, weight, unique=True)
 
     def rest(self) -> Iterator[Batch]:
-        """Yield the batches after the whole ones."""
+        """Yield the batches after the full ones."""
         places = torch.arange(self.size * self.n, len(self._order), device=self.device)
         sizes = self._batches.sizes[self.n :]
         for part in places.split(sizes) if sizes else ():
@@ -313,16 +314,16 @@ class EpochInPlace:
 
 
 class IndexedDataset(Dataset):
-    """A Dataset whose items come with their class index and row.
+    """A Dataset that returns each item together with its class index and row.
 
     Parameters
     ----------
     dataset : Dataset
-        Returns pairs (x, y), or what else :mod:`skbsd._items` knows.
+        Returns pairs (x, y), or other items that :mod:`skbsd._items` supports.
     codes : ndarray of shape (n_samples,)
-        Class index of each item, in place of its y.
+        Class index of each item, which replaces its y.
     rows : ndarray of int, optional
-        Which items take part; by default all.
+        Rows of the items to use; by default all items.
     """
 
     def __init__(self, dataset, codes: np.ndarray, rows: np.ndarray | None = None):
@@ -342,7 +343,7 @@ class IndexedDataset(Dataset):
         rows = self.rows[batch].tolist()
         fetch = getattr(self.dataset, "__getitems__", None)
         items = fetch(rows) if fetch else None
-        # Some return what is collated already, which this is not the place for.
+        # Some Datasets return a collated batch here, which cannot be indexed by item.
         if type(items) is not list or len(items) != len(rows):
             return [self[i] for i in batch]
         return [
@@ -352,16 +353,16 @@ class IndexedDataset(Dataset):
 
 
 class IndexedTensor(Dataset):
-    """Inputs too large for the device, as :class:`IndexedDataset`, batch by batch.
+    """Like :class:`IndexedDataset`, for arrays that a loader fetches by whole batches.
 
     Parameters
     ----------
-    x : Tensor of shape (n_samples, ...) or SparseRows, or a dict or list of such
+    x : Tensor of shape (n_samples, ...) or SparseRows, or a dict or list of these
     codes : ndarray of shape (n_samples,)
     rows : ndarray of int
-        Which rows take part.
+        Rows of the samples to use.
     mapped : MappedRows, optional
-        The rows of `x` in a file, to be read ahead.
+        The rows of `x` in a memory-mapped file, to be read ahead.
     """
 
     def __init__(
@@ -380,21 +381,22 @@ class IndexedTensor(Dataset):
         return len(self.rows)
 
     def __getitems__(self, batch: list[int]):
-        # A loader fetches a batch at once from a Dataset with this method; there is
-        # nothing left to collate.
+        # A loader fetches a whole batch from a Dataset with this method, so that
+        # nothing remains to be collated.
         rows = self.rows[batch]
         if self.mapped is not None:
             self.mapped.read_ahead(rows)
         return self._inputs(rows), self.codes[rows], rows
 
     def __getstate__(self):
-        # A process that is not forked has a copy in memory instead of a mapping.
+        # A worker that is not forked receives a copy in memory, which is not mapped.
         return {**vars(self), "mapped": None}
 
     def _inputs(self, rows: Tensor) -> Any:
-        """Gather inputs; in a loader's process in shared memory, as torch collates.
+        """Gather inputs; in a worker of a loader, into shared memory as torch does.
 
-        They are moved there otherwise, and what they leave behind stays in pieces.
+        Otherwise torch would copy them to shared memory, and the freed memory would be
+        fragmented.
         """
         if get_worker_info() is None:
             return take(self.x, rows)
@@ -413,11 +415,11 @@ def _take_shared(x: Any, rows: Tensor) -> Tensor:
 
 
 class RowsOf(Dataset):
-    """Inputs as a Dataset of items (x,), for a loader with ways of its own.
+    """Inputs as a Dataset of items (x,), for a custom loader or `collate_fn`.
 
     Parameters
     ----------
-    x : Tensor of shape (n_samples, ...) or SparseRows, or a dict or list of such
+    x : Tensor of shape (n_samples, ...) or SparseRows, or a dict or list of these
     """
 
     def __init__(self, x: Any):
@@ -431,13 +433,13 @@ class RowsOf(Dataset):
 
 
 class IndexedCollate:
-    """Collate (item, class index, row) with a user's function for items.
+    """Collate (item, class index, row) with the `collate_fn` of the user.
 
     Parameters
     ----------
     collate : callable
-        From a list of items, with class indices in the place of their labels, to the
-        batches of the same parts.
+        Maps a list of items, with class indices in place of their labels, to batches of
+        the same parts.
     """
 
     def __init__(self, collate: Callable):
@@ -458,23 +460,24 @@ class IndexedCollate:
         x, y = inputs_of(out), label_of(out) if has_label(out) else None
         if not (isinstance(y, Tensor) and torch.equal(y, codes)):
             raise ValueError(
-                f"collate_fn turned the class indices {codes.tolist()} into {y!r}; "
-                "expected them unchanged, as a Tensor. Targets come from the samples' "
-                "posteriors, so inputs of several samples cannot be mixed here."
+                f"collate_fn changed the class indices {codes.tolist()} to {y!r}; "
+                "expected them unchanged, as a Tensor. The targets are computed from "
+                "the posteriors of the samples, so collate_fn cannot mix the inputs of "
+                "several samples."
             )
         return x, codes, rows
 
 
 class PredictionCollate:
-    """Collate the inputs of items, whose labels do not matter in predictions.
+    """Collate the inputs of items for predictions, which need no labels.
 
     Parameters
     ----------
     collate : callable
-        The user's, for items as they are but for dicts, which come without their label;
-        or torch's own.
+        The `collate_fn` of the user, or torch's default. The user's function receives
+        unchanged items, but dicts without their label.
     n_inputs : int or None
-        How many entries of a tuple are inputs.
+        Number of entries of a tuple that are inputs.
     """
 
     def __init__(self, collate: Callable, n_inputs: int | None):
@@ -496,7 +499,7 @@ class PredictionCollate:
 
 
 def _collated(samples: list) -> Any:
-    """Collate as torch does, and say so where samples differ in their shapes."""
+    """Collate as torch does, with a clear error if samples differ in shape."""
     try:
         return default_collate(samples)
     except RuntimeError as error:
@@ -506,7 +509,7 @@ def _collated(samples: list) -> Any:
             found = sorted({tuple(getattr(part, "shape", ())) for part in parts})
             if len(found) > 1:
                 raise ValueError(
-                    f"the Dataset's items differ in shape, so that they make no batch: "
+                    f"the items of the Dataset differ in shape and cannot be batched: "
                     f"{which} has the shapes {found[0]} and {found[1]}. Resize or pad "
                     "them in the Dataset, or pass iterator_train__collate_fn and "
                     "iterator_valid__collate_fn that pad the items of a batch."
@@ -515,17 +518,17 @@ def _collated(samples: list) -> Any:
 
 
 class WholeBatches(Sampler):
-    """Batches of a Dataset's items, of the sizes that :class:`ResidentBatches` has.
+    """Sampler of batches with the same sizes as in :class:`ResidentBatches`.
 
     Parameters
     ----------
     n : int
         Number of items.
     batch_size : int
-        Of all processes together.
+        Batch size, summed over all processes.
     shuffle : bool
     share : Share, optional
-        Which part of each batch the items are; by default the whole.
+        The part of each batch for this process; by default the whole batch.
     """
 
     def __init__(
@@ -554,13 +557,13 @@ class LoaderBatches:
     loader : DataLoader
     weight : Tensor of shape (n_samples,) or None
     device : torch.device
-        Where batches are wanted.
+        Device of the batches.
     n_rows : int
         Number of rows of X.
     unique : bool
-        Whether a batch is known to hold no sample twice.
+        Whether a batch is known to contain no sample twice.
     totals : list of int, optional
-        Sizes of the batches with the parts of other processes, where there are such.
+        Sizes of the batches including the parts of other processes, if they are known.
     """
 
     is_resident = False
@@ -588,7 +591,7 @@ class LoaderBatches:
     def __iter__(self) -> Iterator[Batch]:
         for x, y, index in self.loader:
             if not self.unique:
-                check_rows(index, self.n_rows)  # here, where nothing has to wait for it
+                check_rows(index, self.n_rows)  # on the CPU, without synchronisation
             index = move(index, self.device)
             yield Batch(
                 move(x, self.device),
@@ -603,27 +606,28 @@ Batches = ResidentBatches | LoaderBatches
 
 
 def channel_statistics(images: Tensor, rows: np.ndarray, weight: np.ndarray | None):
-    """Mean and standard deviation of each channel of uint8 images.
+    """Compute mean and standard deviation of each channel of uint8 images.
 
     Parameters
     ----------
     images : Tensor of shape (n_samples, channels, height, width)
     rows : ndarray of int
-        Which images count.
+        Rows of the images to use.
     weight : ndarray of shape (n_samples,) or None
 
     Returns
     -------
     mean, std : ndarray of shape (channels,)
-        A constant channel has standard deviation 1, to divide by.
+        The standard deviation of a constant channel is set to 1, so that it can be a
+        divisor.
     """
     sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
     total = 0.0
     size = max(1, min(1024, PART // max(1, images[0].numel())))
     for chunk in torch.from_numpy(rows).split(size):
         x = images[chunk.to(images.device)].flatten(2).int()
-        # Whole numbers are exact; double precision, which not every device has, comes
-        # in on the CPU.
+        # Sums of integers are exact. The conversion to double precision takes place on
+        # the CPU, as some devices do not support it.
         moments = torch.stack([x.sum(dim=2), x.square().sum(dim=2)]).cpu().double()
         w = torch.ones(len(x)) if weight is None else torch.from_numpy(weight)[chunk]
         w = w.double()

@@ -1,4 +1,4 @@
-"""What a Dataset has to be like, and its labels."""
+"""Checks of a Dataset, and its labels."""
 
 from collections.abc import Mapping, Sized
 from typing import Any
@@ -17,22 +17,22 @@ _TO_TENSOR = (
 
 
 def check_dataset(dataset: Dataset, *, has_y: bool, collates: bool) -> Any:
-    """Return the first item; raise where there is no length, label or tensor.
+    """Return the first item; raise if length, label or tensors are missing.
 
     Parameters
     ----------
     dataset : Dataset
     has_y : bool
-        Whether labels were given beside it.
+        Whether labels were given separately.
     collates : bool
-        Whether the user has set what makes batches of items.
+        Whether the user has set a `collate_fn`.
     """
     name = type(dataset).__name__
     if not isinstance(dataset, Sized):
         raise ValueError(
-            f"the Dataset {name} has no length. BSD keeps a belief "
-            "for each training sample, so it needs a map-style Dataset with __len__ "
-            "and __getitem__ that returns (x, y)."
+            f"the Dataset {name} has no length. BSD keeps a belief for each training "
+            "sample, so it needs a map-style Dataset with __len__, and with "
+            "__getitem__ that returns (x, y)."
         )
     if len(dataset) == 0:
         raise ValueError("the Dataset is empty; at least two samples are required.")
@@ -40,8 +40,8 @@ def check_dataset(dataset: Dataset, *, has_y: bool, collates: bool) -> Any:
     if not has_y and not has_label(item):
         raise ValueError(
             f"the Dataset {name} must return pairs (x, y), longer tuples that end with "
-            f"the label, or dicts with 'labels' or 'label', got {_describe(item)}; or "
-            "pass the labels as y."
+            f"the label, or dicts with 'labels' or 'label', got {_describe(item)}. "
+            "Alternatively, pass the labels as y."
         )
     if not collates:
         _check_inputs(inputs_of(item), name)
@@ -49,19 +49,19 @@ def check_dataset(dataset: Dataset, *, has_y: bool, collates: bool) -> Any:
 
 
 def _check_inputs(x: Any, name: str) -> None:
-    """Raise for inputs that torch cannot put into a batch."""
+    """Raise for inputs that torch cannot collate into a batch."""
     for which, leaf in named_leaves(x, "x"):
         if type(leaf).__module__.partition(".")[0] == "PIL":
             raise TypeError(
                 f"the Dataset {name} returns images of PIL ({which} is a "
-                f"{type(leaf).__name__}), and a network takes tensors. Give it a "
-                f"transform that makes them: {_TO_TENSOR}."
+                f"{type(leaf).__name__}), but a network requires tensors. Give it a "
+                f"transform that converts images to tensors: {_TO_TENSOR}."
             )
         if leaf is None or isinstance(leaf, str | bytes):
             raise TypeError(
-                f"the Dataset {name} returns {which} = {leaf!r}, and a network takes "
-                "numbers. Leave such entries out (remove_columns of a Hugging Face "
-                "Dataset), encode them, or pass a collate_fn that does."
+                f"the Dataset {name} returns {which} = {leaf!r}, but a network "
+                "requires numbers. Remove such entries (remove_columns of a Hugging "
+                "Face Dataset), encode them, or pass a collate_fn that encodes them."
             )
 
 
@@ -73,15 +73,15 @@ def _describe(item: Any) -> str:
 
 
 def dataset_labels(dataset: Dataset) -> np.ndarray:
-    """Return the label of every sample, without loading inputs where possible.
+    """Return the label of every sample, without loading inputs if possible.
 
-    Those of torchvision's ImageFolder and DatasetFolder are the names of the folders.
+    The labels of torchvision's ImageFolder and DatasetFolder are names of folders.
 
     Parameters
     ----------
     dataset : Dataset
     """
-    # These types exactly: a subclass may return other labels than it stores.
+    # Exact types only, as a subclass may return other labels than it stores.
     if type(dataset) is TensorDataset:
         return as_numpy(dataset.tensors[-1])
     if type(dataset) is Subset:
@@ -105,9 +105,9 @@ def dataset_labels(dataset: Dataset) -> np.ndarray:
 
 
 def folder_names(dataset: Any) -> np.ndarray | None:
-    """Return the names of the classes that stand behind the indices of a Dataset.
+    """Return the class names of a folder Dataset, in the order of its indices.
 
-    Only folders of files have them: labels of other Datasets are what they return.
+    Other Datasets have none: the labels that they return are used unchanged.
 
     Parameters
     ----------
@@ -128,9 +128,10 @@ def true_labels(dataset: Any, y: Any, classes: np.ndarray) -> np.ndarray:
     ----------
     dataset : Dataset
     y : array-like or None
-        What was given beside it: indices of the classes of a folder stand for names.
+        Separately given labels. For a folder Dataset, they may be class indices.
     classes : ndarray
-        What predictions are of.
+        Classes of the predictions. If they are not integers, the class indices of a
+        folder Dataset are converted to names.
     """
     if y is None:
         check_dataset(dataset, has_y=False, collates=True)

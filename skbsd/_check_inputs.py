@@ -1,4 +1,4 @@
-"""What is accepted as X, and what is said about anything else."""
+"""Checks and conversions of X."""
 
 import datetime
 import math
@@ -17,7 +17,7 @@ from ._structure import named_leaves
 # Grey, colour, and colour with an alpha channel.
 CHANNELS = (1, 3, 4)
 
-# Values of an array that is looked at here first.
+# Largest number of values of an array that takes the fast path.
 _SMALL = 2**14
 
 _TIMES = (
@@ -48,26 +48,26 @@ def check_X(
     caller : str, optional
         Name of the estimator, for advice about missing values.
     image_shape : tuple of (channels, height, width), optional
-        Where given, 2-D rows are reshaped to it.
+        If given, 2-D rows are reshaped to it.
     own_module : bool
-        Whether the network is the user's own, which may take arrays of any number of
-        dimensions, and several inputs.
+        Whether the network is custom. A custom network may accept arrays with any
+        number of dimensions, and several inputs.
     needs_integers : callable, optional
-        Called with an array of integers; returns whether the network has to be given
-        integers. By default they become floats.
+        Called with an array of integers; returns whether the network requires
+        integers. By default, integers are converted to floats.
     is_several : bool, optional
-        Whether a list of arrays is one of several inputs. By default it is, unless it
-        has as many entries as there are samples.
+        Whether a list of arrays contains several inputs. By default it does, unless the
+        number of its entries is the number of samples.
     n_samples : int, optional
-        Number of samples, where it is known.
+        Number of samples, if it is known.
     name : str
-        For messages.
+        Name of X in messages.
 
     Returns
     -------
     ndarray, Tensor or csr_array, or a dict or list of these
-        Of float32 or float64; of uint8 for 4-D images; of int32 or int64 where the
-        network needs them and in a dict or list, where bool stays as well.
+        float32 or float64; uint8 for 4-D images; int32 or int64 if the network requires
+        integers. In a dict or list, integers are kept as int32 or int64, and bool too.
     """
     ready = _is_ready(X)
     if ready and X.ndim == 2 and X.dtype.kind == "f" and image_shape is None:
@@ -75,14 +75,14 @@ def check_X(
     if isinstance(X, DataLoader):
         raise TypeError(
             f"{name} is a {type(X).__name__}; expected an array, a DataFrame, a Tensor "
-            "or a Dataset. Pass a DataLoader's `dataset`, and parameters of loading as "
+            "or a Dataset. Pass the `dataset` of a DataLoader, and its options as "
             "iterator_train__*."
         )
     if type(X).__module__.startswith("datasets."):
-        # A dict of splits: a single Dataset of that library is not checked here.
+        # A dict of splits, as a single Dataset of that library is not checked here.
         raise TypeError(
-            f"{name} is a {type(X).__name__} of Hugging Face's; expected a Dataset "
-            f"with a length, such as one of its splits, {name}['train']."
+            f"{name} is a {type(X).__name__} of Hugging Face; expected a Dataset with "
+            f"a length, such as one of its splits, {name}['train']."
         )
     X = _no_dict_of_keys(X)
     if is_several is None:
@@ -105,22 +105,22 @@ def check_X(
 
 
 def _no_dict_of_keys(X: Any) -> Any:
-    """Return a sparse matrix of SciPy's that is a dict in a format that is none."""
+    """Convert SciPy's sparse DOK format, a subclass of dict, to CSR."""
     return X.tocsr() if sparse.issparse(X) and X.format == "dok" else X
 
 
 def are_several(X: Any, n_samples: int | None = None) -> bool:
-    """Whether X is several inputs of a network.
+    """Whether X contains several inputs of a network.
 
-    A dict is, and so is a list or tuple of arrays of which one at least has two
-    dimensions. A list of rows is a table, and a list of as many images as there are
-    samples is a batch of images, as in scikit-learn.
+    This holds for a dict, and for a list or tuple of arrays if at least one of them has
+    two dimensions. A list of rows is a table. A list of images, one per sample, is a
+    batch of images, as in scikit-learn.
 
     Parameters
     ----------
     X : object
     n_samples : int, optional
-        Number of samples, where it is known.
+        Number of samples, if it is known.
     """
     if isinstance(X, Mapping):
         return True
@@ -128,7 +128,7 @@ def are_several(X: Any, n_samples: int | None = None) -> bool:
 
 
 def _may_be_several(X: Any) -> bool:
-    """Whether X is a dict, or a list of arrays that are more than rows of a table."""
+    """Whether X is a dict, or a list of arrays that are not just rows of a table."""
     if isinstance(X, Mapping):
         return True
     if not isinstance(X, list | tuple) or not X:
@@ -139,32 +139,32 @@ def _may_be_several(X: Any) -> bool:
 
 
 def _check_can_be_several(X: Any, own_module: bool, image_shape: Any, name: str):
-    """Raise where several inputs cannot be what a network takes."""
+    """Raise if the parameters do not allow several inputs."""
     kind = type(X).__name__
     if not own_module:
         raise TypeError(
-            f"{name} is a {kind} of several inputs, and module=None makes networks of "
-            "one; pass a module of your own, whose forward takes the entries of a dict "
-            "by name, or a list of arrays as one argument. A dict of columns becomes a "
-            "table with pandas.DataFrame."
+            f"{name} is a {kind} of several inputs, but the networks of module=None "
+            "have one input; pass a custom module whose forward accepts the entries of "
+            "a dict as keyword arguments, or a list of arrays as one argument. Convert "
+            "a dict of columns to a table with pandas.DataFrame."
         )
     if image_shape is not None:
         raise ValueError(
             f"image_shape={tuple(image_shape)} is the shape of the rows of one array, "
-            f"and {name} is a {kind} of several; leave it out, and pass images as "
-            "arrays of 4 dimensions."
+            f"but {name} is a {kind} of several arrays; omit image_shape, and pass "
+            "images as arrays of 4 dimensions."
         )
     if not len(X):
-        raise ValueError(f"{name} is an empty {kind}; expected one input at least.")
+        raise ValueError(f"{name} is an empty {kind}; expected at least one input.")
 
 
 def _check_several(X: Any, name: str, caller: str | None) -> Any:
-    """Check each input, and that all have the same number of samples."""
+    """Check each input, and that all inputs have the same number of samples."""
     if isinstance(X, Mapping):
         for key in X:
             if not isinstance(key, str):
                 raise TypeError(
-                    f"{name} has the key {key!r}; expected strings, the names of "
+                    f"{name} has the key {key!r}; expected strings that are names of "
                     "arguments of the network."
                 )
         checked: Any = {
@@ -180,20 +180,20 @@ def _check_several(X: Any, name: str, caller: str | None) -> Any:
         shown = ", ".join(f"{which} has {n}" for which, n in lengths.items())
         raise ValueError(
             f"the inputs differ in their number of samples: {shown}. The first "
-            "dimension of each is that of the samples."
+            "dimension of each input must be the samples."
         )
     return checked
 
 
 def _check_part(X: Any, name: str, caller: str | None) -> Any:
-    """Check one of several inputs."""
+    """Check a single one of several inputs."""
     X = _no_dict_of_keys(X)
     if isinstance(X, Mapping) or (isinstance(X, list | tuple) and _may_be_several(X)):
         return _check_several(X, name, caller)
     if isinstance(X, list | tuple):
         X = _stacked(X, name)
     if not hasattr(X, "shape") or not len(X.shape):
-        raise ValueError(f"{name} is {X!r}; expected an array, with a row per sample.")
+        raise ValueError(f"{name} is {X!r}; expected an array with a row per sample.")
     try:
         X = _check_array(X, name, caller, ensure_2d=False)
     except ValueError as error:
@@ -206,14 +206,14 @@ def _check_part(X: Any, name: str, caller: str | None) -> Any:
 
 
 def _stacked(X: Any, name: str) -> np.ndarray:
-    """Return rows in lists as an array."""
+    """Convert a list of rows to an array."""
     try:
         return np.asarray(X)
     except ValueError as error:
         raise ValueError(
-            f"{name} holds rows of different lengths or shapes; expected the same for "
-            "all. Pad them, such as with a tokenizer's padding=True, or pass a Dataset "
-            "with a collate_fn that does."
+            f"{name} contains rows of different lengths or shapes; expected the same "
+            "shape for all rows. Pad them, for example with padding=True of a "
+            "tokenizer, or pass a Dataset with a collate_fn that pads."
         ) from error
 
 
@@ -236,20 +236,20 @@ def _check_array(X, name: str, caller: str | None, *, ensure_2d: bool = True):
     X = check_array(X, dtype=np.float64 if convert else "numeric", **options)
     _refuse_times(X, name)
     if X.dtype.kind == "O":
-        # A list of lists of objects: unconverted, and not checked for infinity.
+        # check_array neither converts a list of lists of objects nor checks infinity.
         X = check_array(X, dtype=np.float64, **options)
     return X
 
 
 def _check_same_shapes(X: Any, name: str) -> None:
-    """Raise for images or rows that are arrays of different shapes."""
+    """Raise if images or rows are arrays of different shapes."""
     found = sorted({x.shape for x in X if hasattr(x, "shape")}, key=tuple)
     if len(found) > 1:
         raise ValueError(
             f"{name} is a list of arrays of different shapes, such as "
             f"{tuple(found[0])} and {tuple(found[1])}; expected one shape. Resize or "
             "pad them, or pass a Dataset with a collate_fn that pads the items of a "
-            "batch. For several inputs, each needs as many rows as y has labels."
+            "batch. If these are several inputs, each needs one row per label in y."
         )
 
 
@@ -259,7 +259,7 @@ def _check_sparse(X: Any, name: str, options: dict) -> sparse.csr_array:
     if X.dtype not in (np.float32, np.float64):
         X = X.astype(np.float32 if X.dtype.itemsize <= 2 else np.float64)
     if not X.has_canonical_format:
-        X = X.copy()  # the user's stays as it is
+        X = X.copy()  # the user's matrix must not change
         X.sum_duplicates()
     return X
 
@@ -268,22 +268,22 @@ def _as_csr(X: torch.Tensor, name: str) -> sparse.csr_array:
     if X.ndim != 2 or X.is_complex():
         raise ValueError(
             f"{name} is a sparse Tensor of {X.dtype} and shape {tuple(X.shape)}; "
-            "expected real numbers of shape (n_samples, n_features). Use X.to_dense()."
+            "expected real numbers of shape (n_samples, n_features). Convert it with "
+            "X.to_dense()."
         )
     return as_csr(X)
 
 
 def _check_dimensions(X, own_module: bool, image_shape: Any, name: str) -> None:
-    """Raise for arrays that are neither tables nor images, without an own network."""
+    """Raise if X is neither a table nor images, unless the network is custom."""
     if own_module and image_shape is None:
         return
     raise ValueError(
         f"{name} has {X.ndim} dimensions, shape {tuple(X.shape)}; expected a table "
         "(n_samples, n_features) or images (n_samples, channels, height, width). "
-        "Give grey images a channel axis with X[:, None], or flatten other data "
-        "to 2-D. A module of your own takes any number of dimensions, such as "
-        "sequences of shape (n_samples, length, n_features); image_shape has to be "
-        "None then."
+        "Add a channel axis to grey images with X[:, None], or flatten other data "
+        "to 2-D. A custom module accepts any number of dimensions, such as sequences "
+        "of shape (n_samples, length, n_features), if image_shape is None."
     )
 
 
@@ -297,10 +297,10 @@ def _check_channels_first(X, name: str, way_out: str) -> None:
 
 
 def _is_ready(X) -> bool:
-    """Whether X is a small array that passes scikit-learn's checks as it is.
+    """Whether X is a small array that would pass scikit-learn's checks unchanged.
 
-    Those take longer than a small network does for a row; where there is anything to
-    convert or to refuse, they have to say so.
+    Those checks take longer than the prediction of a row by a small network. They are
+    skipped only if nothing must be converted or rejected.
     """
     return (
         type(X) is np.ndarray
@@ -316,8 +316,8 @@ def _is_ready(X) -> bool:
 def _looks_channels_last(first: int, second: int, last: int) -> bool:
     """Whether samples of this shape are probably (height, width, channels).
 
-    As (channels, height, width) they would be images that are far narrower than they
-    have channels, which is rare; most of all where there are as many rows as channels.
+    Read as (channels, height, width), the width would be far less than the number of
+    channels. This is rare, especially if height and number of channels are equal.
     """
     smaller, larger = sorted((first, second))
     if first <= max(CHANNELS):
@@ -326,9 +326,9 @@ def _looks_channels_last(first: int, second: int, last: int) -> bool:
         return True
     if first == second:
         return 2 * last <= first
-    # Photographs that are not square are at most twice as wide as high, or as high as
-    # wide. This leaves out signals, which are many times longer than they have
-    # channels, and features, which have many times more channels than rows.
+    # The longer side of a photograph is at most twice the shorter one. This condition
+    # excludes signals, which are much longer than their number of channels, and feature
+    # maps, which have many more channels than rows.
     return larger <= 2 * smaller and 4 * last <= smaller
 
 
@@ -341,7 +341,7 @@ def _check_tensor(X: torch.Tensor, name: str, least: int) -> torch.Tensor:
             "Reshape your data with X.reshape(-1, 1) or X.reshape(1, -1)."
         )
     if not len(X):
-        raise ValueError(f"{name} holds 0 samples; at least 1 is required.")
+        raise ValueError(f"{name} has 0 samples; at least 1 is required.")
     if not X.isfinite().all():
         kind = "NaN" if X.isnan().any() else "infinity"
         raise ValueError(f"Input {name} contains {kind}. Remove or impute such rows.")
@@ -354,13 +354,14 @@ def _check_columns(X, name: str, caller: str | None) -> bool:
     Returns
     -------
     bool
-        Whether columns have to be converted: numbers stored as objects or categories.
+        Whether columns must be converted, as numbers are stored as objects or
+        categories.
     """
     dtypes = getattr(X, "dtypes", None)
     columns = getattr(X, "columns", None)
     if dtypes is None or columns is None:
         return False
-    # pandas' types have a kind; where there is none, the values decide.
+    # Types of pandas have a kind; columns of other types are judged by their values.
     unclear = [i for i, t in enumerate(dtypes) if getattr(t, "kind", "f") not in "biuf"]
     times, strange = [], []
     for i in unclear:
@@ -379,8 +380,8 @@ def _check_columns(X, name: str, caller: str | None) -> bool:
             "StandardScaler in a Pipeline."
         )
     if any(X.iloc[:, i].isna().any() for i in unclear):
-        # scikit-learn's error about missing values; pandas' NA, which it cannot
-        # convert, would get another.
+        # Raises scikit-learn's error about missing values. pandas' NA would otherwise
+        # raise an error about its conversion.
         assert_all_finite(np.array([np.nan]), estimator_name=caller, input_name=name)
     return bool(unclear)
 
@@ -397,26 +398,26 @@ def _is_numeric(values: np.ndarray) -> bool:
 
 
 def _refuse_times(X: np.ndarray, name: str) -> None:
-    """Raise for dates, times and durations, which numpy makes numbers of."""
+    """Raise for dates, times and durations, which numpy would convert to numbers."""
     if _holds_times(X):
         raise ValueError(_about_times(f"{name} holds", f"dtype {X.dtype}"))
 
 
 def _holds_times(values: np.ndarray) -> bool:
-    """Whether there are dates, times or durations among the values."""
+    """Whether any of the values is a date, time or duration."""
     if values.dtype.kind != "O":
         return values.dtype.kind in "mM"
     kinds = set(map(type, values.flat))
-    # pandas' Timestamp and Timedelta are datetime's too, but its Period is not.
+    # Timestamp and Timedelta of pandas derive from datetime's types; Period does not.
     return any(issubclass(k, _TIMES) or k.__name__ == "Period" for k in kinds)
 
 
 def _about_times(holds: str, which: str) -> str:
     return (
-        f"{holds} dates, times or durations ({which}); expected numbers, and as such "
-        "these would depend on their unit and origin. Extract features from them, such "
-        "as the year and the day of the week, or the seconds since a date; pandas has "
-        "these as .dt.year, .dt.dayofweek and .dt.total_seconds()."
+        f"{holds} dates, times or durations ({which}); expected numbers. Converted to "
+        "numbers, they would depend on a unit and an origin. Extract features, such as "
+        "the year and the day of the week, or the seconds since a date, with .dt.year, "
+        ".dt.dayofweek and .dt.total_seconds() of pandas."
     )
 
 
@@ -424,40 +425,40 @@ def _as_images(X, image_shape: tuple[int, int, int], name: str):
     if X.ndim == 4:
         if tuple(X.shape[1:]) != image_shape:
             raise ValueError(
-                f"{name} holds images of shape {tuple(X.shape[1:])}, but image_shape "
-                f"is {image_shape}; leave image_shape out or make them agree."
+                f"{name} has images of shape {tuple(X.shape[1:])}, but image_shape "
+                f"is {image_shape}; omit image_shape or make them agree."
             )
         return X
     if X.shape[1] != math.prod(image_shape):
         raise ValueError(
             f"{name} has {X.shape[1]} features, but image_shape={image_shape} "
-            f"multiplies out to {math.prod(image_shape)}; expected (channels, height, "
-            "width) of one flattened image."
+            f"has {math.prod(image_shape)} values; expected (channels, height, width) "
+            "of one flattened image."
         )
-    # Batches of a sparse matrix are reshaped when they are dense.
+    # Batches of a sparse matrix are reshaped after they become dense.
     return X if sparse.issparse(X) else X.reshape(len(X), *image_shape)
 
 
 def as_numbers(X, *, keep_integers: bool, keep_bool: bool = False):
-    """Return numbers of a type that networks take.
+    """Convert numbers to a type that networks accept.
 
     Parameters
     ----------
     X : ndarray, Tensor or sparse matrix
     keep_integers : bool
-        Make int32 or int64 of integers, and no floats.
+        Whether to convert integers to int32 or int64, instead of floats.
     keep_bool : bool, default=False
-        Leave booleans as they are.
+        Whether to keep booleans unchanged.
 
     Returns
     -------
     ndarray, Tensor or sparse matrix
-        uint8 images, float32 and float64 stay what they are.
+        uint8 images, float32 and float64 keep their type.
     """
     X = X if sparse.issparse(X) else _of_known_type(X, keep_integers, keep_bool)
     if isinstance(X, torch.Tensor) or sparse.issparse(X):
         return X
-    # torch knows neither negative strides nor foreign byte orders.
+    # torch supports neither negative strides nor non-native byte orders.
     return np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))
 
 
@@ -471,14 +472,14 @@ def _of_known_type(X, keep_integers: bool, keep_bool: bool):
         return X
     if keep_integers and holds_integers(X):
         return _as_signed(X)
-    # Every 16-bit type fits in float32 without loss.
+    # float32 represents the values of every 16-bit type exactly.
     if is_tensor:
         return X.to(torch.float32 if X.dtype.itemsize <= 2 else torch.float64)
     return X.astype(np.float32 if X.dtype.itemsize <= 2 else np.float64)
 
 
 def is_bytes_of_images(X: Any) -> bool:
-    """Whether an array holds images of uint8, which are standardised on the device.
+    """Whether an array contains uint8 images, which are standardised on the device.
 
     Parameters
     ----------
@@ -488,7 +489,7 @@ def is_bytes_of_images(X: Any) -> bool:
 
 
 def holds_integers(X: Any) -> bool:
-    """Whether an array holds integers or booleans, other than images of uint8.
+    """Whether an array contains integers or booleans, other than uint8 images.
 
     Parameters
     ----------
@@ -504,7 +505,9 @@ def holds_integers(X: Any) -> bool:
 def _as_signed(X):
     """Return integers as int32 or int64, which torch can use as indices."""
     if X.dtype in (np.uint64, torch.uint64) and X.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"X holds integers as large as {X.max()}; expected int64.")
+        raise ValueError(
+            f"X contains integers as large as {X.max()}; expected the range of int64."
+        )
     unsigned = X.dtype in (np.uint32, torch.uint32)
     size = "int64" if unsigned or X.dtype.itemsize > 4 else "int32"
     if isinstance(X, torch.Tensor):

@@ -1,4 +1,4 @@
-"""What `fit` and `predict` accept, and what they say about anything else."""
+"""Checks of the parameters and data that `fit` and `predict` accept."""
 
 import math
 import os
@@ -42,9 +42,9 @@ from .contrastive import Contrastive
 
 
 def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> None:
-    """Raise for the first of the estimator's own parameters that is out of range.
+    """Raise for the first invalid parameter of the estimator itself.
 
-    A table of what each may be, which is as long as there are parameters.
+    The function is long because its table has an entry per parameter.
     """
     constraints = {
         "prior_strength": [
@@ -129,14 +129,14 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
     ):
         raise ValueError(
             f"device={str(device)!r} names one device, but devices={devices!r} asks "
-            "for several; pass device='cuda', or leave devices out."
+            "for several; pass device='cuda', or omit devices."
         )
     store = params["posterior_dtype"]
     if store not in ("float32", "float16") and n_kept_of(store) is None:
         raise ValueError(
-            "posterior_dtype must be 'float32', 'float16', 'compact', or 'compact-m' "
-            "with the number m of classes that a sample's belief keeps, at least 2, "
-            f"such as 'compact-64'; got {store!r}."
+            "posterior_dtype must be 'float32', 'float16', 'compact', or 'compact-m', "
+            "where m, at least 2, is the number of classes that the belief of a sample "
+            f"keeps, such as 'compact-64'; got {store!r}."
         )
     if params["posterior_folder"] == "":
         raise ValueError(
@@ -145,13 +145,14 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
     max_epochs, length = params["max_epochs"], params["schedule_epochs"]
     if length is not None and length < max_epochs:
         raise ValueError(
-            f"schedule_epochs={length} is shorter than max_epochs={max_epochs}; the "
-            "schedule has to last as long as training may: pass at least max_epochs, "
-            "or None."
+            f"schedule_epochs={length} is less than max_epochs={max_epochs}; the "
+            "schedule must span the whole training. Pass at least max_epochs, or None."
         )
     half = torch.finfo(torch.float16)
     strength = resolve_prior_strength(params["prior_strength"], length or max_epochs)
-    followed = "" if strength == params["prior_strength"] else " for so many epochs"
+    followed = (
+        "" if strength == params["prior_strength"] else " for this number of epochs"
+    )
     floor = params["prior_floor"]
     if params["posterior_dtype"] == "float16" and not (
         strength <= 1024 and (floor == "auto" or floor >= half.smallest_normal)
@@ -177,7 +178,7 @@ def check_parameters(params: dict, caller: str, *, augmentations, schedules) -> 
 
 
 def length_of(X: Any) -> int | None:
-    """Return the number of samples, as far as it is known before X is checked.
+    """Return the number of samples of unchecked X, or None if it is unknown.
 
     Parameters
     ----------
@@ -187,12 +188,12 @@ def length_of(X: Any) -> int | None:
         return length_of(next(iter(X.values())))
     try:
         return _num_samples(X)
-    except TypeError:  # of what is refused later, with its name
+    except TypeError:  # a later check raises an error that names X
         return None
 
 
 def check_epochs(epochs: Any) -> None:
-    """Raise where the epochs of a call are no number of them, or None.
+    """Raise if the `epochs` of a call are neither a whole number nor None.
 
     Parameters
     ----------
@@ -202,15 +203,15 @@ def check_epochs(epochs: Any) -> None:
     if epochs is not None and not (is_number and epochs >= 0):
         raise ValueError(
             f"epochs must be a whole number of epochs, 0 or more, got {epochs!r}; "
-            "leave it out to train for max_epochs."
+            "omit it to train for max_epochs."
         )
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """Return the device meant; "auto" is cuda, then mps, then cpu.
+    """Return the torch device; "auto" is the first available of cuda, mps and cpu.
 
-    "cuda" is the current GPU, by its number: what is current later may be another. In
-    the workers of a search, "auto" is a GPU for each.
+    "cuda" is resolved to the index of the current GPU, as the current GPU may change.
+    In the workers of a search, "auto" selects a separate GPU for each.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -264,12 +265,12 @@ def _is_missing(label) -> bool:
 
 
 def find_classes(y: np.ndarray) -> np.ndarray:
-    """Return the sorted distinct labels, at least two."""
+    """Return the sorted distinct labels; raise if there are fewer than two."""
     classes = np.unique(y)
     if len(classes) < 2:
         raise ValueError(
-            f"y holds one class only ({classes.tolist()[0]!r}, n_samples={len(y)}); a "
-            "classifier needs at least two classes."
+            f"y contains a single class ({classes.tolist()[0]!r}, n_samples={len(y)}); "
+            "a classifier needs at least two classes."
         )
     return classes
 
@@ -279,9 +280,10 @@ def encode(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
     unseen = np.setdiff1d(y, classes)
     if len(unseen):
         raise ValueError(
-            f"y holds labels that are not among the known classes: {unseen.tolist()}; "
-            f"the classes are {classes.tolist()}. Name all of them in the first call, "
-            "partial_fit(X, y, classes=...), or call fit to start afresh."
+            f"y contains labels that are not among the known classes: "
+            f"{unseen.tolist()}; the classes are {classes.tolist()}. Pass all classes "
+            "in the first call, partial_fit(X, y, classes=...), or call fit to start "
+            "afresh."
         )
     return np.searchsorted(classes, y)
 
@@ -289,9 +291,9 @@ def encode(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
 def check_weight(
     sample_weight, class_weight, X, y, classes, *, several_classes: bool
 ) -> np.ndarray | None:
-    """Combine sample and class weights into one, at most 1, or None.
+    """Combine sample and class weights into one weight of at most 1, or None.
 
-    Where `several_classes`, more than one class has to have weight.
+    If `several_classes`, more than one class must have positive weights.
     """
     if sample_weight is None and class_weight is None:
         return None
@@ -299,21 +301,21 @@ def check_weight(
     if sample_weight is not None:
         if isinstance(sample_weight, torch.Tensor):
             sample_weight = as_numpy(sample_weight)
-        # Says itself what is wrong: shape, NaN or a negative value.
+        # Raises an error of its own for a wrong shape, NaN or a negative value.
         weight = _check_sample_weight(
             sample_weight, X, dtype=np.float64, ensure_non_negative=True, copy=True
         )
     if class_weight is not None:
         if isinstance(class_weight, dict):
-            # Over all classes: a later part of a stream may lack some.
+            # Computed over all classes, as a later part of a stream may lack some.
             of_class = compute_class_weight(class_weight, classes=classes, y=classes)
             of_class = of_class[np.searchsorted(classes, y)]
         else:
             of_class = compute_sample_weight(class_weight, y)
         if not (np.isfinite(of_class) & (of_class >= 0)).all():
             raise ValueError(
-                f"class_weight={class_weight!r} holds negative values, NaN or "
-                "infinity; weights must be finite and not negative."
+                f"class_weight={class_weight!r} contains negative values, NaN or "
+                "infinity; weights must be finite and non-negative."
             )
         weight *= of_class / (of_class.max() or 1.0)
     positive = weight > 0
@@ -331,20 +333,20 @@ def check_weight(
 
 
 def check_order(options: dict) -> None:
-    """Raise where ``iterator_valid__shuffle`` would shuffle predictions.
+    """Raise if ``iterator_valid__shuffle`` would shuffle predictions.
 
     Parameters
     ----------
     options : dict
-        Those of `iterator_valid`.
+        The options of `iterator_valid`.
     """
     shuffle = options.get("shuffle")
     if shuffle:
         raise ValueError(
-            f"iterator_valid__shuffle={shuffle!r} would shuffle predictions, whose "
-            "rows then do not belong to the rows of X; expected False. Leave it out "
-            "or set it to False. Training data are shuffled by default, which "
-            "iterator_train__shuffle decides."
+            f"iterator_valid__shuffle={shuffle!r} would shuffle predictions, so that "
+            "their rows would not match the rows of X; omit it or set it to False. "
+            "Training data are shuffled by default; iterator_train__shuffle controls "
+            "this."
         )
 
 
@@ -355,14 +357,14 @@ def fitted_classifier(estimator: Any, attribute: str) -> Any:
     ----------
     estimator : BSDClassifier or Pipeline
     attribute : str
-        What it has to have been fitted to have.
+        Fitted attribute that it must have.
 
     Raises
     ------
     ValueError
         For another estimator.
     NotFittedError
-        If it has not been fitted.
+        If the estimator has not been fitted.
     """
     last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
     if not hasattr(last, "prior_strength"):
@@ -374,26 +376,27 @@ def fitted_classifier(estimator: Any, attribute: str) -> Any:
     check_is_fitted(last)
     if not hasattr(last, attribute):
         raise NotFittedError(
-            f"this {type(last).__name__} has no {attribute}: it was loaded from a file "
-            "without it. Save it with save(path, posterior=True), or fit it."
+            f"this {type(last).__name__} has no {attribute}, as the file that it was "
+            "loaded from does not contain it. Save it with save(path, posterior=True), "
+            "or fit it."
         )
     if attribute == "posterior_" and hasattr(last, "posterior_rows_"):
         raise ValueError(
-            f"this {type(last).__name__} has the beliefs about {len(last.posterior_)} "
-            "samples, a process's part of them (gather_posterior=False); fit it with "
-            "gather_posterior=True."
+            f"this {type(last).__name__} has the beliefs of only "
+            f"{len(last.posterior_)} samples, the part of one process "
+            "(gather_posterior=False); fit it with gather_posterior=True."
         )
     return last
 
 
 def check_predicts_proba(estimator: Any, purpose: str) -> None:
-    """Raise where an estimator is no fitted classifier of probabilities.
+    """Raise if an estimator is not a fitted classifier that predicts probabilities.
 
     Parameters
     ----------
     estimator : estimator instance
     purpose : str
-        What needs one, for the message.
+        Name of the function that requires one, for the message.
     """
     name = type(estimator).__name__
     if not is_classifier(estimator):
@@ -402,19 +405,19 @@ def check_predicts_proba(estimator: Any, purpose: str) -> None:
     if not hasattr(estimator, "predict_proba"):
         raise AttributeError(
             f"{name} has no predict_proba, which {purpose} requires. Wrap it in a "
-            "CalibratedClassifierCV, or choose a classifier of probabilities."
+            "CalibratedClassifierCV, or choose a classifier that has predict_proba."
         )
 
 
 def check_training_X(X: Any, classifier: Any, name: str) -> None:
-    """Raise where X cannot be what a BSDClassifier was fitted on.
+    """Raise if X cannot be the training data of a fitted BSDClassifier.
 
     Parameters
     ----------
     X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
     classifier : BSDClassifier
     name : str
-        Of X, for the message.
+        Name of X in messages.
     """
     n_given, n_samples = length_of(X), len(classifier.posterior_)
     if n_given != n_samples:

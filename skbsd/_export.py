@@ -1,8 +1,8 @@
-"""A fitted classifier as a file that is run without this library.
+"""Export of a fitted classifier to a file that runs without this library.
 
-What is exported is composed of the estimator's own parts: what it does to a batch, the
-network, the calibration. The graph comes from :func:`torch.export.export`, and ONNX
-from that graph.
+The exported program consists of the parts of the estimator: the preparation of a batch,
+the network and the calibration. :func:`torch.export.export` traces its graph, which is
+translated to ONNX if required.
 """
 
 import copy
@@ -36,32 +36,32 @@ _LARGEST_ONNX = 2**31 - 1
 
 
 def export(net: Any, path: str | os.PathLike[str], X: Any = None) -> None:
-    """Write a classifier into a file; see :meth:`BSDClassifier.export`.
+    """Export a classifier to a file; see :meth:`BSDClassifier.export`.
 
     Parameters
     ----------
     net : BSDClassifier
-        Fitted.
+        The fitted classifier.
     path : path-like
-        Its ending says in which format.
+        Its suffix determines the format.
     X : array-like, DataFrame, Tensor or Dataset, optional
-        Samples, which tell names, shapes and types of the inputs.
+        Samples that determine names, shapes and types of the inputs.
     """
     path = Path(path)
     write = _writer(path)
     check_is_fitted(net, "module_")
     if not net._has_classes():
         raise NotFittedError(
-            f"this {type(net).__name__} has weights, but was never fitted and so knows "
-            "neither classes nor inputs. Export an estimator that was fitted, or read "
-            "by `load` or joblib."
+            f"this {type(net).__name__} has weights, but was never fitted, so its "
+            "classes and inputs are unknown. Export an estimator that was fitted, or "
+            "loaded by `load` or joblib."
         )
     net = _on_cpu(net)
-    # Whatever draws random numbers on the way takes them from copies.
+    # Random numbers are drawn from copies of the generators.
     with net._generators.copy().borrowed(_CPU), torch.no_grad():
         batch = _example(net, X)
         served = _Served(net)
-        served(batch)  # an error that has nothing to do with exporting comes from here
+        served(batch)  # raises errors that are unrelated to the export
         program = _traced(served, batch)
         names = _names(batch, own=_parameters(net.module_))
         with replacing(path) as file:
@@ -69,12 +69,12 @@ def export(net: Any, path: str | os.PathLike[str], X: Any = None) -> None:
 
 
 class _Served(nn.Module):
-    """From X, as `predict_proba` takes it, to probabilities.
+    """Computes probabilities from X like `predict_proba`.
 
     Parameters
     ----------
     net : BSDClassifier
-        On the CPU.
+        The classifier, on the CPU.
     """
 
     def __init__(self, net: Any):
@@ -85,13 +85,13 @@ class _Served(nn.Module):
 
     def forward(self, X: Any) -> Tensor:
         net = self._net
-        # A network may work in place, and X is the caller's.
+        # Cloned, as a network may work in place and must not change the caller's X.
         logits = net._logits(_each(X, torch.clone), net.prediction_views)
         return net._calibration()(logits).softmax(dim=1)
 
 
 def _on_cpu(net: Any) -> Any:
-    """Return an estimator that predicts the same on any CPU, with its own network."""
+    """Return a copy for the CPU that makes the same predictions."""
     copied = object.__new__(type(net))
     module = copy.deepcopy(net.module_).to(_CPU).eval().requires_grad_(False)
     if net._preparation.channels_last:
@@ -103,15 +103,15 @@ def _on_cpu(net: Any) -> Any:
         device_=_CPU,
         precision="float32",
         _preparation=facts,
-        _run=None,  # a callback may export while training goes on
+        _run=None,  # a callback may export during training
     )
     return copied
 
 
 def _example(net: Any, X: Any) -> Any:
-    """Return a batch of two samples, of X or of random numbers.
+    """Return a batch of two samples, from X or of random numbers.
 
-    It is two, as torch takes a dimension of size one for one that never changes.
+    A single sample would not do, as torch treats dimensions of size one as constant.
     """
     facts = net._preparation
     if X is not None:
@@ -121,9 +121,8 @@ def _example(net: Any, X: Any) -> Any:
         return _each(batch, operator.itemgetter([0, -1]))
     if facts.is_dataset or not facts.shape:
         raise ValueError(
-            f"this {type(net).__name__} was fitted on a Dataset, and does not know "
-            "what its network takes; pass samples, as to predict_proba: "
-            "export(path, X)."
+            f"this {type(net).__name__} was fitted on a Dataset, so the inputs of its "
+            "network are unknown; pass samples as for predict_proba: export(path, X)."
         )
     shape = facts.shape
     if net.image_shape is not None:
@@ -134,7 +133,7 @@ def _example(net: Any, X: Any) -> Any:
 
 
 def _each(batch: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Apply a function to the tensors of a batch: one, or those in dicts and tuples."""
+    """Apply a function to each tensor of a batch, also within dicts and tuples."""
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
@@ -143,16 +142,16 @@ def _each(batch: Any, function: Callable[[Tensor], Any]) -> Any:
         parts = [_each(part, function) for part in batch]
         return tuple(parts) if isinstance(batch, tuple) else parts
     raise TypeError(
-        f"there is a {type(batch).__name__} among the inputs of the network; expected "
-        "a Tensor, or a dict or tuple of Tensors."
+        f"the inputs of the network include a {type(batch).__name__}; expected a "
+        "Tensor, or a dict or tuple of Tensors."
     )
 
 
 def _names(batch: Any, name: str = "X", own: Sequence[str] = ()) -> list[str]:
     """Return the names of the inputs, in order.
 
-    Those in a dict have its keys. Those in a tuple have the names of the parameters
-    that take them, where the network has so many (`own`), and numbers otherwise.
+    Inputs in a dict are named by its keys. Those in a tuple are named by the parameters
+    of the network (`own`) if these are enough, and by numbers otherwise.
     """
     if isinstance(batch, Tensor):
         return [name]
@@ -166,7 +165,7 @@ def _names(batch: Any, name: str = "X", own: Sequence[str] = ()) -> list[str]:
 
 
 def _parameters(module: nn.Module) -> list[str]:
-    """Return the names that a network's forward has for its inputs."""
+    """Return the parameter names of a network's forward."""
     parameters = inspect.signature(module.forward).parameters.values()
     return [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
 
@@ -178,22 +177,22 @@ def _tensors(batch: Any) -> list[Tensor]:
 
 
 def _traced(served: _Served, batch: Any) -> ExportedProgram:
-    """Return the graph, after a look whether it does what the estimator does."""
+    """Return the traced graph, after a check that its predictions are the same."""
     network = type(served.network).__name__
     size = Dim("batch")
     shapes = {"X": _each(batch, lambda _: {0: size})}
-    # A .pt2 file keeps what the graph was made with: no samples of the user's.
+    # A .pt2 file contains the example inputs, which must not be samples of the user.
     blank = _each(batch, torch.zeros_like)
     try:
         program = torch.export.export(
             served, (blank,), dynamic_shapes=shapes, strict=False
         )
-    except Exception as error:  # there is no common base of what it raises
+    except Exception as error:  # torch's errors have no common base class
         raise ValueError(
-            f"torch.export cannot make a graph of the module {network}, with batches "
-            f"of any size: {_first_line(error)} The error above has the details. What "
-            "forward does must not depend on the values in a batch, nor on how many "
-            "samples there are; for their number, use x.shape[0] in place of len(x)."
+            f"torch.export cannot trace the module {network} for batches of any size: "
+            f"{_first_line(error)} See the error above for details. The operations in "
+            "forward must not depend on the values in a batch, nor on the number of "
+            "samples; use x.shape[0] for this number, not len(x)."
         ) from error
     _forget_places(program)
     run = program.module()
@@ -202,10 +201,10 @@ def _traced(served: _Served, batch: Any) -> ExportedProgram:
         expected, found = served(part), run(part)
         if not torch.allclose(found, expected, rtol=0, atol=1e-5, equal_nan=True):
             raise ValueError(
-                f"the graph that torch.export makes of the module {network} predicts "
-                f"{found[0].tolist()} where the module predicts "
-                f"{expected[0].tolist()}. Does its forward draw random numbers, or "
-                "change itself? What is exported must not."
+                f"the graph that torch.export traced from the module {network} "
+                f"predicts {found[0].tolist()}, but the module predicts "
+                f"{expected[0].tolist()}. The forward of an exported module must "
+                "neither draw random numbers nor change the module."
             )
     return program
 
@@ -216,7 +215,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _forget_places(program: ExportedProgram) -> None:
-    """Take out which lines of code operations come from: paths of this machine."""
+    """Remove stack traces from the graph, as they contain paths of this machine."""
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
@@ -224,7 +223,7 @@ def _forget_places(program: ExportedProgram) -> None:
 
 
 def _facts(net: Any, batch: Any, names: list[str]) -> dict[str, str]:
-    """Return what else is in the file: texts, and JSON where they are more than one."""
+    """Return the metadata of the file as texts, with JSON for lists."""
     classes = net.classes_
     inputs = [
         {
@@ -257,20 +256,20 @@ def _as_json(value: Any) -> str:
 
 
 def _plain(label: Any) -> Any:
-    """Return a label as JSON has it: dates and the like as text."""
+    """Return a label that JSON supports; other types, such as dates, become text."""
     return label if isinstance(label, bool | int | float | str) else str(label)
 
 
 def _writer(path: Path) -> Callable[..., None]:
-    """Return what writes the format of a path, where it can be written here."""
+    """Return the function that writes the format of a path; raise if unavailable."""
     writers = {".onnx": _write_onnx, ".pt2": _write_pt2}
     write = writers.get(path.suffix.lower())
     if write is None:
         raise ValueError(
-            f"{str(path)!r} ends in {path.suffix!r}, which is no format that export "
-            "knows; use .onnx for ONNX, or .pt2 for a program of torch.export."
+            f"{str(path)!r} has the suffix {path.suffix!r}, which export does not "
+            "support; use .onnx for ONNX, or .pt2 for a program of torch.export."
         )
-    if not path.parent.is_dir():  # said now, as tracing takes a while
+    if not path.parent.is_dir():  # checked early, as tracing takes a while
         raise FileNotFoundError(
             errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent)
         )
@@ -301,8 +300,8 @@ def _write_onnx(
     size = sum(values.nbytes for values in program.state_dict.values())
     if size > _LARGEST_ONNX:
         raise ValueError(
-            f"the network has {size / 2**30:.1f} GiB of weights, and an ONNX file "
-            "holds less than 2; export it as .pt2."
+            f"the network has {size / 2**30:.1f} GiB of weights, but an ONNX file is "
+            "limited to less than 2 GiB; export it as .pt2."
         )
     try:
         made = torch.onnx.export(
@@ -317,11 +316,11 @@ def _write_onnx(
         _rename_inputs(made.model.graph, names)  # type: ignore[union-attr]
         model = made.model_proto  # type: ignore[union-attr]
         onnx.checker.check_model(model)
-    except Exception as error:  # there is no common base of what these raise
+    except Exception as error:  # these errors have no common base class
         raise ValueError(
             "the graph of the network cannot be translated to ONNX: "
-            f"{_first_line(error)} The error above has the details. A .pt2 file holds "
-            "any graph."
+            f"{_first_line(error)} See the error above for details. A .pt2 file "
+            "supports any graph."
         ) from error
     _tidy(model.graph)
     versions = json.loads(facts["versions"])
@@ -333,9 +332,10 @@ def _write_onnx(
 
 
 def _rename_inputs(graph: Any, names: list[str]) -> None:
-    """Give inputs their names, which may be those that torch has for other values.
+    """Rename the inputs, and any other values that have one of these names.
 
-    A column may be called "cat" or "linear", as results of such operations are.
+    A column may have a name such as "cat" or "linear", which torch gives to the results
+    of these operations.
     """
     for node in graph:
         for value in node.outputs:
@@ -346,9 +346,9 @@ def _rename_inputs(graph: Any, names: list[str]) -> None:
 
 
 def _tidy(graph: Any) -> None:
-    """Name the size of a batch, and take out what torch notes of each operation.
+    """Name the batch dimension, and remove torch's metadata of each operation.
 
-    The notes may be as large as the weights.
+    The metadata may be as large as the weights.
     """
     graph.ClearField("value_info")
     for part in (graph.node, graph.input, graph.output):

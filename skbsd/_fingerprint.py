@@ -1,4 +1,4 @@
-"""What tells whether two calls of `fit` were given the same samples."""
+"""Fingerprints that show whether two calls of `fit` received the same samples."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,17 +11,19 @@ from scipy import sparse
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-# Numbers of 64 bits that are summed up to one; on a GPU, as many rows at once.
+# Number of 64-bit integers in each sum; also the number of sums computed at once on a
+# GPU.
 _ROW = 4096
 
 
 def fingerprint(X: Any, y: np.ndarray) -> tuple:
-    """Return what tells whether two calls were given the same samples.
+    """Return a fingerprint that is equal for equal samples.
 
     Parameters
     ----------
     X : ndarray, Tensor, sparse matrix or Dataset, or a dict or list of arrays
-        A tensor on a GPU is read there. It has the fingerprint of the same array.
+        The fingerprint of a tensor on a GPU is computed there. It equals that of the
+        same array.
     y : ndarray of shape (n_samples,)
         Class indices.
     """
@@ -30,7 +32,7 @@ def fingerprint(X: Any, y: np.ndarray) -> tuple:
 
 def _checksum(values: Any) -> tuple:
     if isinstance(values, Dataset):
-        # Its contents may be random or costly; its labels stand for it.
+        # The items may be random or costly to load, so only labels are compared.
         tensors = values.tensors if type(values) is TensorDataset else ()
         return (type(values).__name__, *map(_checksum, tensors))
     if isinstance(values, Mapping):
@@ -39,10 +41,10 @@ def _checksum(values: Any) -> tuple:
     if isinstance(values, list | tuple):
         return ("list", *map(_checksum, values))
     if sparse.issparse(values):
-        # The type of indices may change with what is done to the matrix.
+        # Operations on the matrix may change the type of the indices.
         indices = values.indptr.astype(np.int64), values.indices.astype(np.int64)
         return (values.shape, *map(_checksum, (*indices, values.data)))
-    # NumPy has no bfloat16, whose octets torch sums up.
+    # torch computes the sums of bfloat16, which NumPy does not support.
     stays = getattr(values, "is_cuda", False) or values.dtype == torch.bfloat16
     if isinstance(values, Tensor) and not stays:
         values = values.cpu().numpy()
@@ -55,9 +57,10 @@ def _checksum(values: Any) -> tuple:
 
 
 def _digest(octets: Any) -> str:
-    """Hash octets: first weighted sums of long rows, which is fast, and then these.
+    """Hash weighted sums of long rows, which is faster than to hash all octets.
 
-    Weights are odd, modulo 2**64, so that a change of a single number always shows.
+    The sums are modulo 2**64 and their weights are odd, so that a change of a single
+    number always changes the hash.
     """
     whole = len(octets) // (8 * _ROW) * 8 * _ROW
     content = hashlib.blake2b(digest_size=16)
@@ -85,6 +88,6 @@ def _sums_on_device(octets: Tensor) -> np.ndarray:
 
 @cache
 def _weights() -> np.ndarray:
-    """Return odd numbers of 64 bits without a pattern, the same in every process."""
+    """Return pseudorandom odd 64-bit integers, the same in every process."""
     octets = hashlib.shake_128(b"skbsd").digest(8 * _ROW)
     return np.frombuffer(octets, "<i8").astype(np.int64) | 1

@@ -1,4 +1,4 @@
-"""A call of `fit`, from checked data to what it leaves on the estimator."""
+"""A call of `fit`, from checked data to the fitted attributes of the estimator."""
 
 import copy
 from collections.abc import Callable, Generator, Iterable
@@ -55,7 +55,7 @@ _CPU = torch.device("cpu")
 
 
 class Estimator(Trainee, Protocol):
-    """What a call of `fit` asks of the estimator, and what it leaves on it."""
+    """Parameters and methods of the estimator that `fit` uses, and what it sets."""
 
     module: Any
     prior_strength: Any
@@ -104,13 +104,13 @@ class Estimator(Trainee, Protocol):
     _run: Run | None
 
     def get_params_for(self, prefix: str) -> dict[str, Any]:
-        """Return the parameters with a prefix."""
+        """Return the parameters that have a prefix."""
 
     def initialize(self) -> Any:
         """Build network, optimizer, callbacks and history."""
 
     def make_objective(self) -> Objective:
-        """Return what the steps minimise."""
+        """Return the objective that the steps minimise."""
 
     def _has_classes(self) -> bool: ...
     def _initialize_module(self) -> Any: ...
@@ -127,20 +127,21 @@ class Fitting:
     Parameters
     ----------
     net : Estimator
-        What is fitted.
+        The estimator to fit.
     data : TrainingData
-        Checked.
+        Checked data.
     split : Split
-        What of the data is trained and validated on.
+        The rows for training and validation.
     keep : bool
-        Whether the call goes on with the network that is there.
+        Whether the call continues with the existing network.
     choice : Choice, default=None
-        Learning rate and rule, where the parameters leave them open. A network that is
-        kept goes on with its own.
+        Learning rate and rule, if the parameters are "auto". A network that is kept
+        continues with its own choice.
     calibration : Calibration, default=None
-        What is known of it before training: it is that of copies in the middle of it.
+        The calibration that is known before training. Copies of the estimator that are
+        made during training use it.
     after_epoch : iterable of callable, default=()
-        Called when an epoch is finished.
+        Functions that are called after each epoch.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class Fitting:
         self.choice = Choice.plain(net) if choice is None else choice
         self._calibration = calibration
         self.after_epoch = list(after_epoch)
-        # A network whose weights were loaded has not seen data yet.
+        # A network with loaded weights may not have seen data yet.
         self.fresh = not (keep and net._has_classes())
         self.world = current(net.devices)
         self.device = net.device_ if keep else _checks.check_device(net.device)
@@ -187,7 +188,7 @@ class Fitting:
         )
 
     def train(self) -> int | None:
-        """Train; return the number of the epoch that the user has interrupted."""
+        """Train; return the number of an epoch that was interrupted, or None."""
         world = self.world
         if world.size == 1:
             return self._train()
@@ -222,7 +223,7 @@ class Fitting:
                         net, self.data, self.split, self.device, ranks
                     ) as replica:
                         run = net._run = self._new_run(*batches, tasks, replica)
-                        net._projection = None  # the run's, until it is finished
+                        net._projection = None  # the run holds it until it is finished
                         self._begin(run, checkpoint)
                         interrupted = None
                         if not is_done:
@@ -248,10 +249,11 @@ class Fitting:
         return interrupted
 
     def begin(self) -> Run:
-        """Do what comes before the first epoch, for one that is trained beside others.
+        """Prepare a run up to its first epoch, for networks that are trained together.
 
-        Whoever trains the run does so with the generators of its estimator, and calls
-        `finish` then. A failure leaves the estimator unfinished. It is for one process.
+        The caller trains the run with the generators of its estimator, and calls
+        `finish` afterwards. After a failure, the estimator is left incomplete. This
+        supports a single process only.
         """
         net, data = self.net, self._on_device()
         net._generators = self._new_generators()
@@ -266,7 +268,7 @@ class Fitting:
         return run
 
     def finish(self, run: Run) -> None:
-        """Leave a run that was begun by itself, and trained since."""
+        """Complete a run that `begin` returned and the caller has trained."""
         self.net.notify("on_train_end", X=self.data.X, y=self.data.y)
         self._leave(run)
         run.release()
@@ -281,14 +283,16 @@ class Fitting:
             self._begin_afresh(whole)
         net.posterior_ = self._posterior(data)
         if self.part.rows is not None:
-            # Until all beliefs are put together, also where the call fails.
+            # Set until the beliefs of all processes are gathered, even if the call
+            # fails.
             net.posterior_rows_ = self.part.rows
 
     def _learnt_nothing(self, run: Run | None, error: BaseException) -> bool:
-        """Whether a call that fails is to be as if it had never been made.
+        """Whether a failed call should leave the estimator in its previous state.
 
-        That is where no epoch was finished. Of a loss that became NaN the weights from
-        before that epoch are kept, where they are better than none.
+        This is the case if no epoch was finished. If the loss became NaN, the weights
+        from before that epoch are kept, unless that would replace an earlier model by
+        an untrained one.
         """
         if run is None:
             return True
@@ -308,13 +312,13 @@ class Fitting:
         )
 
     def _whole(self, data: TrainingData) -> TrainingData:
-        """Return the data of all processes: on the device, if they are this one's."""
+        """Return the data of all processes; on the device only for a single process."""
         if self.ranks.size == 1:
             return data
         return on_device(self.data, _CPU, None, by_loader=True)
 
     def _new_generators(self) -> Generators:
-        """Start from the seed, or go on so that no order of samples is repeated."""
+        """Return generators from the seed, or continued ones that repeat no order."""
         generators = (
             Generators.seeded(self.device, self.net.random_state)
             if self.fresh
@@ -323,7 +327,7 @@ class Fitting:
         return self.ranks.from_first(generators)
 
     def _begin_afresh(self, data: TrainingData) -> None:
-        """Learn classes and features anew; build everything, unless it is kept."""
+        """Reset classes and features; build all components, unless they are kept."""
         net = self.net
         for attribute in (
             "n_features_in_",
@@ -372,14 +376,14 @@ class Fitting:
         initialize_from_data(self.net, data, self.split.rows, self.device)
 
     def _same_on_device(self, data: TrainingData) -> Any:
-        """Return X as it was given, or a copy of the same numbers on a GPU."""
+        """Return the original X, or a copy with the same numbers on a GPU."""
         X, given = data.X, self.data.X
         copied = isinstance(X, torch.Tensor) and X.is_cuda and not is_nested(given)
         same_type = copied and str(X.dtype).removeprefix("torch.") == str(given.dtype)
         return X if same_type else given
 
     def _posterior(self, data: TrainingData) -> Posterior:
-        """Return the last call's where the samples are the same, or a new one."""
+        """Return the posterior of the last call for the same samples, or a new one."""
         net, codes = self.net, torch.from_numpy(self.data.codes)
         choice = self.choice
         prior = partial(_new_posterior, net, choice, codes, _CPU)
@@ -392,9 +396,9 @@ class Fitting:
             labels = net.posterior_.labels
             if not torch.equal(labels, codes.to(labels)):
                 raise ValueError(
-                    "posterior_ holds beliefs about samples with other labels than y "
-                    "has; load those that were saved for this X and y, in this order, "
-                    "or call fit to start afresh."
+                    "the labels of the samples in posterior_ differ from y; load the "
+                    "posterior that was saved for this X and y, in this order, or call "
+                    "fit to start afresh."
                 )
             before = partial(_on_cpu, net.posterior_)
             self._beliefs = PartedBeliefs(self.part, self.ranks, before)
@@ -406,14 +410,14 @@ class Fitting:
         return _new_posterior(net, choice, own, self.device)
 
     def _kept_part(self) -> Posterior:
-        """Return the beliefs that this process has kept of its samples, or raise."""
+        """Return the beliefs that this process has kept for its samples, or raise."""
         net = self.net
         own = self.part.rows
         if own is None or not np.array_equal(net.posterior_rows_, own):
             raise ValueError(
-                f"posterior_ holds the beliefs about {len(net.posterior_)} of "
-                f"{len(self.data.y)} samples, the part that a process has kept with "
-                "gather_posterior=False. Go on with as many processes and the same "
+                f"posterior_ contains the beliefs of only {len(net.posterior_)} of "
+                f"{len(self.data.y)} samples, the part of one process with "
+                "gather_posterior=False. Continue with the same number of processes, "
                 "sample_weight and train_split, or call fit to start afresh."
             )
         return net.posterior_
@@ -438,12 +442,12 @@ class Fitting:
         )
 
     def _announce(self, data: TrainingData) -> None:
-        """Notify of the beginning, and build anew what callbacks have set then."""
+        """Call `on_train_begin`; rebuild the network if callbacks changed `module`."""
         net = self.net
         before = net.module, net.get_params_for("module")
         net.notify("on_train_begin", X=data.X, y=data.y)
         if before != (net.module, net.get_params_for("module")):
-            # They know the data, as skorch's InputShapeSetter.
+            # Callbacks may set it from the data, such as skorch's InputShapeSetter.
             net._initialize_module()
             net._initialize_optimizer()
             net.initialized_ = True
@@ -502,7 +506,7 @@ class Fitting:
         )
 
     def _begin(self, run: Run, checkpoint: RunCheckpoint | None) -> None:
-        """Begin a run, where a checkpoint has left it."""
+        """Begin a run, or resume it from a checkpoint."""
         if checkpoint is None:
             run.begin()
             return
@@ -514,14 +518,14 @@ class Fitting:
     def _run_epochs(
         self, run: Run, data: TrainingData, after_epoch: list[Callable[[], None]]
     ) -> int | None:
-        """Run the epochs; return the number of one that the user has interrupted."""
+        """Run the epochs; return the number of an interrupted one, or None."""
         net = self.net
         interrupted = None
         try:
             run.train(after_epoch)
         except KeyboardInterrupt:
-            # A search would go on with its next candidate; without an epoch there is
-            # no model to go on with.
+            # In a search, returning would start the next candidate. Without a finished
+            # epoch, no model exists.
             if run.epoch == 0 or in_parallel():
                 raise
             interrupted = min(run.epoch + 1, run.max_epochs)
@@ -535,7 +539,7 @@ class Fitting:
         return interrupted
 
     def _explain(self, error: DivergenceError) -> None:
-        """Raise an error about items of a Dataset that are not finite, if there are."""
+        """Raise an error that names items of a Dataset that are not finite, if any."""
         part, net = self.part, self.net
         if not is_dataset(part.data.X):
             return  # arrays were checked
@@ -546,13 +550,13 @@ class Fitting:
         if len(rows):
             rows = rows if part.rows is None else part.rows[rows]
             raise DivergenceError(
-                f"items {rows.tolist()} of the Dataset hold NaN or infinity, and there "
-                "may be more; the training loss became NaN or infinite by that. Remove "
-                "such samples, or mend them where they are loaded."
+                f"items {rows.tolist()} of the Dataset contain NaN or infinity, and "
+                "others may too; this made the training loss NaN or infinite. Remove "
+                "such samples, or correct them when they are loaded."
             ) from error
 
     def _leave(self, run: Run) -> None:
-        """Leave on the estimator what outlives a run."""
+        """Set the fitted attributes that remain on the estimator after a run."""
         net = self.net
         net.n_iter_ = count_epochs(net.history)
         net.compile_time_ += run.forward.compile_time
@@ -561,11 +565,11 @@ class Fitting:
         self._put_together(run)
 
     def _put_together(self, run: Run) -> None:
-        """Leave the same on the estimators of all processes."""
+        """Make the estimators of all processes equal."""
         net = self.net
         if self.ranks.size == 1:
             return
-        # What callbacks of the first process have changed or recorded.
+        # Only the first process calls callbacks, which may have changed the state.
         run.follow_first()
         net.history_ = self.ranks.from_first(net.history_)
         if net.gather_posterior:
@@ -573,7 +577,7 @@ class Fitting:
             vars(net).pop("posterior_rows_", None)
 
     def _checkpoint(self) -> RunCheckpoint | None:
-        """Return the file of this call, where the user wants one."""
+        """Return the checkpoint of this call, or None if `checkpoint` is not set."""
         net = self.net
         if net.checkpoint is None or net.max_epochs == 0:
             return None
@@ -593,7 +597,7 @@ class Fitting:
 def _new_posterior(
     net: Estimator, choice: Choice, codes: torch.Tensor, device: torch.device
 ) -> Posterior:
-    """Return what is believed of samples before they are trained on."""
+    """Return the beliefs of samples before training."""
     half = net.posterior_dtype == "float16"
     dtype = torch.float16 if half else net._preparation.float_dtype
     n_classes = len(net.classes_)
@@ -619,13 +623,13 @@ def _on_cpu(posterior: Posterior) -> Posterior:
 
 
 Result = TypeVar("Result")
-# What has several trainings: it yields them one after the other to be trained, and is
-# sent what `Fitting.train` returns, or thrown what it raises.
+# A generator of several trainings. It yields each `Fitting` to be trained. Then the
+# result of `Fitting.train` is sent to it, or the exception is thrown into it.
 Trainings = Generator[Fitting, int | None, Result]
 
 
 def one_by_one(trainings: Trainings[Result]) -> Result:
-    """Train what comes, each when it comes; return what all of it leads to.
+    """Train each `Fitting` that a generator yields; return the generator's result.
 
     Parameters
     ----------

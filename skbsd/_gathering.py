@@ -1,28 +1,28 @@
-"""What is predicted for all batches, as one tensor on the CPU."""
+"""Predictions of all batches, gathered into one tensor on the CPU."""
 
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-# Bytes that are gathered on the device before they are fetched.
+# Most bytes of a buffer on the device.
 _LARGEST_BUFFER = 2**28
-# Bytes of logits that are worked on at once.
+# Most bytes of logits that are processed at once.
 _LARGEST_PART = 2**24
 
 
 def from_logits(
     function: Callable[[Tensor], Tensor], batches: Iterable[Tensor]
 ) -> Iterator[Tensor]:
-    """Yield what a function makes of the logits of batches, a part at a time.
+    """Apply a function to the logits of batches, and yield the result of each part.
 
-    Intermediate results then take little memory, however large the batches are.
+    Processing in parts limits the memory for intermediate results of large batches.
 
     Parameters
     ----------
     function : callable
-        Gets logits of float32 at least: a bfloat16 has too few digits for
-        probabilities that sum to one. It returns a row for each sample.
+        Receives logits in at least float32, as bfloat16 has too few digits for
+        probabilities that sum to one. It returns one row per sample.
     batches : iterable of Tensor of shape (n, n_classes)
     """
     for logits in batches:
@@ -35,7 +35,7 @@ def from_logits(
 
 
 def in_full(logits: Tensor) -> Tensor:
-    """Return logits of float32 at least; others are converted.
+    """Return logits in at least float32; lower precisions are converted.
 
     Parameters
     ----------
@@ -47,30 +47,31 @@ def in_full(logits: Tensor) -> Tensor:
 
 
 def gather(batches: Iterable[Tensor], n_samples: int | None) -> Tensor:
-    """Put the predictions of batches together.
+    """Concatenate the predictions of batches.
 
     Parameters
     ----------
     batches : iterable of Tensor of shape (n, ...)
     n_samples : int or None
-        How many there will be, as far as is known beforehand.
+        Total number of samples, if known in advance.
 
     Returns
     -------
     Tensor of shape (n_samples, ...)
-        On the CPU. Where the first batch is all there is, it is returned itself.
+        Predictions on the CPU. If the first batch contains all samples, it is returned
+        without a copy.
 
     Raises
     ------
     ValueError
-        If there is no batch.
+        If `batches` is empty.
     """
     out, n = None, 0
     for part in batches:
         size = part.shape[0]
         if out is None:
             out = part if size == n_samples else _buffer(part, n_samples or size)
-        while n + size > out.shape[0]:  # such as of a loader that repeats
+        while n + size > out.shape[0]:  # e.g. with a loader that repeats samples
             more = max(out.shape[0], size)
             out = torch.cat([out, out.new_empty(more, *out.shape[1:])])
         if out is not part:
@@ -83,9 +84,9 @@ def gather(batches: Iterable[Tensor], n_samples: int | None) -> Tensor:
 
 
 def _buffer(part: Tensor, n_samples: int) -> Tensor:
-    """Return memory for all samples: parts of their own would leave it in pieces.
+    """Return a buffer for all samples; separate parts would fragment the memory.
 
-    It is on the device, as each transfer waits for it, where that is not too much.
+    If it is small enough, it is on the device, as each transfer would synchronise.
     """
     fits = n_samples * part[:1].nbytes <= _LARGEST_BUFFER
     where = part.device if fits else "cpu"

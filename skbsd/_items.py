@@ -1,26 +1,26 @@
-"""The items of a Dataset: what of them is the input, and what the label."""
+"""The items of a Dataset, separated into inputs and label."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.data import Dataset
 
-# Under which the label of an item may stand, as Hugging Face's libraries have it.
+# Keys of the label in an item, as in Hugging Face's libraries.
 LABELS = ("labels", "label")
 
 
 class HuggingFaceItems(Dataset):
-    """A Dataset of Hugging Face's as one of torch's, of items that are tensors.
+    """A Hugging Face Dataset as a torch Dataset, whose items contain tensors.
 
     Parameters
     ----------
     rows : datasets.Dataset
-        Without a format, it gets that of torch.
+        A Dataset without a format is set to the format of torch.
 
     Attributes
     ----------
     fingerprint : str
-        Of its contents, as that library knows it.
+        Fingerprint of the contents, as computed by that library.
     """
 
     def __init__(self, rows: Any):
@@ -37,7 +37,7 @@ class HuggingFaceItems(Dataset):
         return self.rows.__getitems__(rows)
 
     def column(self, name: str) -> Any:
-        """Return one entry of all items as an array.
+        """Return one entry of each item, as an array over all items.
 
         Parameters
         ----------
@@ -47,7 +47,7 @@ class HuggingFaceItems(Dataset):
 
 
 def as_dataset(X: Any) -> Any:
-    """Return X, or a Dataset of Hugging Face's as one of torch's.
+    """Return X; a Hugging Face Dataset is converted to a torch Dataset.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def as_dataset(X: Any) -> Any:
 
 
 def label_key(item: Mapping) -> str | None:
-    """Return under which key the label of an item stands, or None.
+    """Return the key of the label of an item, or None.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def label_key(item: Mapping) -> str | None:
 
 
 def has_label(item: Any) -> bool:
-    """Whether an item of a Dataset has a label: a dict by its key, a tuple at its end.
+    """Whether an item has a label: under a key of a dict, or at the end of a tuple.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def label_of(item: Any) -> Any:
 
 
 def relabelled(item: Any, label: int) -> Any:
-    """Return an item with another label, in the place of its own.
+    """Return an item with its label replaced, or added if it has none.
 
     Parameters
     ----------
@@ -107,12 +107,11 @@ def relabelled(item: Any, label: int) -> Any:
 
 
 def n_inputs_of(item: Any) -> int | None:
-    """Return how many entries of an item that is a tuple are inputs.
+    """Return the number of inputs in an item, or None if it is not a tuple or list.
 
     Parameters
     ----------
     item : object
-        None is returned for one that is no tuple or list.
     """
     if isinstance(item, Mapping) or not isinstance(item, list | tuple):
         return None
@@ -125,14 +124,14 @@ def inputs_of(item: Any, n_inputs: int | None = None) -> Any:
     Parameters
     ----------
     item : object
-        A dict with or without a label, a tuple that ends with one, or an input.
+        A dict with or without a label, a tuple that ends with a label, or an input.
     n_inputs : int, optional
-        How many entries of a tuple are inputs; by default all but the last.
+        Number of entries of a tuple that are inputs; by default all but the last.
 
     Returns
     -------
     object
-        A dict without the label, the only input of a tuple, or a list of several.
+        A dict without the label, the only input of a tuple, or a list of its inputs.
 
     Examples
     --------

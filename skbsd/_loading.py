@@ -1,4 +1,4 @@
-"""From checked data to the batches that the network sees."""
+"""Checked training data, splits and the batches made from them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -48,31 +48,31 @@ from ._structure import (
 )
 
 _MOST_REPEATS = 10.0
-# Bytes of a table that are predicted at once.
+# Most bytes of a table in one batch of predictions.
 _LARGEST_BATCH = 2**23
 
 
 class TrainingData(NamedTuple):
-    """What `fit` was given, checked."""
+    """The checked arguments of `fit`."""
 
-    given: Any  # X as it came, for its feature names
+    given: Any  # X before checks, for its feature names
     X: Any  # a Dataset, an array or sparse matrix, or a dict or list of these
     y: np.ndarray
     classes: np.ndarray
     codes: np.ndarray
     weight: np.ndarray | None
-    sample_weight: Any  # as it came
-    keeps_integers: bool | None = False  # whether the network is given integers
-    n_inputs: int | None = None  # how many entries of a Dataset's tuples are inputs
+    sample_weight: Any  # before checks
+    keeps_integers: bool | None = False  # whether the network receives integers
+    n_inputs: int | None = None  # number of inputs in a Dataset's tuples
 
     @property
     def n_used(self) -> int:
-        """How many samples have weight."""
+        """Number of samples with positive weight."""
         return len(self.y if self.weight is None else self.weight.nonzero()[0])
 
     @property
     def mapped(self) -> MappedRows | None:
-        """The rows of X in a file that is larger than memory."""
+        """The rows of X if it is memory-mapped and larger than memory, else None."""
         rows = MappedRows.of(self.given)
         if rows is None or is_dataset(self.X) or is_nested(self.X):
             return None
@@ -82,14 +82,15 @@ class TrainingData(NamedTuple):
 
     @property
     def identity(self) -> tuple:
-        """What tells these data from others."""
+        """Values that identify these data."""
         return self.X, self.codes, self.classes, self.weight
 
     def size(self, rows: np.ndarray) -> float:
-        """Return how many samples some rows stand for.
+        """Return the effective number of samples of some rows.
 
-        A weight of 2 is as good as a row given twice. Weights that are smaller than 1
-        on average are taken to be relative, and so is what is above ten times as many.
+        A row of weight 2 counts as two samples. Weights below 1 on average are assumed
+        to be relative, so the result is at least the number of rows. It is at most ten
+        times this number.
         """
         n = float(len(rows))
         if self.sample_weight is None:
@@ -101,13 +102,13 @@ class TrainingData(NamedTuple):
         return min(max(float(weight[rows].sum()), n), _MOST_REPEATS * n)
 
     def relative_weight(self, rows: np.ndarray, size: float) -> Tensor:
-        """Return the weights of some rows, scaled to a sum."""
+        """Return the weights of some rows, scaled so that they sum to `size`."""
         weight = np.ones(len(self.y)) if self.weight is None else self.weight
         part = torch.from_numpy(weight[rows].astype(np.float64))
         return part * (size / part.sum())
 
     def weighted(self, rows: np.ndarray) -> np.ndarray:
-        """Leave out the rows of weight zero."""
+        """Return these rows without those of weight zero."""
         return rows if self.weight is None else rows[self.weight[rows] > 0]
 
 
@@ -125,22 +126,22 @@ def checked_data(
     is_several: bool | None = None,
     collates: bool = False,
 ) -> TrainingData:
-    """Check what `fit` was given, and encode the labels.
+    """Check the arguments of `fit`, and encode the labels.
 
     Parameters
     ----------
     X, y, sample_weight : object
-        As they came.
+        Arguments of `fit`.
     class_weight : dict, "balanced" or None
     classes : ndarray or None
-        All classes, where they are known before y is seen.
+        All classes, if they are already known.
     image_shape : tuple of int or None
     caller : str
         Name of the estimator, for messages.
     own_module, needs_integers, is_several : object
         As in `check_X`.
     collates : bool, default=False
-        Whether the user has set what makes batches of a Dataset's items.
+        Whether the user has set a `collate_fn`.
     """
     given = X
     if is_dataset(X):
@@ -157,7 +158,7 @@ def checked_data(
             n_samples=_checks.length_of(y),
         )
         y = _checks.check_y(y, caller)
-    of_samples = leaves(X)[0]  # all have as many
+    of_samples = leaves(X)[0]  # all have the same number of samples
     check_consistent_length(of_samples, y)
     several = classes is None
     if classes is None:
@@ -177,9 +178,9 @@ def checked_data(
 
 
 def _are_kept(x: Any, needs_integers: Callable[[Any], bool] | None) -> bool | None:
-    """Return whether a network is given a Dataset's integers as such.
+    """Return whether a network receives the integers of a Dataset unchanged.
 
-    None is for what is not one array, which is left as it is.
+    The result is None for items that are not a single array; they are not converted.
     """
     if not isinstance(x, Tensor | np.ndarray | Number):
         return None
@@ -201,18 +202,18 @@ def part_of(X: Any, rows: np.ndarray) -> Any:
 
 
 class Split(NamedTuple):
-    """What is trained and what is validated on.
+    """The samples for training and validation.
 
     Parameters
     ----------
     rows : ndarray of int
-        Of X, to train on.
+        Rows of X to train on.
     valid_rows : ndarray of int or None
-        To validate on, if anything.
+        Rows to validate on, if any.
     valid_data : TrainingData or None
-        What these are rows of, where it is not X.
+        The data that `valid_rows` refer to, if they are not rows of X.
     datasets : dict
-        Both parts as callbacks know them.
+        Both parts as Datasets, for callbacks.
     """
 
     rows: np.ndarray
@@ -222,24 +223,24 @@ class Split(NamedTuple):
 
     @property
     def identity(self) -> tuple:
-        """What tells this split from others of the same data."""
+        """Values that identify this split among others of the same data."""
         other = None if self.valid_data is None else self.valid_data.identity
         return self.rows, self.valid_rows, other
 
 
 class Loader(NamedTuple):
-    """How a Dataset is loaded, as the user has set it.
+    """The user's settings for loading a Dataset.
 
     Parameters
     ----------
     side : {"iterator_train", "iterator_valid"}
     iterator : callable
     options : dict
-        Its arguments.
+        Arguments of `iterator`.
     batch_size : int
-        -1 is all samples.
+        Number of samples per batch; -1 is all samples.
     n_inputs : int, optional
-        How many entries of a tuple are inputs, in predictions.
+        Number of entries of a tuple that are inputs, in predictions.
     """
 
     side: str
@@ -250,12 +251,12 @@ class Loader(NamedTuple):
 
     @property
     def is_set(self) -> bool:
-        """Whether arrays too go through it."""
+        """Whether arrays are loaded by it too, not only Datasets."""
         options = self.options.keys() - {"batch_size"}
         return bool(options) or self.iterator is not DataLoader
 
     def resolved(self) -> tuple[int, dict[str, Any]]:
-        """Return the batch size and the other options, to be changed at will."""
+        """Return the batch size and a copy of the other options."""
         options = dict(self.options)
         return options.pop("batch_size", self.batch_size), options
 
@@ -269,7 +270,7 @@ def split_rows(
     ----------
     data : TrainingData
     whole : Dataset
-        Of X and y, as skorch makes it.
+        The Dataset of X and y that skorch creates.
     train_split : callable or None
     split_params : dict
         Passed to `train_split`.
@@ -285,8 +286,8 @@ def split_rows(
     elif train is not whole:
         raise ValueError(
             f"train_split returned a {type(train).__name__} to train on; expected the "
-            "Dataset that it was given or a Subset of it, so that each sample keeps "
-            "its row."
+            "Dataset that it received or a Subset of it, so that each sample keeps its "
+            "row."
         )
     rows = data.weighted(rows)
     if valid is None:
@@ -307,10 +308,10 @@ def on_device(
     *,
     by_loader: bool,
 ) -> TrainingData:
-    """Put arrays on the device, or leave them on the CPU where they do not fit.
+    """Move arrays to the device, or keep them on the CPU if they do not fit.
 
-    Those that go through a loader's processes stay on the CPU too. Floats become
-    `dtype`, or stay what they are with None.
+    Arrays for the workers of a loader stay on the CPU too. Floats are converted to
+    `dtype`, or not converted with None.
     """
     if is_dataset(data.X):
         return data
@@ -326,14 +327,14 @@ def on_device(
 
 
 def _as_tensor(X: Any) -> Any:
-    """Return an array as a Tensor, or a sparse matrix as SparseRows, of its memory."""
+    """Return an array as Tensor, or a sparse matrix as SparseRows, sharing memory."""
     if isinstance(X, Tensor | SparseRows):
         return X
     return SparseRows.of(X) if sparse.issparse(X) else shared(X)
 
 
 def _bytes_as(X: Any, dtype: torch.dtype | None) -> int:
-    """Return the memory that inputs take where floats are of another type."""
+    """Return the memory in bytes of inputs after conversion of floats to `dtype`."""
     if isinstance(X, SparseRows) or dtype is None or not X.is_floating_point():
         return X.nbytes
     return X.numel() * dtype.itemsize
@@ -347,21 +348,23 @@ def make_batches(
     dtype: torch.dtype,
     share: Share | None = None,
 ) -> Batches:
-    """Gather arrays on the device; load a Dataset, or as the user has set.
+    """Return batches of arrays on the device, or of a loader for other data.
+
+    A loader is also used for arrays if the user has set one.
 
     Parameters
     ----------
     data : TrainingData
     rows : ndarray of int
-        Which samples take part.
+        Rows of the samples to use.
     loader : Loader
-        Of training, which shuffles and weighs, or of validation.
+        Settings of training, with shuffling and weights, or of validation.
     device : torch.device
-        Where the batches are wanted.
+        Device of the batches.
     dtype : torch.dtype
-        Of the weights.
+        Type of the weights.
     share : Share, optional
-        Which part of the batches these samples are, of several processes.
+        The part of each batch for this process, if several train together.
     """
     training = loader.side == "iterator_train"
     batch_size, options = loader.resolved()
@@ -369,7 +372,7 @@ def make_batches(
     if share.n == 0:
         raise ValueError(
             f"no samples are left to {'train' if training else 'validate'} on, of "
-            f"{len(data.y)}; look at train_split and sample_weight."
+            f"{len(data.y)}; check train_split and sample_weight."
         )
     if batch_size == -1:
         batch_size = share.n
@@ -391,7 +394,7 @@ def make_batches(
             mapped=data.mapped,
         )
     dataset: Dataset
-    # A loader's processes fetch a batch of an array at once, too.
+    # The workers of a loader, too, can fetch a whole batch of an array at once.
     is_plain = loader.iterator is DataLoader and "collate_fn" not in options
     if is_array or (is_plain and in_memory):
         dataset = IndexedTensor(data.X, data.codes, rows, data.mapped)
@@ -429,8 +432,8 @@ def _load(
     }
     if share.size > 1 and not own_order:
         raise ValueError(
-            f"{loader.side} has an order of its own; several processes that train "
-            "together deal the samples of each batch out. Leave out batch_sampler, "
+            f"{loader.side} sets the order of the samples, but processes that train "
+            "together must distribute each batch themselves. Omit batch_sampler, "
             "drop_last, sampler, shuffle and loaders other than DataLoader."
         )
     totals = None
@@ -447,7 +450,7 @@ def _load(
     if len(batches) == 0 and share.n == len(dataset):
         raise ValueError(
             f"{loader.side} yields no batch of {len(dataset)} samples with "
-            f"batch_size={batch_size}; drop_last leaves an incomplete one out."
+            f"batch_size={batch_size}; drop_last drops an incomplete batch."
         )
     # Other samplers may draw with replacement.
     return LoaderBatches(
@@ -467,21 +470,21 @@ def prediction_batches(
     Parameters
     ----------
     X : Dataset, array or sparse matrix, or dict or list of these
-        Checked.
+        Checked inputs.
     loader : Loader
-        Of validation. Arrays come in larger batches, where they fit.
+        Settings of validation. Arrays are predicted in larger batches if these fit.
     device : torch.device
     dtype : torch.dtype
-        Of floats.
+        Floating type of the inputs.
     rows : ndarray of int, optional
-        Which samples; by default all.
+        Rows of the samples; by default all samples.
     """
     batch_size, options = loader.resolved()
     if is_dataset(X):
         if rows is not None:
             X = Subset(X, rows.tolist())
         size = len(X) if batch_size == -1 else batch_size
-        # Other loaders may make batches in ways of their own.
+        # Other loaders may create batches in another way.
         collates = loader.iterator is DataLoader or "collate_fn" in options
         if collates:
             collate = options.get("collate_fn", default_collate)
@@ -494,7 +497,7 @@ def prediction_batches(
     mapped = None if rows is None or is_nested(X) else MappedRows.of(X)
     n = n_samples(X) if rows is None else len(rows)
     for start in range(0, n, size):
-        # A copy: a network may work in place, and X is the user's.
+        # Copied, as a network may work in place and must not change the user's X.
         part = slice(start, start + size)
         if rows is not None and mapped is not None:
             mapped.read_ahead(rows[part])
@@ -505,17 +508,17 @@ def prediction_batches(
 def first_not_finite(
     X: Dataset, rows: np.ndarray, loader: Loader, dtype: torch.dtype
 ) -> np.ndarray:
-    """Return which items hold NaN or infinity, in the first batch that has any.
+    """Return the items with NaN or infinity in the first batch that has any.
 
     Parameters
     ----------
     X : Dataset
     rows : ndarray of int
-        Which items to look at, until some are found.
+        Items to check, until some are found.
     loader : Loader
-        Of validation.
+        Settings of validation.
     dtype : torch.dtype
-        Of floats.
+        Floating type of the inputs.
     """
     start = 0
     for x in prediction_batches(X, loader, torch.device("cpu"), dtype, rows):
@@ -534,7 +537,7 @@ def first_not_finite(
 
 
 def _rows_at_once(X: Any, device: torch.device) -> int:
-    """Return how many samples may be predicted at once."""
+    """Return the number of samples that may be predicted at once."""
     on_gpu = device.type == "cuda"
     most = 2**16 if on_gpu else 2**13
     images = [leaf for leaf in leaves(X) if leaf.ndim == 4]
@@ -549,7 +552,7 @@ def _rows_at_once(X: Any, device: torch.device) -> int:
 def _copied(
     X: Any, which: slice | np.ndarray, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Return a copy of some of the rows, as the network takes them, on the device."""
+    """Return a copy of some rows on the device, in the type of the network."""
     if isinstance(X, SparseRows) and isinstance(which, slice):
         which = np.arange(len(X))[which]
     is_copy = isinstance(which, np.ndarray)
@@ -575,7 +578,7 @@ def _as_fetched(batch):
 
 
 def _narrowed(X: Any, dtype: torch.dtype | None) -> Any:
-    """Convert to `dtype`, or see that batches of what is too large to copy can be."""
+    """Convert to `dtype`; of data too large to copy, only check the conversion."""
     if isinstance(X, SparseRows):
         return X if dtype is None else X.with_values(lambda v: _narrow(v, dtype))
     if dtype is None or not X.is_floating_point():
@@ -588,7 +591,7 @@ def _narrowed(X: Any, dtype: torch.dtype | None) -> Any:
 
 
 def _moved(X: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Put inputs on a device; what was too large to be converted here is so there."""
+    """Move inputs to a device; convert there what was too large to convert here."""
     if isinstance(X, SparseRows) or dtype is None or not X.is_floating_point():
         return X.to(device)
     if X.device.type == device.type or X.dtype == dtype:
@@ -597,7 +600,7 @@ def _moved(X: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
 
 
 def _converted(X: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return inputs of another type on another device, with no copy here."""
+    """Return inputs converted on another device, without a full copy on this one."""
     moved = torch.empty(X.shape, dtype=dtype, device=device)
     start = 0
     for part in parts(X):
@@ -607,15 +610,15 @@ def _converted(X: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def _narrow(X: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert to `dtype`, and raise where that makes a number infinite."""
+    """Convert to `dtype`, and raise if a number becomes infinite."""
     if dtype == X.dtype:
         return X
     narrow = X.to(dtype)
-    # Their sum is finite where they all are, but for a sum that is too large itself;
-    # it takes a fraction of the time, and no memory.
+    # A finite sum proves that all numbers are finite, in a fraction of the time and
+    # without memory. Only if it is not finite, each number is checked.
     if not math.isfinite(narrow.sum().item()) and not narrow.isfinite().all():
         raise ValueError(
-            f"X holds values as large as {X.abs().max().item():g}, too large for "
+            f"X contains values as large as {X.abs().max().item():g}, too large for "
             f"{dtype}; scale the features, for example with StandardScaler."
         )
     return narrow

@@ -1,8 +1,8 @@
-"""skorch's net with scikit-learn's manners: parameters, pickling, device, generators.
+"""skorch's net with the conventions of scikit-learn for parameters and pickling.
 
-skorch's constructor sets fitted state, its `set_params` rebuilds a fitted network and
-its loading changes the `device` parameter. Here the constructor only assigns, and what
-concerns training takes effect at the next `fit`.
+skorch's constructor sets fitted state, its `set_params` rebuilds a fitted network, and
+its loading changes the `device` parameter. Here, the constructor only assigns
+parameters, and training parameters take effect at the next `fit`.
 """
 
 import copy
@@ -52,10 +52,10 @@ _PREFIXES = (
     "compile",
 )
 
-# Options of an optimizer that speak against fusing it, or decide it.
+# Options of an optimizer that conflict with `fused`, or that already set it.
 _NOT_FUSED = {"capturable", "differentiable", "foreach", "fused"}
 
-# What an estimator of a version without these parameters did.
+# Behaviour of estimators from versions that did not have these parameters yet.
 _LATER_PARAMETERS = {
     "averaging": None,
     "calibration": None,
@@ -69,15 +69,15 @@ _LATER_PARAMETERS = {
     "sync_batch_norm": False,
 }
 
-# What no copy of an estimator has: a call of fit that runs, what only a further one
-# can use, and contexts of scikit-learn's callbacks.
+# Attributes that are not copied: a running call of fit, state that is useful only for a
+# further call in this process, and contexts of scikit-learn's callbacks.
 _TRANSIENT = ("_run", "_projection", *CONTEXTS)
 
 
 class Net(NeuralNetClassifier):
     """Base of :class:`skbsd.BSDClassifier`; see the module's docstring."""
 
-    # What skorch's constructor would set, of which nothing is a parameter here.
+    # Attributes that skorch's constructor would set; none of them is a parameter here.
     initialized_ = False
     history_ = None
     virtual_params_: dict = {}  # noqa: RUF012 (replaced, never changed in place)
@@ -88,7 +88,7 @@ class Net(NeuralNetClassifier):
     use_caching = "auto"
     torch_load_kwargs = None
     device: str | torch.device
-    # And what it finds out as components are set for the first time.
+    # Attributes that skorch derives when components are set for the first time.
     _modules = ["module"]  # noqa: RUF012
     _criteria = ["criterion"]  # noqa: RUF012
     _optimizers = ["optimizer"]  # noqa: RUF012
@@ -103,16 +103,16 @@ class Net(NeuralNetClassifier):
     precision: Any
     prediction_views: Any
     _params_to_validate: set[str]
-    # Facts of the inputs; the states of the generators between two calls.
+    # How inputs are prepared, and the states of the generators between two calls.
     _preparation = Preparation()
     _generators: Generators
-    # The call of fit that runs; at rest there is none.
+    # The running call of fit; None between calls.
     _run: Run | None = None
-    # The prior of a file that has no beliefs.
+    # The prior that was loaded from a file without beliefs.
     _saved_prior: dict[str, float] | None = None
     # The contrastive projection, for the next call of partial_fit.
     _projection: Any = None
-    compile_time_ = 0.0  # also of one that was never fitted
+    compile_time_ = 0.0  # also for an estimator that was never fitted
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -122,7 +122,7 @@ class Net(NeuralNetClassifier):
     @classmethod
     @cache
     def _constructor_names(cls) -> frozenset[str]:
-        """Names in the constructors' signatures, those of subclasses included."""
+        """Names in the signature of the constructor, including those of subclasses."""
         classes = cls.__mro__[: cls.__mro__.index(Net)]
         inits = [vars(c)["__init__"] for c in classes if "__init__" in vars(c)]
         return frozenset(
@@ -136,27 +136,27 @@ class Net(NeuralNetClassifier):
         return sorted(self._constructor_names() | self._params_to_validate)
 
     def __setattr__(self, name, value):
-        # skorch takes any module that is set for a component of the net, but a
-        # parameter may be one: a transform as augmentation.
+        # skorch registers any module that is set as a component of the net, but a
+        # parameter may be a module too, such as a transform as augmentation.
         if name.endswith("_"):
             super().__setattr__(name, value)
         else:
             object.__setattr__(self, name, value)
 
     def __delattr__(self, name):
-        # skorch takes anything for a component here too.
+        # skorch treats any attribute as a component here too.
         if name.endswith("_"):
             super().__delattr__(name)
         else:
             object.__delattr__(self, name)
 
     def get_params(self, deep=True):
-        """Get the parameters, those of components given as `module__width` too.
+        """Get the parameters, including those of components such as `module__width`.
 
         Parameters
         ----------
         deep : bool, default=True
-            Include the parameters of parameters that are estimators.
+            Whether to include the parameters of parameters that are estimators.
 
         Returns
         -------
@@ -168,11 +168,11 @@ class Net(NeuralNetClassifier):
     def set_params(self, **params):
         """Set parameters, for the next call of `fit`.
 
-        `lr`, `optimizer__*` and `callbacks__*` also reach a live optimizer or
-        callback, so that a callback can change them while training runs (the learning
-        rate with ``lr_schedule="constant"``; other schedules set it in each step).
-        A fitted estimator predicts as `precision`, `compile` and `image_shape` say
-        now.
+        `lr`, `optimizer__*` and `callbacks__*` also change an existing optimizer or
+        callback, so that a callback can change them during training (the learning rate
+        only with ``lr_schedule="constant"``, as other schedules set it in each step).
+        Predictions of a fitted estimator follow the current values of `precision`,
+        `compile` and `image_shape`.
 
         Parameters
         ----------
@@ -189,7 +189,7 @@ class Net(NeuralNetClassifier):
         Raises
         ------
         ValueError
-            For an unknown name. Nothing is set then.
+            For an unknown name. No parameter is set then.
         """
         names = set(self._get_param_names())
         self._check_prefixed(params.keys() - names)
@@ -207,10 +207,10 @@ class Net(NeuralNetClassifier):
         return self
 
     def _forget_schedule(self) -> None:
-        """Have the next schedule begin at the optimizer's rates as they are now."""
+        """Start the next schedule at the current learning rates of the optimizer."""
         if self._run is None:
             for group in self.optimizer_.param_groups:
-                if "initial_lr" in group:  # of a scheduler of PyTorch's
+                if "initial_lr" in group:  # set by a scheduler of PyTorch
                     group["initial_lr"] = group["lr"]
 
     def _check_prefixed(self, names) -> None:
@@ -229,8 +229,8 @@ class Net(NeuralNetClassifier):
                 )
 
     def _get_params_for(self, prefix):
-        # Mostly there are none. skorch looks at each attribute by itself, which takes
-        # as long as a layer of a small network does for a row.
+        # Usually no such parameters exist. skorch checks each attribute separately,
+        # which takes as long as a layer of a small network for a single row.
         if f"{prefix}__" not in " ".join(vars(self)):
             return {}
         return super()._get_params_for(prefix)
@@ -239,31 +239,32 @@ class Net(NeuralNetClassifier):
         self._check_prefixed(self._params_to_validate)
 
     def __repr__(self, N_CHAR_MAX=700):
-        # scikit-learn's, which shows what differs from the defaults.
+        # The representation of scikit-learn shows only non-default parameters.
         return BaseEstimator.__repr__(self, N_CHAR_MAX)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "module_")
 
     def _has_classes(self) -> bool:
-        """Whether it has seen data, and not only loaded weights."""
+        """Whether the estimator has been fitted on data, not only loaded weights."""
         return hasattr(self, "classes_")
 
     def initialize(self):
         """Build network, optimizer, callbacks and history on the device.
 
-        `fit` does this. Call it to load saved weights into a new estimator, with a
-        `module` of your own: `module=None` is chosen from the data.
+        `fit` does this. Call it to load saved weights into a new estimator with a
+        custom `module`. With `module=None`, the network can be chosen only from data.
 
         Returns
         -------
         self
-            Initialized, with random weights or those of the `module` given.
+            Initialized, with random weights or those of the given `module`.
 
         Raises
         ------
         ValueError
-            If the device is not there, or `module` is None and there are no data yet.
+            If the device is not available, or if `module` is None before `fit` has seen
+            data.
         """
         self.device_ = check_device(self.device)
         super().initialize()
@@ -273,8 +274,8 @@ class Net(NeuralNetClassifier):
     def _in_mode(self, training: bool) -> AbstractContextManager[None]:
         """Run the network in training or evaluation mode within the context.
 
-        A network at rest is in evaluation mode, so that prediction has nothing to
-        switch: threads that predict at the same time share the network.
+        Between calls the network is in evaluation mode. Predictions therefore need not
+        switch it, so that several threads can predict with it at the same time.
         """
         if self.module_.training == training:
             return nullcontext()
@@ -288,8 +289,8 @@ class Net(NeuralNetClassifier):
         finally:
             self._set_training(not training)
 
-    # The two below leave out skorch's messages about re-initialization, which every
-    # second call of fit would print.
+    # The next two methods omit skorch's messages about re-initialization, which each
+    # call of fit but the first would print.
     def _initialize_module(self, reason=None):
         if not hasattr(self, "device_"):
             self.device_ = check_device(self.device)
@@ -297,9 +298,9 @@ class Net(NeuralNetClassifier):
             self.initialize_module()
             if not hasattr(self, "module_"):
                 raise AttributeError(
-                    f"initialize_module of {type(self).__name__} has set no module_: "
-                    "a BSDClassifier trains one network, which has this name. Put "
-                    "several modules into one."
+                    f"initialize_module of {type(self).__name__} did not set module_. "
+                    "A BSDClassifier trains the single network in this attribute; "
+                    "combine several modules into one."
                 )
             self.module_.to(self.device_)
         return self
@@ -310,14 +311,14 @@ class Net(NeuralNetClassifier):
         return self
 
     def _initialize_optimizer(self, reason=None):
-        self.initialized_ = False  # else it prints a message, as above
+        self.initialized_ = False  # otherwise skorch prints a message, as above
         return super()._initialize_optimizer(reason)
 
     def initialize_optimizer(self, triggered_directly=None):
         """Build the optimizer, with `lr`, `weight_decay` and ``optimizer__*``.
 
-        `weight_decay` is passed to optimizers that have it; SGD, Adam and AdamW are
-        fused where torch can.
+        `weight_decay` is passed to optimizers that accept it. SGD, Adam and AdamW use
+        their fused implementation if torch supports it.
 
         Parameters
         ----------
@@ -333,7 +334,7 @@ class Net(NeuralNetClassifier):
         return self
 
     def initialize_module(self):
-        """Build the network, or copy the one that was given.
+        """Build the network, or copy a given instance.
 
         Returns
         -------
@@ -343,18 +344,18 @@ class Net(NeuralNetClassifier):
         Raises
         ------
         ValueError
-            If `module` is None and no data tell its shape yet.
+            If `module` is None and the shape of the data is not known yet.
         """
         kwargs = {
-            # As an instance of a whole network is, below.
+            # Copied for the same reason as an instance of a whole network below.
             name: copy.deepcopy(value) if isinstance(value, nn.Module) else value
             for name, value in self.get_params_for("module").items()
         }
         if self.module is None:
             if self._preparation.shape is None:
                 raise ValueError(
-                    "module=None is chosen from the data, and there are none yet. Call "
-                    "fit, or pass the module to load weights into."
+                    "module=None chooses the network from the data, but no data have "
+                    "been seen yet. Call fit, or pass the module to load weights into."
                 )
             module = default_network(
                 self._preparation.shape, len(self.classes_), **kwargs
@@ -367,12 +368,12 @@ class Net(NeuralNetClassifier):
         return self
 
     def _copies_module(self) -> bool:
-        """Whether the network is a copy of one that was given, weights included."""
+        """Whether the network is a copy of a given instance, including its weights."""
         given = isinstance(self.module, nn.Module)
         return given and not self.get_params_for("module")
 
     def _build_optimizer(self, named_parameters, *, grouped: bool = True):
-        """Build one; `grouped` by the user's patterns, where there are any."""
+        """Build an optimizer; `grouped` applies the user's parameter groups."""
         named_parameters = list(named_parameters)
         args, kwargs = self.get_params_for_optimizer("optimizer", named_parameters)
         if not grouped:
@@ -388,7 +389,7 @@ class Net(NeuralNetClassifier):
         return self.optimizer(*args, **kwargs)
 
     def _resolved_lr(self) -> float:
-        """Return the learning rate, or what stands for "auto"."""
+        """Return the learning rate, with "auto" resolved to a number."""
         own = self.get_params_for("optimizer").get("lr")
         if own is not None:
             return own
@@ -398,7 +399,7 @@ class Net(NeuralNetClassifier):
         return DEFAULT_LR if choice is None else choice.lr
 
     def initialize_history(self):
-        """Start a new history; that of the last fit stays as it is.
+        """Start a new history; the history object of the last fit is not changed.
 
         Returns
         -------
@@ -416,14 +417,15 @@ class Net(NeuralNetClassifier):
         *args : tuple
             Passed to :meth:`skorch.NeuralNet.load_params`.
         **kwargs : dict
-            Passed too, such as `f_params`; `f_posterior` loads the posterior's rows.
+            Passed too, such as `f_params`; `f_posterior` loads the rows of the
+            posterior.
         """
         with self._resolved_device():
             super().load_params(*args, **kwargs)
 
     @contextmanager
     def _resolved_device(self):
-        """Show skorch's own code a device that torch knows, not "auto"."""
+        """Replace "auto" by a device of torch within the context, for skorch's code."""
         requested = self.device
         self.device = str(check_device(requested))
         try:
@@ -431,7 +433,8 @@ class Net(NeuralNetClassifier):
         finally:
             self.device = requested
 
-    # The steps of skorch's loop. A run calls them, so subclasses can override them.
+    # The steps of skorch's training loop, which a run calls so that subclasses can
+    # override them.
 
     def infer(self, x, **fit_params) -> Tensor:
         """Run the network on a prepared batch.
@@ -446,8 +449,8 @@ class Net(NeuralNetClassifier):
         Returns
         -------
         Tensor of shape (n, n_classes)
-            Logits: the network's output, its first entry where it is a tuple, or its
-            `logits` where it has such an attribute.
+            Logits: the output of the network, its first entry if it is a tuple, or its
+            attribute `logits` if it has one.
         """
         if self._run is not None:
             return self._run.forward(x, **fit_params)
@@ -461,17 +464,18 @@ class Net(NeuralNetClassifier):
         batch : Batch
             Samples and their rows.
         **fit_params : dict
-            Unused, as in skorch's other steps.
+            Unused, as in the other steps of skorch.
 
         Returns
         -------
         dict of str to Tensor
-            The "loss" and "y_pred", the logits, of the first evaluation, on the device.
+            The "loss" and the logits as "y_pred", on the device. If the optimizer
+            evaluates the step several times, they are those of the first evaluation.
         """
         return self._running().train_step(batch)
 
     def train_step_single(self, batch: Batch, **fit_params) -> dict[str, Tensor]:
-        """Compute loss and gradients: the step of the objective.
+        """Compute loss and gradients by a step of the objective.
 
         Parameters
         ----------
@@ -488,7 +492,7 @@ class Net(NeuralNetClassifier):
         return self._running().objective.step(batch)
 
     def validation_step(self, batch: Batch, **fit_params) -> dict[str, Tensor]:
-        """Compute cross-entropy with the labels.
+        """Compute the cross-entropy with the labels.
 
         Parameters
         ----------
@@ -507,14 +511,14 @@ class Net(NeuralNetClassifier):
             return {"loss": self.get_loss(logits, batch.y), "y_pred": logits}
 
     def evaluation_step(self, batch, training=False) -> Tensor:
-        """Compute the logits of a pair (x, y), as skorch's loaders give it.
+        """Compute the logits of a pair (x, y), as returned by skorch's loaders.
 
         Parameters
         ----------
         batch : tuple of (x, y)
-            Inputs, and labels that are not looked at.
+            Inputs, and labels that are ignored.
         training : bool, default=False
-            Run the network in training mode, with gradients.
+            Whether to run the network in training mode, with gradients.
 
         Returns
         -------
@@ -524,7 +528,7 @@ class Net(NeuralNetClassifier):
         Raises
         ------
         NotInitializedError
-            If there is no network yet.
+            If the network does not exist yet.
         """
         self.check_is_fitted()
         x, _ = unpack_data(batch)
@@ -535,7 +539,7 @@ class Net(NeuralNetClassifier):
     def get_loss(self, y_pred, y_true, X=None, training=False) -> Tensor:
         """Compute the cross-entropy of logits with class indices.
 
-        This is the loss of validation; that of training is the objective's.
+        This is the validation loss; the objective defines the training loss.
 
         Parameters
         ----------
@@ -559,8 +563,9 @@ class Net(NeuralNetClassifier):
     def fit_loop(self, X, y=None, epochs=None, **fit_params):
         """Train the network further, as `partial_fit` does.
 
-        skorch has it for code that takes over the calls around it. Here it is
-        `partial_fit` under another name: callbacks hear that training begins and ends.
+        skorch provides it for code that replaces the surrounding calls. Here, it is an
+        alias of `partial_fit`, so callbacks are notified of the beginning and the end
+        of training.
 
         Parameters
         ----------
@@ -569,7 +574,7 @@ class Net(NeuralNetClassifier):
         y : array-like of shape (n_samples,), default=None
             Labels. None with a Dataset.
         epochs : int, default=None
-            How many epochs to train; None is `max_epochs`.
+            Number of epochs to train; None is `max_epochs`.
         **fit_params : dict
             Passed to `partial_fit`.
 
@@ -580,12 +585,12 @@ class Net(NeuralNetClassifier):
 
         See Also
         --------
-        BSDClassifier.partial_fit : Does the work.
+        BSDClassifier.partial_fit : Trains the network further.
         """
         return self.partial_fit(X, y, epochs=epochs, **fit_params)
 
     def run_single_epoch(self, *args, **kwargs):
-        """Raise, as training goes through `fit` and `partial_fit`.
+        """Raise, as only `fit` and `partial_fit` can train.
 
         Parameters
         ----------
@@ -600,21 +605,21 @@ class Net(NeuralNetClassifier):
             Always.
         """
         raise AttributeError(
-            f"{type(self).__name__} trains through fit and partial_fit, which tie "
-            "samples to their posteriors; run_single_epoch is not available. Use "
+            f"{type(self).__name__} trains only in fit and partial_fit, which match "
+            "samples with their posteriors; run_single_epoch is not available. Use "
             "partial_fit(X, y, epochs=1)."
         )
 
     def _running(self) -> Run:
         if self._run is None:
             raise AttributeError(
-                f"{type(self).__name__} takes training steps within fit and "
-                "partial_fit only, which tie samples to their posteriors."
+                f"{type(self).__name__} supports training steps only within fit and "
+                "partial_fit, which match samples with their posteriors."
             )
         return self._run
 
     def _logits(self, x, views: str | None = None) -> Any:
-        """Run the network on a batch as it was given, without augmentation.
+        """Prepare a batch and run the network on it, without augmentation.
 
         With `views`, logits are averaged over views of each image.
         """
@@ -636,10 +641,10 @@ class Net(NeuralNetClassifier):
         X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
             As in :meth:`fit`.
         training : bool, default=False
-            Run the network in training mode, with dropout and gradients, and without
-            `prediction_views`.
+            Whether to run the network in training mode, with dropout and gradients, and
+            without `prediction_views`.
         device : str or torch.device, default="cpu"
-            Where the logits are wanted.
+            The device of the returned logits.
 
         Yields
         ------
@@ -649,9 +654,9 @@ class Net(NeuralNetClassifier):
         Raises
         ------
         NotInitializedError
-            If there is no network yet: skorch's, which is a NotFittedError too.
+            If the network does not exist yet. This error of skorch is a NotFittedError.
         ValueError
-            If X is not of the kind that was fitted.
+            If X differs in kind from the training data.
         """
         if not self.__sklearn_is_fitted__():  # checked first, as it is faster
             self.check_is_fitted()
@@ -672,7 +677,7 @@ class Net(NeuralNetClassifier):
                 yield logits if there else logits.to(device)
 
     def _logits_of(self, X, rows) -> Tensor:
-        """Predict rows of checked data, and leave all generators as they are."""
+        """Predict rows of checked data, without a change to any generator."""
         loader = self._loader("iterator_valid")
         where = self.device_, self._preparation.float_dtype
         generators = self._generators.copy()
@@ -683,7 +688,7 @@ class Net(NeuralNetClassifier):
             return gather(from_logits(in_full, logits), len(rows))
 
     def _probe(self, X) -> Tensor:
-        """Run the network on a few samples in evaluation mode; leave generators."""
+        """Run the network on a batch in evaluation mode, without generator changes."""
         loader = self._loader("iterator_valid")
         where = self.device_, self._preparation.float_dtype
         with self._generators.copy().borrowed(self.device_), self._in_mode(False):
@@ -705,9 +710,9 @@ class Net(NeuralNetClassifier):
         )
 
     def _ways_of_inputs(self, *, knows: bool) -> dict[str, Any]:
-        """Return what `check_X` has to know of the network.
+        """Return the arguments of `check_X` that depend on the network.
 
-        `knows` is whether it has seen data, or loaded weights, and is to be kept.
+        `knows` is whether the network has seen data, or loaded weights, and is kept.
         """
         fitted = self._preparation
         told = knows and not fitted.is_dataset
@@ -720,15 +725,15 @@ class Net(NeuralNetClassifier):
         }
 
     def _takes_integers(self) -> bool:
-        """Whether the network is given integers as such, and not as floats."""
+        """Whether the network receives integers unchanged, not converted to floats."""
         if self.module is None:
             return False
         known = self._preparation.keeps_integers
-        # Of one whose weights were loaded, without data.
+        # None if weights were loaded, and no data have been seen.
         return has_embedding(self.module_) if known is None else known
 
     def _needs_integers(self, X) -> bool:
-        """Find out whether a network that is to be trained takes integers alone."""
+        """Whether a network that will be trained accepts only integers."""
 
         def build():
             if self._copies_module():
@@ -743,7 +748,7 @@ class Net(NeuralNetClassifier):
         return needs_integers(build, few)
 
     def _check_like_training(self, given, X) -> None:
-        """Raise where X is not of the kind that the network was fitted on."""
+        """Raise if X differs in kind from the data that the network was fitted on."""
         self._preparation.check_like(X, type(self).__name__)
         if not hasattr(self, "n_features_in_"):
             return
@@ -755,15 +760,15 @@ class Net(NeuralNetClassifier):
             self._note_features(given, X, reset=False)
 
     def _note_features(self, given, X, *, reset: bool) -> None:
-        """Take note of number and names of the features, or compare with them."""
-        # What has no names is looked at as checked: it may be flat rows, or images.
+        """Store number and names of the features, or compare X with the stored ones."""
+        # Data without names are used as checked: they may be flat rows, or images.
         named = given
         if not hasattr(given, "columns"):
             named = X if X.ndim == 2 else X.reshape(len(X), -1)
         validate_data(self, named, skip_check_array=True, reset=reset)
 
     def _loader(self, side: str) -> Loader:
-        """Return how the user has set one side of loading."""
+        """Return the user's settings for loading training or validation data."""
         options = self.get_params_for(side)
         if side == "iterator_valid":
             check_order(options)
@@ -774,13 +779,13 @@ class Net(NeuralNetClassifier):
         return Loader(side, getattr(self, side), options, self.batch_size, n_inputs)
 
     def _predictions(self, X, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return what a function makes of the logits, on the CPU.
+        """Apply a function to the logits, and return the results on the CPU.
 
-        It gets those of one batch after the other, so that logits of all samples are
-        never held beside what is made of them.
+        The function receives one batch after the other, so that the logits of all
+        samples are never in memory together with the results.
         """
-        # forward_iter is looked up on the instance: skorch's scoring callbacks put
-        # cached predictions in its place.
+        # forward_iter is looked up on the instance, as skorch's scoring callbacks
+        # replace it to return cached predictions.
         device = getattr(self, "device_", "cpu")
         with one_thread_after_fork():
             batches = self.forward_iter(X, training=False, device=device)
@@ -796,9 +801,9 @@ class Net(NeuralNetClassifier):
         if components:
             state["_components"] = packed = _state.pack(components)
             if isinstance(packed, dict):
-                # Functions, which a state without a pickle should not name.
+                # It contains functions, which a state without a pickle cannot store.
                 state.pop("virtual_params_", None)
-                if self.callbacks is None:  # skorch's own remember nothing of use
+                if self.callbacks is None:  # skorch's own have no state to keep
                     state.pop("callbacks_", None)
         versions = _versions.current()
         state["_sklearn_version"] = versions["scikit-learn"]
@@ -820,7 +825,7 @@ class Net(NeuralNetClassifier):
         preparation = state.get("_preparation", Preparation())
         state["device"] = self._device_here(requested, preparation)
         if isinstance(components, _state.PickledComponents):
-            # Its bytes are unpickled. Nothing else in a state is.
+            # Only these bytes of a state are unpickled.
             state["__cuda_dependent_attributes__"] = components.data
             super().__setstate__(state)
         else:
@@ -840,12 +845,12 @@ class Net(NeuralNetClassifier):
             if "callbacks_" not in state:
                 self._initialize_callbacks()
         if hasattr(self, "module_"):
-            self._set_training(False)  # it may have been copied while it was trained
+            self._set_training(False)  # it may have been copied during training
         if requested == "auto":
             self.device = "auto"
 
     def _register_optimizer_setters(self) -> None:
-        """Let `set_params` reach a live optimizer, as skorch does as it builds one."""
+        """Let `set_params` change the optimizer, as skorch does when building one."""
         setter = partial(
             optimizer_setter, optimizer_attr="optimizer_", optimizer_name="optimizer"
         )
@@ -853,10 +858,10 @@ class Net(NeuralNetClassifier):
         self._register_virtual_param(patterns, setter)
 
     def _device_here(self, requested: Any, preparation: Preparation) -> str:
-        """Return where a network lives that came from elsewhere.
+        """Return the device on this machine for a network that has been unpickled.
 
-        What is here counts, not what was where it was fitted; double precision is the
-        CPU's.
+        "auto" is resolved by the devices of this machine, not by those of the machine
+        that fitted the network. Networks of double precision stay on the CPU.
         """
         if requested == "auto":
             double = preparation.dtype == "float64"

@@ -24,11 +24,11 @@ from ._label_model import (
 )
 from ._proba import group_sums
 
-# Probabilities below this one do not occur in single precision.
+# Smallest normal probability in single precision, approximately.
 _LEAST_PROBA = 1e-38
-# A resample is fitted from the estimate, which is near: more steps change little.
+# The fit of a resample starts at the estimate, which is close, so few steps suffice.
 _MAX_STEPS = 12
-# Probabilities that each resample takes: of more, a part of the samples is resampled.
+# Most probabilities in a resample. For more, a part of the samples is resampled.
 _MOST_PROBA = 200_000
 
 
@@ -125,7 +125,7 @@ def estimate_noise_rates(
     Parameters
     ----------
     estimator : BSDClassifier or Pipeline
-        Fitted with calibration, so that it has out-of-fold predictions.
+        An estimator fitted with calibration, so that it has out-of-fold predictions.
     n_pairs : int, default=20
         Number of pairs of true class and given label to report, at most.
     n_bootstraps : int, default=200
@@ -135,7 +135,7 @@ def estimate_noise_rates(
     confidence_level : float, default=0.95
         Confidence level of the intervals, in (0, 1).
     random_state : int, RandomState instance or None, default=None
-        Fixes the resamples.
+        Determines the resamples.
 
     Returns
     -------
@@ -147,7 +147,7 @@ def estimate_noise_rates(
     NotFittedError
         If the estimator was not fitted.
     ValueError
-        If it is not a BSDClassifier, or has no out-of-fold predictions.
+        If the estimator is not a BSDClassifier, or has no out-of-fold predictions.
 
     See Also
     --------
@@ -163,25 +163,26 @@ def estimate_noise_rates(
     They would spread errors between two classes over all of them.) Sample i is
     then of class k with probability :math:`r_{ik} \propto p_{ik} C_{k y_i}`, and its
     label is wrong with probability :math:`1 - r_{i y_i}`. The rates are means of these
-    probabilities. `noise_rate_` belongs to the model of the `calibration_`, and rests
-    on the out-of-fold predictions of the chosen training rule alone, so it differs a
-    little from `rate`.
+    probabilities. `noise_rate_` belongs to the model of the `calibration_`, and is
+    estimated only from the out-of-fold predictions of the chosen training rule, so it
+    differs slightly from `rate`.
 
     The intervals are percentile intervals of the bootstrap over the samples, cut to
     [0, 1]. For large data, a random part is resampled, and the deviations are scaled to
     all of it. The intervals cover the choice of the samples and the fit of the model.
     They do not cover a network that is wrong in a systematic way, nor an error model
     that does not fit: labels that a hard task makes unpredictable have the same
-    likelihood as wrong ones. Where `fit` found no wrong labels, the rates are zero, and
+    likelihood as wrong ones. If `fit` found no wrong labels, the rates are zero, and
     the upper limits are those of errors that hit all classes equally.
 
-    How often intervals of 95 % contained the truth (``benchmarks/noise_rates.py``; few
-    repeats): with predictions drawn from the model, 500 samples and four classes, 97 %
-    of the time for a rate of 15 %, and 85 % for a rate of 3 %. A class whose labels are
-    all correct gets a small positive rate, and its interval often does not reach zero.
-    With fits to 600 digits, all six contained the truth when 10 % of the labels were
-    flipped symmetrically, and three of six when 30 % were flipped within pairs of
-    classes: such errors are partly learned, and underestimated.
+    The coverage of 95 % intervals was measured with ``benchmarks/noise_rates.py``, with
+    few repeats. With predictions drawn from the model, 500 samples and four classes,
+    intervals contained the true rate in 97 % of the cases for a rate of 15 %, and in
+    85 % for a rate of 3 %. A class whose labels are all correct gets a small positive
+    rate, and its interval often excludes zero. With fits to 600 digits, all six
+    intervals contained the true rate when 10 % of the labels were flipped
+    symmetrically, and three of six when 30 % were flipped within pairs of classes: such
+    errors are partly learned, and underestimated.
 
     All samples count equally, whatever `sample_weight` was passed to `fit`.
 
@@ -203,8 +204,8 @@ def estimate_noise_rates(
     codes, proba = _out_of_fold(classifier)
     transition = classifier.calibration_.transition
     n, n_classes = proba.shape
-    # A generator of its own: drawn from the same seed, the first resample would be made
-    # of the same draws as the labels that `flip_labels` makes wrong.
+    # A separate generator: with the same seed, the first resample would consist of the
+    # same draws as the labels that `flip_labels` flips.
     rng = np.random.RandomState(check_random_state(random_state).randint(2**31 - 1))
     errors, weight = _kind(transition, n, n_classes), np.ones(n)
     model = _LabelErrors(codes, proba, errors)
@@ -234,7 +235,7 @@ def estimate_noise_rates(
 
 
 def _out_of_fold(classifier: Any) -> tuple[NDArray, NDArray]:
-    """Return the codes of the labels and the predictions of the samples that have any.
+    """Return label codes and predictions of the samples that have predictions.
 
     Parameters
     ----------
@@ -242,8 +243,8 @@ def _out_of_fold(classifier: Any) -> tuple[NDArray, NDArray]:
     """
     if getattr(classifier, "calibration_", None) is None:
         raise ValueError(
-            "the classifier has no out-of-fold predictions to estimate label errors "
-            f"from: it was fitted with calibration={classifier.calibration!r}, or on "
+            "the classifier has no out-of-fold predictions for an estimate of label "
+            f"errors: it was fitted with calibration={classifier.calibration!r}, or on "
             "too few samples. Fit it with calibration='auto'."
         )
     proba = getattr(classifier, "out_of_fold_proba_", None)
@@ -260,10 +261,10 @@ def _out_of_fold(classifier: Any) -> tuple[NDArray, NDArray]:
 
 
 def _kind(transition: NDArray | None, n: int, n_classes: int) -> str:
-    """Return which errors to fit.
+    """Return the kind of errors to fit.
 
-    A matrix where the samples are enough for one, even if symmetric errors explained
-    the labels well enough for `fit`: these would spread what happens between two
+    This is a matrix if the samples suffice, even if symmetric errors explained the
+    labels well enough for `fit`. Symmetric errors would spread errors between two
     classes over all of them.
     """
     is_enough = n >= LEAST_PER_CLASS * n_classes and 2 < n_classes <= MOST_CLASSES
@@ -288,7 +289,7 @@ class _LabelErrors:
         self.model = Model(proba.shape[1], False, errors)
 
     def part(self, rows: NDArray) -> "_LabelErrors":
-        """Return the same model of some of the samples."""
+        """Return the same model for some of the samples."""
         part = copy(self)
         part.codes, part.logits = self.codes[rows], self.logits[rows]
         return part
@@ -298,13 +299,13 @@ class _LabelErrors:
         return group_sums(self.codes, weight, self.model.n_classes)
 
     def fit(self, weight: NDArray, start: NDArray | None = None) -> NDArray:
-        """Return the most probable parameters.
+        """Return the parameters that maximise the penalised likelihood.
 
         Parameters
         ----------
         weight : ndarray of shape (n_samples,)
         start : ndarray, default=None
-            Parameters that are near.
+            Initial parameters, close to the solution.
         """
         likelihood = Likelihood(
             *map(torch.from_numpy, (self.logits, self.codes, weight))
@@ -387,9 +388,9 @@ def _limits(
         confidence_level=confidence_level,
         random_state=rng,
     )
-    # From the basic interval, 2 t - q, back to the quantiles q: rates near zero have a
-    # skewed distribution, which the percentile interval covers better. The standard
-    # deviation of a mean falls with the root of the number of samples.
+    # Convert the basic interval, 2 t - q, back to the quantiles q: rates near zero have
+    # a skewed distribution, for which percentile intervals have better coverage. The
+    # standard deviation of a mean decreases with the root of the number of samples.
     deviations = (statistic(weight) - limits[::-1]) * np.sqrt(size / n)
     everything = np.ones(n)
     value = _summary(model.rates(values, everything), model.count(everything), pairs)

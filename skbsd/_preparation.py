@@ -1,4 +1,4 @@
-"""What a fit has found out about its inputs, and what it does to a batch of them."""
+"""Properties of the inputs of a fit, and the preparation of batches."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,36 +19,36 @@ from .augmentation import AUGMENTATIONS
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """The facts of the inputs that a network was fitted on.
+    """Properties of the inputs that a network was fitted on.
 
-    It augments a batch, makes floats of it, standardises uint8 images and stores images
-    as the network wants them. The default is that of a network that has seen no data.
+    Calling it augments a batch, converts it to floats, standardises uint8 images and
+    sets the memory format of images. The default is for a network without data.
 
     Parameters
     ----------
     shape : tuple of int, optional
-        Of a sample, as the network sees it; () of several inputs.
+        Shape of a sample, as the network receives it; () for several inputs.
     dtype : {"float32", "float64"}
-        What inputs are converted to.
+        Type that inputs are converted to.
     is_uint8 : bool
         Whether the images were given as uint8, and are standardised.
     is_dataset : bool
-        Whether they came from a Dataset, of which little is known beforehand.
+        Whether the inputs come from a Dataset, so that little is known in advance.
     mean, std : ndarray of shape (channels,), optional
         Statistics of uint8 images.
     channels_last : bool
-        Whether images are stored pixel by pixel.
+        Whether images are stored in the channels-last memory format.
     device : str
-        Where batches are.
+        Device of the batches.
     keeps_integers : bool, optional
-        Whether the network is given integers as such; None where that is not known.
+        Whether the network receives integers unchanged; None if this is unknown.
     integers : str, optional
-        Of which type they are: "int32", "int64" or, of one of several inputs, "bool".
+        Type of these integers: "int32", "int64" or, for one of several inputs, "bool".
     n_inputs : int, optional
-        How many entries of a Dataset's items are inputs, where these are tuples.
+        Number of entries of a Dataset's items that are inputs, if items are tuples.
     several : dict or list of Preparation, optional
-        The facts of each input, where there are several. A network is called with a
-        dict by name, and with a list as one argument.
+        The properties of each input, if there are several. The network receives the
+        entries of a dict as keyword arguments, and a list as one argument.
     """
 
     shape: tuple[int, ...] | None = None
@@ -69,8 +69,8 @@ class Preparation:
 
     def __post_init__(self):
         if self.mean is not None:
-            # Once: a copy to the device in each batch would wait for it. They are
-            # copied, as they may be those of a file that is mapped to memory.
+            # Done once, as a copy to the device in each batch would synchronise. The
+            # arrays are copied, as they may belong to a memory-mapped file.
             scaling = tuple(
                 torch.tensor(
                     np.asarray(s), dtype=self.float_dtype, device=self.device
@@ -88,14 +88,14 @@ class Preparation:
         dtype: str,
         device: torch.device,
     ) -> "Preparation":
-        """Take note of the data.
+        """Create an instance from training data.
 
         Parameters
         ----------
         data : TrainingData
-            On the device.
+            Data on the device.
         rows : ndarray of int
-            What is trained on, of which uint8 images have their statistics.
+            Rows to train on. Statistics of uint8 images are computed from them.
         image_shape : tuple of int or None
         dtype : {"float32", "float64"}
         device : torch.device
@@ -130,11 +130,11 @@ class Preparation:
 
     @property
     def float_dtype(self) -> torch.dtype:
-        """The type of the network's inputs and parameters."""
+        """The floating type of the network's inputs and parameters."""
         return getattr(torch, self.dtype)
 
     def changed(self, **fields: Any) -> "Preparation":
-        """Return one with other facts."""
+        """Return a copy with other values of these fields."""
         several = fields.get("several", self.several)
         if several is not None and "device" in fields:
             device = fields["device"]
@@ -146,26 +146,26 @@ class Preparation:
         return dataclasses.replace(self, **fields)
 
     def parts(self) -> "dict[Any, Preparation]":
-        """Return the facts of each of several inputs, by name or number."""
+        """Return the properties of each of several inputs, by name or number."""
         several = self.several or {}
         return dict(
             several.items() if isinstance(several, dict) else enumerate(several)
         )
 
     def check_like(self, X: Any, caller: str, name: str = "X") -> None:
-        """Raise where X is not of the kind that the network was fitted on.
+        """Raise if X differs in kind from the data that the network was fitted on.
 
         Parameters
         ----------
         X : array or sparse matrix, or dict or list of these
-            Checked.
+            Checked inputs.
         caller : str
             Name of the estimator, for messages.
         name : str
-            Of X, for messages.
+            Name of X in messages.
         """
         if self.is_dataset or self.shape is None:
-            return  # little is known
+            return  # nothing to compare with
         if self.several is not None:
             self._check_like_several(X, caller, name)
             return
@@ -185,8 +185,8 @@ class Preparation:
             return
         if shape[0] != self.shape[0]:
             raise ValueError(
-                f"{name} has images of {shape[0]} channels, but {caller} was fitted on "
-                f"{self.shape[0]}; expected shape (n_samples, "
+                f"{name} has images with {shape[0]} channels, but {caller} was fitted "
+                f"on images with {self.shape[0]}; expected shape (n_samples, "
                 f"{', '.join(map(str, self.shape))})."
             )
         self._check_image_type(X.dtype in (np.uint8, torch.uint8), caller)
@@ -210,12 +210,12 @@ class Preparation:
             part.check_like(given[key], caller, f"{name}[{key!r}]")
 
     def _check_numbers(self, X: Any, caller: str, name: str) -> None:
-        """Raise for floats where the network was given integers."""
+        """Raise for floats if the network was fitted on integers."""
         if self.integers is not None and not holds_integers(X):
             raise ValueError(
-                f"{name} holds {X.dtype}, but {caller} was fitted on {self.integers}, "
-                "which the network takes as such; pass integers, for example with "
-                f"{name}.astype('{self.integers}')."
+                f"{name} has type {X.dtype}, but {caller} was fitted on "
+                f"{self.integers}, and its network requires integers; pass integers, "
+                f"for example with {name}.astype('{self.integers}')."
             )
 
     def __call__(
@@ -226,31 +226,31 @@ class Preparation:
         augmentation: Any = None,
         image_shape: Any = None,
     ) -> Any:
-        """Augment a batch, and make of it what the network takes.
+        """Augment a batch, and convert it to the inputs of the network.
 
         Parameters
         ----------
-        x : Tensor, a dict or list of such, or whatever a loader has given
-            What holds no Tensor is left as it is.
+        x : Tensor, a dict or list of Tensors, or another object from a loader
+            Objects that contain no Tensor are returned unchanged.
         caller : str
             Name of the estimator, for messages.
         augmentation : str or callable, optional
         image_shape : tuple of int, optional
-            Of the images that rows are.
+            Shape of an image, if the rows are flattened images.
         """
         if not isinstance(x, Tensor):
             if augmentation is not None:
                 x = augment(x, augmentation)
             return self._prepared_parts(x, caller)
         if image_shape is not None and x.ndim == 2:
-            # Not len(x), which is a constant where the network is exported.
+            # Not len(x), which becomes a constant when the network is exported.
             x = x.reshape(-1, *image_shape)
         if augmentation is not None:
             x = augment(x, augmentation)
         return self._prepared(x, caller)
 
     def _prepared(self, x: Tensor, caller: str) -> Tensor:
-        if x.ndim == 4 and not self.is_dataset:  # those of a Dataset too
+        if x.ndim == 4 and not self.is_dataset:  # a Dataset may return either type
             self._check_image_type(x.dtype == torch.uint8, caller)
         if x.is_floating_point():
             if x.dtype != self.float_dtype:
@@ -266,7 +266,7 @@ class Preparation:
         return x
 
     def _as_integers(self, x: Tensor) -> Tensor:
-        """Return integers of the type that was fitted, or of one that indices have."""
+        """Return integers of the fitted type, or of a type that can be an index."""
         if self.integers is not None:
             return x.to(getattr(torch, self.integers))
         return x if x.dtype in (torch.int32, torch.int64) else x.long()
@@ -274,14 +274,14 @@ class Preparation:
     def _prepared_parts(self, x: Any, caller: str) -> Any:
         """Prepare each of several inputs."""
         if isinstance(x, Tensor):
-            # Of a Dataset's several inputs, integers stay what they are.
+            # Integers among several inputs of a Dataset are not converted.
             is_left = self.is_dataset and not x.is_floating_point() and x.ndim != 4
             return x if is_left else self._prepared(x, caller)
         if not is_nested(x):
             return x
         parts = self.parts()
         if isinstance(x, Mapping):
-            kind: Any = type(x) if self.is_dataset else dict  # such as a tokenizer's
+            kind: Any = type(x) if self.is_dataset else dict  # e.g. BatchEncoding
             return kind(
                 {k: parts.get(k, self)._prepared_parts(v, caller) for k, v in x.items()}
             )
@@ -291,11 +291,11 @@ class Preparation:
         if self.shape is None:
             raise ValueError(
                 "uint8 images are standardised with statistics of the training images, "
-                "which are not among saved weights. Save whole estimators with `save` "
+                "which saved weights do not include. Save whole estimators with `save` "
                 "or joblib, or train on float images."
             )
         x = x.to(self.float_dtype)
-        if self._scaling is None:  # a Dataset's images, whose statistics nobody took
+        if self._scaling is None:  # statistics of a Dataset are not computed
             return x / 255
         mean, std = self._scaling
         return (x - mean) / std
@@ -304,13 +304,13 @@ class Preparation:
         if is_uint8 != self.is_uint8:
             types = ("float", "uint8")
             raise ValueError(
-                f"X holds {types[is_uint8]} images, but {caller} was fitted on "
-                f"{types[self.is_uint8]} images, whose scale is another. Pass images "
+                f"X contains {types[is_uint8]} images, but {caller} was fitted on "
+                f"{types[self.is_uint8]} images, which have another scale. Pass images "
                 "of the same type."
             )
 
     def __getstate__(self):
-        # The scaling is made again, on the device that is there.
+        # The scaling is computed again, on the device of the new machine.
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {
             "_scaling": None
         }
@@ -321,7 +321,7 @@ class Preparation:
 
 
 def sample_shape(X: Any, image_shape: Any) -> tuple[int, ...]:
-    """Return the shape of a sample as the network sees it."""
+    """Return the shape of a sample as the network receives it."""
     if image_shape is not None:
         return tuple(image_shape)
     if is_dataset(X):
@@ -342,10 +342,10 @@ def choose_dtype(
     *,
     chosen: bool,
 ) -> str:
-    """Return "float64" where it costs little and makes `fit` exact.
+    """Return "float64" if it costs little and makes `fit` exact, else "float32".
 
-    That is for a table in one batch on the CPU, where network and precision were
-    `chosen` here.
+    "float64" is used for a table in a single batch on the CPU, if network and precision
+    are `chosen` automatically.
     """
     one_batch = batch_size == -1 or n_samples <= batch_size
     is_exact = chosen and one_batch and len(shape) == 1 and device.type == "cpu"
@@ -357,18 +357,19 @@ def augment(x: Any, augmentation: Any, arguments: tuple = ()) -> Any:
 
     Parameters
     ----------
-    x : Tensor, or dict or list of such
+    x : Tensor, or dict or list of Tensors
     augmentation : str or callable
-        A callable gets several inputs as they are, in a dict or list.
+        A callable receives several inputs as the dict or list.
     arguments : tuple
-        Further ones.
+        Further arguments of the callable.
     """
     function = augmentation
-    if isinstance(function, str):  # others need not be hashable
+    if isinstance(function, str):  # other augmentations need not be hashable
         if not isinstance(x, Tensor):
             raise ValueError(
-                f"augmentation={augmentation!r} is for one array of images, and X is a "
-                f"{type(x).__name__}; pass a function that takes and returns one."
+                f"augmentation={augmentation!r} requires a single array of images, but "
+                f"X is a {type(x).__name__}; pass a function that receives and returns "
+                "one."
             )
         function = AUGMENTATIONS[function]
     out = function(x, *arguments)

@@ -1,4 +1,4 @@
-"""Sparse matrices on a device, of which batches are made dense."""
+"""Sparse matrices on a device, from which dense batches are gathered."""
 
 from collections.abc import Callable
 
@@ -10,15 +10,16 @@ from ._large import shared
 
 
 class SparseRows:
-    """The rows of a sparse matrix, to be gathered as dense ones.
+    """The rows of a sparse matrix, which can be gathered as dense rows.
 
     Parameters
     ----------
     starts : Tensor of int of shape (n_samples + 1,)
-        Where the numbers of each row begin.
-    columns : Tensor of int of shape (n_numbers,)
-    values : Tensor of shape (n_numbers,)
-        At most one for each row and column.
+        Index of the first value of each row.
+    columns : Tensor of int of shape (n_values,)
+        Column of each value.
+    values : Tensor of shape (n_values,)
+        At most one value for each row and column.
     n_columns : int
 
     Examples
@@ -40,12 +41,12 @@ class SparseRows:
 
     @classmethod
     def of(cls, matrix: sparse.csr_array) -> "SparseRows":
-        """Share the memory of a matrix.
+        """Create an instance that shares the memory of a matrix.
 
         Parameters
         ----------
         matrix : sparse matrix or array of shape (n_samples, n_columns)
-            In CSR format, without duplicates.
+            Matrix in CSR format, without duplicates.
         """
         starts, columns, values = map(
             shared, (matrix.indptr, matrix.indices, matrix.data)
@@ -53,12 +54,12 @@ class SparseRows:
         return cls(starts, columns, values, matrix.shape[1])
 
     def with_values(self, function: Callable[[Tensor], Tensor]) -> "SparseRows":
-        """Return the same of other numbers.
+        """Return the same matrix with its values mapped by a function.
 
         Parameters
         ----------
         function : callable
-            From the numbers to others, in their order.
+            Maps the tensor of values to another one of the same shape.
         """
         values = function(self._values)
         return SparseRows(self._starts, self._columns, values, self.shape[1])
@@ -70,22 +71,22 @@ class SparseRows:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the numbers."""
+        """The type of the values."""
         return self._values.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the numbers are."""
+        """The device of the values."""
         return self._values.device
 
     @property
     def nbytes(self) -> int:
-        """How much memory they take."""
+        """The memory of all tensors in bytes."""
         parts = self._starts, self._columns, self._values
         return sum(part.nbytes for part in parts)
 
     def to(self, device: torch.device) -> "SparseRows":
-        """Return the same on a device.
+        """Return the same matrix on a device.
 
         Parameters
         ----------
@@ -99,7 +100,7 @@ class SparseRows:
         )
 
     def cpu(self) -> "SparseRows":
-        """Return the same on the CPU."""
+        """Return the same matrix on the CPU."""
         return self.to(torch.device("cpu"))
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class SparseRows:
         Parameters
         ----------
         dim : int
-            0, as of a Tensor's method of this name.
+            Must be 0; the signature is that of :meth:`torch.Tensor.index_select`.
         rows : Tensor of int of shape (n,)
 
         Returns
@@ -119,7 +120,7 @@ class SparseRows:
         begins = self._starts[rows].long()
         lengths = self._starts[rows + 1].long() - begins
         row = torch.repeat_interleave(lengths)
-        # The numbers of a row follow each other, here and there.
+        # The values of a row are consecutive in the source and in the selection.
         shift = begins - (lengths.cumsum(0) - lengths)
         place = torch.arange(len(row), device=self.device) + shift[row]
         out = self._values.new_zeros(len(rows), self.shape[1])
@@ -128,12 +129,12 @@ class SparseRows:
 
 
 def as_csr(X: Tensor) -> sparse.csr_array:
-    """Return a sparse tensor as SciPy's.
+    """Convert a sparse tensor to SciPy's CSR format.
 
     Parameters
     ----------
     X : Tensor of shape (n_samples, n_columns)
-        Of any sparse layout.
+        Tensor of any sparse layout.
     """
     found = X.detach().cpu().to_sparse_coo().coalesce()
     row, column = found.indices().numpy()

@@ -1,4 +1,4 @@
-"""One array, or several in a dict or a list: what is done to the inputs of a network.
+"""Operations on the inputs of a network: one array, or several in a dict or list.
 
 Inputs are a leaf (a Tensor, an ndarray, a sparse matrix) or a dict or list of inputs.
 All leaves have the same number of samples.
@@ -16,7 +16,7 @@ from ._sparse import SparseRows
 
 
 def is_nested(x: Any) -> bool:
-    """Whether inputs are several.
+    """Whether x is a dict, list or tuple of several inputs.
 
     Parameters
     ----------
@@ -26,14 +26,14 @@ def is_nested(x: Any) -> bool:
 
 
 def map_leaves(function: Callable[..., Any], x: Any, *others: Any) -> Any:
-    """Apply a function to each leaf, and return what it returns in the same structure.
+    """Apply a function to each leaf, and return the results in the same structure.
 
     Parameters
     ----------
     function : callable
     x : inputs
     *others : inputs
-        Of the same structure, whose leaves are further arguments.
+        Inputs of the same structure, whose leaves are further arguments of `function`.
     """
     if isinstance(x, Mapping):
         return {
@@ -46,13 +46,13 @@ def map_leaves(function: Callable[..., Any], x: Any, *others: Any) -> Any:
 
 
 def named_leaves(x: Any, name: str = "X") -> Iterator[tuple[str, Any]]:
-    """Yield each leaf, after how a user would write it: ``X['image']``, ``X[0]``.
+    """Yield each leaf with its name as a Python expression, such as ``X['image']``.
 
     Parameters
     ----------
     x : inputs
     name : str
-        Of the whole.
+        Name of `x`.
     """
     if not is_nested(x):
         yield name, x
@@ -63,7 +63,7 @@ def named_leaves(x: Any, name: str = "X") -> Iterator[tuple[str, Any]]:
 
 
 def leaves(x: Any) -> list[Any]:
-    """Return the leaves, in their order.
+    """Return the leaves in their order.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def n_samples(x: Any) -> int:
     Parameters
     ----------
     x : inputs
-        Checked.
+        Checked inputs.
     """
     return leaves(x)[0].shape[0]
 
@@ -95,7 +95,7 @@ def part_of_leaves(x: Any, rows: np.ndarray) -> Any:
     def part(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return leaf[torch.from_numpy(rows).to(leaf.device)]
-        if isinstance(leaf, SparseRows):  # few: they become dense
+        if isinstance(leaf, SparseRows):  # the rows become dense, as they are few
             return leaf.index_select(0, torch.from_numpy(rows).to(leaf.device))
         return leaf[rows]
 
@@ -103,15 +103,15 @@ def part_of_leaves(x: Any, rows: np.ndarray) -> Any:
 
 
 def take(x: Any, rows: Tensor) -> Any:
-    """Gather some rows where they are; those of sparse matrices become dense.
+    """Gather some rows on their device; rows of sparse matrices become dense.
 
     Parameters
     ----------
-    x : Tensor or SparseRows, or a dict or list of them
+    x : Tensor or SparseRows, or a dict or list of these
     rows : Tensor of int
-        On their device.
+        Rows, on the device of `x`.
     """
-    if isinstance(x, Tensor):  # first, as it is taken in each step
+    if isinstance(x, Tensor):  # the fast path, as this runs in each step
         return x.index_select(0, rows)
     return map_leaves(lambda leaf: leaf.index_select(0, rows), x)
 
@@ -133,7 +133,7 @@ def split(x: Any, sizes: list[int]) -> Iterator[Any]:
 
 
 def pick(parts: Any, i: int) -> Any:
-    """Return entry i of the tuple that stands in place of each leaf.
+    """Return the structure with each leaf, a tuple, replaced by its entry i.
 
     Parameters
     ----------
@@ -148,11 +148,11 @@ def pick(parts: Any, i: int) -> Any:
 
 
 def dense_bytes(x: Any) -> float:
-    """Return how much memory all gathered samples take; infinite for sparse ones.
+    """Return the memory in bytes of all gathered samples; infinite for sparse inputs.
 
     Parameters
     ----------
-    x : Tensor or SparseRows, or a dict or list of them
+    x : Tensor or SparseRows, or a dict or list of these
     """
     if isinstance(x, Tensor):
         return x.nbytes
@@ -161,7 +161,7 @@ def dense_bytes(x: Any) -> float:
 
 
 def row_bytes(x: Any) -> int:
-    """Return how much memory a sample takes in a batch.
+    """Return the memory in bytes of a sample in a batch.
 
     Parameters
     ----------

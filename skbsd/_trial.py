@@ -1,4 +1,4 @@
-"""Whether a network has to be given integers, found out by trying it."""
+"""Whether a network requires integers, determined by running it."""
 
 import warnings
 from collections.abc import Callable
@@ -11,10 +11,11 @@ _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def needs_integers(build: Callable[[], Any], x: Tensor) -> bool:
-    """Whether a network takes integers, such as indices of words, and no floats.
+    """Whether a network accepts integers, such as indices of words, but not floats.
 
-    A network that takes floats gets floats, whatever X holds, so that a table of
-    integers trains as one of floats. What the trial draws or changes is gone after it.
+    A network that accepts floats receives floats for integer X too, so that a table of
+    integers trains like a table of floats. The trial uses a separate network, and
+    restores the random number generator.
 
     Parameters
     ----------
@@ -25,7 +26,7 @@ def needs_integers(build: Callable[[], Any], x: Tensor) -> bool:
     """
     with warnings.catch_warnings(), torch.random.fork_rng([]), torch.no_grad():
         warnings.simplefilter("ignore")
-        # What cannot be built, or fails both ways, says so itself when it is trained.
+        # A network that cannot be built, or fails with both types, raises when trained.
         try:
             module = build()
         except Exception:
@@ -38,7 +39,7 @@ def needs_integers(build: Callable[[], Any], x: Tensor) -> bool:
 
 
 def has_embedding(module: Any) -> bool:
-    """Whether there is an embedding layer in a network.
+    """Whether a network has an embedding layer.
 
     Parameters
     ----------

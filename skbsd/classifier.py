@@ -295,21 +295,21 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     device_ : torch.device
         The device of the network.
     data_loading_ : {"resident", "loader"}
-        Whether the training data lay on the device or came through a DataLoader, as
-        they do for a Dataset, for arrays too large for the device, and with
+        Whether the training data were on the device ("resident") or were loaded by a
+        DataLoader, as for a Dataset, for arrays too large for the device, and with
         ``iterator_train__*``.
     cuda_graph_ : bool
         Whether the last call replayed training steps from a CUDA graph.
     compile_time_ : float
-        Duration of the first training step of each shape, in seconds, in which the
-        network is compiled; 0 without `compile`.
+        Total duration in seconds of the first training step of each input shape, in
+        which the network is compiled; 0 without `compile`.
     image_mean_, image_std_ : ndarray of shape (channels,)
         Statistics of the training images, with which uint8 images are standardised.
 
     See Also
     --------
     skbsd.posterior.DirichletPosterior : The posteriors and their mathematics.
-    skbsd.metrics.expected_calibration_error : Error of the confidence.
+    skbsd.metrics.expected_calibration_error : Measures the calibration.
     sklearn.neural_network.MLPClassifier : Trained with cross-entropy.
     sklearn.calibration.CalibratedClassifierCV : Calibration after training.
 
@@ -470,23 +470,24 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Parameters
         ----------
         X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
-            A table of shape (n_samples, n_features), also sparse; images of shape
+            A dense or sparse table of shape (n_samples, n_features); images of shape
             (n_samples, channels, height, width); or a `torch.utils.data.Dataset` of
             pairs (x, y), of longer tuples that end with the label, or of dicts with
-            "label" or "labels". A `module` of your own also takes arrays of any other
-            number of dimensions, and several inputs: a dict of arrays is passed to it
-            by name, a list or tuple of arrays as one list. Integers become floats where
-            the module takes floats, and stay integers where it does not, as with an
-            embedding, and in a dict or list. See the guide on inputs.
+            "label" or "labels". A custom `module` also accepts arrays with any other
+            number of dimensions, and several inputs: the entries of a dict of arrays
+            are passed as keyword arguments, a list or tuple of arrays as one list.
+            Integers are converted to floats if the module accepts floats. They stay
+            integers if it does not, as with an embedding, and in a dict or list. See
+            the guide on inputs.
         y : array-like of shape (n_samples,), default=None
             Labels of any kind: integers, strings, booleans. None with a Dataset, which
-            has its own; those of torchvision's ImageFolder are the names of the
+            contains the labels; those of torchvision's ImageFolder are the names of the
             folders.
         sample_weight : array-like of shape (n_samples,), default=None
-            Non-negative weights; zero leaves a sample out.
+            Non-negative weights; a sample of weight zero is left out.
         **split_params : dict
-            Passed to `train_split`, such as `groups`; without one, samples with the
-            same `groups` stay in one fold of the calibration.
+            Passed to `train_split`, such as `groups`. Without a `train_split`, samples
+            with the same `groups` stay in one fold of the calibration.
 
         Returns
         -------
@@ -496,26 +497,26 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Raises
         ------
         ValueError
-            For parameters or data that cannot be used, before anything is changed;
-            and where the loss becomes NaN or infinite, with the weights kept from the
-            last epoch in which it did not.
+            For invalid parameters or data, before anything is changed. Also if the loss
+            becomes NaN or infinite; the weights of the last epoch with finite loss are
+            kept.
 
         Warns
         -----
         ConvergenceWarning
-            Where an interrupt (Ctrl-C) ends training, which leaves a usable model;
-            where predictions of unseen samples are no better than the frequencies of
-            the classes, or the validation accuracy falls to half of what it was; where
-            the calibration finds a temperature below 0.02 or above 50.
+            If an interrupt (Ctrl-C) ends training, which leaves a usable model; if
+            held-out predictions are no better than the class frequencies; if the
+            validation accuracy falls to half of an earlier value; and if the
+            calibration finds a temperature below 0.02 or above 50.
         UserWarning
-            For columns of very different scales, and for a `prior_strength` that leaves
-            the label less than a tenth of its target.
+            For columns of very different scales, and for a `prior_strength` with which
+            the label contributes less than a tenth of the target.
 
         Notes
         -----
-        An interrupt in the first epoch, or in the folds before it, is raised, and
-        leaves the model as it was; so is one in a search or another of scikit-learn's
-        loops over fits, which it stops.
+        An interrupt in the first epoch, or in the folds before it, is raised and leaves
+        the model unchanged. In a search, or in another scikit-learn loop over fits, an
+        interrupt in any epoch is raised, and stops the loop.
         """
         keep = self.warm_start and self.initialized_
         classes = self.classes_ if keep and self._has_classes() else None
@@ -536,28 +537,29 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         epochs=None,
         **split_params,
     ):
-        """Train the network further, for `max_epochs` more or as many as `epochs` says.
+        """Train the network further, for `epochs` or `max_epochs` more epochs.
 
-        With the X, y and prior of the last call the samples keep their posteriors;
-        others get fresh ones. A Dataset counts as the same if its type and labels are.
-        c follows from the `max_epochs` of the call that began a posterior. Where
-        predictions count by how reliable they are, those of the first epoch with new
-        data count nothing.
+        With the X, y and prior of the last call, the samples keep their posteriors;
+        otherwise, new posteriors are created. A Dataset is considered the same if its
+        type and labels are equal. A c that depends on the number of epochs is computed
+        from the `max_epochs` of the call that created the posterior. With weighted
+        evidence, predictions in the first epoch with new data have weight zero.
 
         Parameters
         ----------
         X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
             As in :meth:`fit`.
         y : array-like of shape (n_samples,), default=None
-            Labels, all among those known. None with a Dataset.
+            Labels, all of them among the known classes. None with a Dataset.
         classes : array-like of shape (n_classes,), default=None
-            All labels there will be, for the first call; by default those in y.
+            All labels that may occur in this and later calls, for the first call. By
+            default, the labels in y.
         sample_weight : array-like of shape (n_samples,), default=None
-            Non-negative weights; zero leaves a sample out.
+            Non-negative weights; a sample of weight zero is left out.
         epochs : int, default=None
-            How many epochs this call trains, in place of `max_epochs`: the learning
-            rate's schedule and the progress that callbacks show are of so many. None
-            is `max_epochs`.
+            Number of epochs of this call, in place of `max_epochs`. The learning-rate
+            schedule and the progress that callbacks show span this number. None is
+            `max_epochs`.
         **split_params : dict
             Passed to `train_split`, such as `groups`.
 
@@ -594,9 +596,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
     @contextmanager
     def _for_epochs(self, epochs: int | None):
-        """Have a call last for so many epochs: all that depends on their number does.
+        """Set `max_epochs` within the context, as schedules and callbacks read it.
 
-        Other processes are sent the estimator as it is within.
+        Other processes receive the estimator with this value.
         """
         usual = self.max_epochs
         self.max_epochs = usual if epochs is None else epochs
@@ -606,7 +608,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             self.max_epochs = usual
 
     def _fits_in_processes(self, method: str, X, arguments: dict) -> bool:
-        """Have several processes do the call, where the user wants that."""
+        """Run the call in several processes if `devices` demands it; return if so."""
         if current(self.devices).size > 1:
             return False
         n = n_processes(self.devices, _checks.check_device(self.device))
@@ -616,16 +618,16 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         return True
 
     def make_objective(self) -> Objective:
-        """Return what the steps of a call of `fit` minimise.
+        """Return the objective that a call of `fit` minimises.
 
-        Override it for a loss of one's own. Network, optimizer and posterior are there
-        when it is called.
+        Override it for a custom loss. Network, optimizer and posterior exist when it is
+        called.
 
         Returns
         -------
         skbsd.objectives.Objective
-            A new one: :class:`skbsd.objectives.SelfDistillation`, unless `contrastive`
-            asks for two views.
+            A new objective: :class:`skbsd.objectives.SelfDistillation`, unless
+            `contrastive` is set.
         """
         choice = self.choice_
         method = {"prior_strength": choice.prior_strength, "evidence": choice.evidence}
@@ -648,20 +650,20 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Parameters
         ----------
         X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
-            As in :meth:`fit`; a Dataset's labels are not looked at. Images may have
-            another height and width where the network can take them.
+            As in :meth:`fit`; the labels of a Dataset are ignored. Images may have
+            another height and width if the network supports it.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            Calibrated; columns in the order of `classes_`.
+            Calibrated probabilities; columns in the order of `classes_`.
 
         Raises
         ------
         NotInitializedError
-            If there is no network yet: skorch's, which is a NotFittedError too.
+            If the network does not exist yet. This error of skorch is a NotFittedError.
         ValueError
-            If X is empty, or not of the kind that was fitted.
+            If X is empty, or differs in kind from the training data.
         """
         return self._calibrated(X, lambda z: z.softmax(dim=1)).numpy()
 
@@ -671,20 +673,20 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Parameters
         ----------
         X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
-            As in :meth:`fit`; a Dataset's labels are not looked at.
+            As in :meth:`fit`; the labels of a Dataset are ignored.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            Finite also where the probability is too small for a float; columns in the
-            order of `classes_`.
+            Calibrated log-probabilities, finite even if the probability is too small
+            for a float; columns in the order of `classes_`.
 
         Raises
         ------
         NotInitializedError
-            If there is no network yet: skorch's, which is a NotFittedError too.
+            If the network does not exist yet. This error of skorch is a NotFittedError.
         ValueError
-            If X is empty, or not of the kind that was fitted.
+            If X is empty, or differs in kind from the training data.
         """
         return self._calibrated(X, lambda z: z.log_softmax(dim=1)).numpy()
 
@@ -694,34 +696,34 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Parameters
         ----------
         X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
-            As in :meth:`fit`; a Dataset's labels are not looked at.
+            As in :meth:`fit`; the labels of a Dataset are ignored.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
-            Columns in the order of `classes_`. For two classes the logit of the second
-            minus that of the first.
+            Columns in the order of `classes_`. For two classes, the logit of the second
+            class minus that of the first.
 
         Raises
         ------
         NotInitializedError
-            If there is no network yet: skorch's, which is a NotFittedError too.
+            If the network does not exist yet. This error of skorch is a NotFittedError.
         ValueError
-            If X is empty, or not of the kind that was fitted.
+            If X is empty, or differs in kind from the training data.
         """
 
         def scores(logits):
             if logits.shape[1] == 2:
                 return logits[:, 1] - logits[:, 0]
-            return logits.clone()  # they may be memory that the network keeps
+            return logits.clone()  # the network may reuse their memory
 
         return self._calibrated(X, scores).numpy()
 
     def score_samples(self, X):
-        r"""Compute how familiar each sample looks: the log-odds of the predicted class.
+        r"""Compute a familiarity score: the log-odds of the predicted class.
 
         The score is :math:`\log p / (1 - p)` of the largest probability p that
-        :meth:`predict_proba` gives. Samples of a kind that the network has not learnt
+        :meth:`predict_proba` returns. Samples of a kind that the network has not learnt
         tend to have lower scores, but nothing guarantees that: see Notes.
 
         Parameters
@@ -732,28 +734,28 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Returns
         -------
         ndarray of shape (n_samples,)
-            Of float64; higher is more familiar. The least possible score is
-            -log(n_classes - 1), that of equal probabilities. Scores have no upper
-            limit, also where the probability rounds to 1.
+            Scores in float64; higher is more familiar. The least possible score is
+            -log(n_classes - 1), for equal probabilities. Scores have no upper limit,
+            even if the probability rounds to 1.
 
         Raises
         ------
         NotFittedError
-            If there is no network yet.
+            If the network does not exist yet.
         ValueError
-            If X is empty, or not of the kind that was fitted.
+            If X is empty, or differs in kind from the training data.
 
         See Also
         --------
-        predict_proba : The probabilities, whose largest one has the same order.
+        predict_proba : The largest probability orders samples in the same way.
 
         Notes
         -----
-        A score is no probability that a sample is familiar, and there is no threshold
-        that fits all data: choose one by scores of samples that were not trained on. A
-        low score may also mean a familiar sample between two classes. Far from the
-        training data, a network may be sure of what it has never seen. The guide on
-        unfamiliar inputs has figures.
+        A score is not the probability that a sample is familiar, and no threshold fits
+        all data: choose one from the scores of samples that were not trained on. A low
+        score may also mean a familiar sample between two classes. Far from the training
+        data, a network may be confident about samples unlike any it has seen. The guide
+        on unfamiliar inputs reports measurements.
 
         Examples
         --------
@@ -776,33 +778,33 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Parameters
         ----------
         X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
-            As in :meth:`fit`; a Dataset's labels are not looked at.
+            As in :meth:`fit`; the labels of a Dataset are ignored.
 
         Returns
         -------
         ndarray of shape (n_samples,)
-            Values of `classes_`. A network that was never fitted, but initialized or
-            given weights by `load_params`, has no `classes_`: these are then indices
-            of the columns of :meth:`predict_proba`, as skorch predicts them.
+            Values of `classes_`. An estimator that was never fitted, but only
+            initialized or given weights by `load_params`, has no `classes_`. It returns
+            indices of the columns of :meth:`predict_proba`, as skorch does.
 
         Raises
         ------
         NotInitializedError
-            If there is no network yet: skorch's, which is a NotFittedError too.
+            If the network does not exist yet. This error of skorch is a NotFittedError.
         ValueError
-            If X is empty, or not of the kind that was fitted.
+            If X is empty, or differs in kind from the training data.
 
         Warns
         -----
         UserWarning
-            If there are no `classes_`.
+            If the estimator has no `classes_`.
         """
         codes = self._calibrated(X, lambda z: z.argmax(dim=1)).numpy()
         if self._has_classes():
             return self.classes_[codes]
         name = type(self).__name__
         warnings.warn(
-            f"this {name} has weights, but was never fitted and so knows no classes: "
+            f"this {name} has weights, but was never fitted and has no classes_: "
             "predict returns indices of the columns of predict_proba. To keep the "
             f"labels, store whole estimators with `save` and `{name}.load`, or with "
             "joblib.",
@@ -819,22 +821,22 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         X : array-like, DataFrame, Tensor, sparse matrix, dict or list of these, Dataset
             As in :meth:`fit`.
         y : array-like of shape (n_samples,), default=None
-            True labels. None with a Dataset, which has its own. Those of an ImageFolder
-            may be its `targets` too, which stand for the names of its classes.
+            True labels. None with a Dataset, which contains the labels. For an
+            ImageFolder, they may also be its `targets`, the indices of its classes.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights.
 
         Returns
         -------
         float
-            The share of the labels that were predicted, by weight.
+            The weighted fraction of correct predictions.
 
         Raises
         ------
         NotFittedError
-            If there is no network yet.
+            If the network does not exist yet.
         ValueError
-            If X is empty, or not of the kind that was fitted; without labels.
+            If X is empty or differs in kind from the training data, or without labels.
         """
         X = as_dataset(X)
         if is_dataset(X) and self._has_classes():
@@ -842,43 +844,44 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         return super().score(X, y, sample_weight)
 
     def save(self, path, posterior=False):
-        """Write the fitted estimator into one file, from which no code runs.
+        """Write the fitted estimator to a single file that cannot run code when loaded.
 
-        The file holds what prediction needs, the parameters and the history; it is in
-        the format of safetensors. It is written whole or not at all: whatever goes
-        wrong, a file that was there before stays as it was.
+        The file contains the network, its calibration, the parameters and the history,
+        in the safetensors format. It is written completely or not at all: if writing
+        fails, an existing file stays unchanged.
 
         Parameters
         ----------
         path : str or path-like
-            Of the file, in a folder that exists.
+            Path of the file, in an existing folder.
         posterior : bool, default=False
-            Write the beliefs, the state of the optimizer and what tells the training
-            data too: :meth:`partial_fit` with the same X and y then goes on as it
-            would have here, on the CPU bit for bit. (A contrastive projection begins
-            anew.) They take what the beliefs take in memory, by default 4 bytes per
-            training sample and class, and two to three times that of the network.
+            Whether to also write the beliefs, the state of the optimizer and a
+            fingerprint of the training data. After loading, :meth:`partial_fit` with
+            the same X and y then continues as in this process, on the CPU bit for bit,
+            except that a contrastive projection starts anew. This adds the size of the
+            beliefs, by default 4 bytes per training sample and class, and two to three
+            times the size of the network.
 
         Raises
         ------
         NotFittedError
-            If it has not been fitted.
+            If the estimator has not been fitted.
         ValueError
-            For a network or an optimizer whose state is more than tensors, and with
-            `posterior` where there are no beliefs.
+            For a network or an optimizer whose state contains more than tensors, and
+            with `posterior` if the estimator has no beliefs.
         OSError
             If the file cannot be written.
 
         See Also
         --------
-        BSDClassifier.load : Reads it.
-        BSDClassifier.export : Writes what runs without this library.
+        BSDClassifier.load : Reads the file.
+        BSDClassifier.export : Writes a model that runs without this library.
 
         Notes
         -----
-        What is neither plain data nor a class of PyTorch's optimizers or of
-        :mod:`skbsd.networks` stays behind, such as callbacks and transforms; loading
-        says so.
+        The file contains plain data, and names of PyTorch's optimizers and of classes
+        of :mod:`skbsd.networks`. Other parameters, such as callbacks and transforms,
+        are not saved; loading warns about them.
 
         Examples
         --------
@@ -902,42 +905,43 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Parameters
         ----------
         path : str or path-like
-            Of the file.
+            Path of the file.
         module : torch.nn.Module (class or instance) or callable, default=None
-            The network, for a file of a network of your own. As in the constructor: a
-            class or another callable is called with the ``module__*`` of the file, an
-            instance is copied. The networks of :mod:`skbsd.networks` are built from the
-            file.
+            The network, if the file contains a custom network. As in the constructor, a
+            class or another callable is called with the ``module__*`` of the file, and
+            an instance is copied. The networks of :mod:`skbsd.networks` are built from
+            the file.
 
         Returns
         -------
         BSDClassifier
-            Of the class that `load` is called on, in evaluation mode, with the same
-            predictions. One with ``device="auto"`` is on the device that is there.
+            An instance of the class that `load` is called on, in evaluation mode, with
+            the same predictions. With ``device="auto"``, it is on the best device of
+            this machine.
 
         Raises
         ------
         FileNotFoundError
-            If there is no such file.
+            If the file does not exist.
         ValueError
-            If the file is damaged, from a newer version or of something else; if
-            `module` is needed, or is not the network whose weights the file holds.
+            If the file is damaged, from a newer version or not written by :meth:`save`;
+            if `module` is required, or its weights do not match those of the file.
 
         Warns
         -----
         UserWarning
-            Once, of parameters that were not saved.
+            Once, about parameters that were not saved.
         InconsistentVersionWarning
-            If other versions of this library or of scikit-learn wrote the file.
+            If another version of this library or of scikit-learn wrote the file.
 
         See Also
         --------
-        BSDClassifier.save : Writes it.
+        BSDClassifier.save : Writes the file.
 
         Notes
         -----
-        Nothing in the file can make code run: there are numbers, texts and tensors in
-        it, and names that are looked up in a table of this library's.
+        Nothing in the file can run code. It contains numbers, texts, tensors, and names
+        that are looked up in a table of this library.
 
         Examples
         --------
@@ -959,51 +963,52 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         return _persistence.load(cls, path, module)
 
     def export(self, path, X=None):
-        """Write what predicts probabilities into a file that runs without skbsd.
+        """Export the calibrated model to a file that runs without skbsd.
 
-        The file takes X as :meth:`predict_proba` takes it and returns the same
-        probabilities: standardisation of uint8 images, the network, `prediction_views`,
-        the calibration and the softmax are in it. It is written whole or not at all.
+        The exported model accepts the X of :meth:`predict_proba` and returns the same
+        probabilities. It contains the standardisation of uint8 images, the network,
+        `prediction_views`, the calibration and the softmax. The file is written
+        completely or not at all.
 
         Parameters
         ----------
         path : str or path-like
-            Of the file, in a folder that exists. It is ONNX where it ends in ``.onnx``,
-            and a program of :func:`torch.export.export` where it ends in ``.pt2``.
+            Path of the file, in an existing folder. The format is ONNX for the suffix
+            ``.onnx``, and a program of :func:`torch.export.export` for ``.pt2``.
         X : array-like, DataFrame, Tensor or Dataset, default=None
-            A few samples as for :meth:`predict_proba`, of which names, shapes and types
-            of the inputs are taken, and no values. Only a model that was fitted on a
-            Dataset needs them.
+            A few samples as for :meth:`predict_proba`. Only the names, shapes and types
+            of the inputs are used. They are required for a model that was fitted on a
+            Dataset.
 
         Raises
         ------
         NotFittedError
-            If it has not been fitted, or has loaded weights alone.
+            If the estimator has not been fitted, or has only loaded weights.
         ImportError
             If the packages for ONNX are missing; they are in the extra
             ``skbsd[export]``.
         ValueError
-            For another ending; if samples are needed; if torch cannot make a graph of
-            the network, or translate it to ONNX.
+            For another suffix; if samples are required; if torch cannot trace the
+            network, or translate it to ONNX.
         TypeError
-            If the network's inputs are not tensors, or a dict or tuple of them.
+            If the inputs of the network are not tensors, or a dict or tuple of them.
         OSError
             If the file cannot be written.
 
         See Also
         --------
-        BSDClassifier.save : Keeps the estimator itself.
+        BSDClassifier.save : Saves the whole estimator.
 
         Notes
         -----
         Batches may be of any size; the other dimensions are those of training, or of X.
         The type of a table is that of the network: float64 for the default network on
         a small table (see `precision`), and float32 otherwise. With `image_shape`, the
-        file takes flattened rows, unless X holds images. It computes on the CPU in the
-        same type, also where `precision` is "bfloat16".
+        exported model accepts flattened rows, unless X contains images. It computes on
+        the CPU in the same type, even if `precision` is "bfloat16".
 
-        The file holds the classes as well, and more; the guide on serving says how to
-        read them.
+        The file also contains metadata such as the classes; the guide on serving shows
+        how to read them.
 
         Examples
         --------
@@ -1027,7 +1032,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     def _check_training_data(self, X, y, sample_weight, classes, *, keep):
         """Check parameters and data, before anything is changed.
 
-        `classes` are those of a network that is kept, or those that were announced.
+        `classes` are those of a network that is kept, or of the first `partial_fit`.
         """
         self.check_training_readiness()
         caller = type(self).__name__
@@ -1040,11 +1045,11 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         self._validate_params()
         _checks.check_monitors(self, reset=not keep)
         _checks.check_order(self.get_params_for("iterator_valid"))
-        # Gives this process its GPU, before anything is put on another.
+        # Selects the GPU of this process, before anything is allocated on another one.
         current(self.devices)
         _checks.check_device(self.device)
         X = as_dataset(X)
-        # A network that is kept takes what it took before.
+        # A network that is kept accepts the same kind of inputs as before.
         knows = keep and self._has_classes()
         data = checked_data(
             X,
@@ -1066,13 +1071,13 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
             self._check_like_training(X, data.X)
         if isinstance(self.augmentation, str) and is_nested(data.X):
             raise ValueError(
-                f"augmentation={self.augmentation!r} is for one array of images, and X "
-                f"is a {type(X).__name__} of several inputs; pass a function that "
-                "takes a batch of them and returns one."
+                f"augmentation={self.augmentation!r} requires a single array of "
+                f"images, but X is a {type(X).__name__} of several inputs; pass a "
+                "function that receives a batch of them and returns one."
             )
         if isinstance(self.augmentation, str) and data.X.ndim != 4:
             raise ValueError(
-                f"augmentation={self.augmentation!r} needs images, X has shape "
+                f"augmentation={self.augmentation!r} needs images, but X has shape "
                 f"{tuple(data.X.shape)}; pass 4-D X or image_shape."
             )
         return data
@@ -1082,7 +1087,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         ranks = current(self.devices)
         ranks.meet()
         if not keep:
-            # Where warnings are errors, they are so in all processes.
+            # If warnings are turned into errors, all processes raise them.
             ranks.first_does(
                 lambda: _advice.of_settings(self, data.X, stacklevel=_USER + 2)
             )
@@ -1100,7 +1105,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
                 further = "the same call again trains the remaining epochs"
             warnings.warn(
                 f"training was interrupted in epoch {interrupted} of "
-                f"{self.max_epochs}. The model of that moment can be used; {further}.",
+                f"{self.max_epochs}. The current model can be used; {further}.",
                 ConvergenceWarning,
                 stacklevel=4,  # fit's caller
             )
@@ -1109,10 +1114,10 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
     def _trainings(
         self, data: TrainingData, caller: str, split_params, *, keep: bool
     ) -> Trainings[tuple[Outcome | None, int | None]]:
-        """Yield what a call trains, one after the other, and calibrate.
+        """Yield the trainings of a call one after the other, and calibrate.
 
-        Returns what predictions of unseen samples have told, and the epoch in which the
-        last training was interrupted.
+        Returns the outcome of the held-out predictions, and the epoch in which the last
+        training was interrupted; each is None if it does not exist.
         """
         ranks = current(self.devices)
         keeps = keep or caller == "partial_fit"
@@ -1146,7 +1151,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         return outcome, interrupted
 
     def _scaled(self, outcome: Outcome, data: TrainingData, rows: np.ndarray):
-        """Fit what was found to the final network."""
+        """Adapt the calibration to the scale and base rates of the final network."""
         outcome = with_own_scale(self, outcome, data, rows)
         return outcome, with_base_rates(self, outcome, data, rows)
 
@@ -1154,39 +1159,39 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         """Split off validation data."""
         if split_params and self.train_split is None:
             raise TypeError(
-                f"{caller} got unexpected arguments {sorted(split_params)}: they are "
-                "passed to train_split, which is None."
+                f"{caller} got unexpected arguments {sorted(split_params)}: they would "
+                "be passed to train_split, which is None."
             )
         # skorch routes from 1.4 on.
         routes = isinstance(self.get_metadata_routing(), MetadataRouter)
         if split_params and _routing_enabled() and routes:
             routed = process_routing(self, caller, **split_params)
             split_params = routed["splitter"]["split"]
-        whole = self.get_dataset(data.X, data.y)  # itself, where X is a Dataset
+        whole = self.get_dataset(data.X, data.y)  # X itself if it is a Dataset
         split = split_rows(data, whole, self.train_split, split_params)
         return agreed_split(split, data, current(self.devices))
 
     def _calibrated(
         self, X, of: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """Return what a function makes of calibrated logits."""
+        """Apply a function to the calibrated logits and return the results."""
         calibration = getattr(self, "calibration_", None)
         if calibration is None:
             return self._predictions(X, of)
         return self._predictions(X, lambda logits: of(calibration(logits)))
 
     def _build_projection_optimizer(self, head: torch.nn.Module):
-        """Build the optimizer of a projection, without the user's patterns."""
+        """Build the optimizer of a projection, without the user's parameter groups."""
         return self._build_optimizer(head.named_parameters(), grouped=False)
 
     @property
     def temperature_(self) -> float:
-        """Temperature that logits are divided by; 1 where they are not calibrated."""
+        """Temperature that divides the logits; 1 without calibration."""
         return self._calibration().temperature
 
     @property
     def noise_rate_(self) -> float:
-        """Share of the training labels that are estimated to be wrong."""
+        """Estimated fraction of wrong labels in the training data."""
         return self._calibration().noise_rate
 
     def _calibration(self) -> Calibration:
@@ -1196,22 +1201,22 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
 
     @property
     def lr_(self) -> float:
-        """Highest learning rate, as used."""
+        """Peak learning rate that was used."""
         return self._resolved_lr()
 
     @property
     def prior_strength_(self) -> float:
-        """Prior concentration c of the labels, as used."""
+        """Prior concentration c of the labels that was used."""
         return self._used_prior("prior_strength")
 
     @property
     def discount_(self) -> float:
-        """Discount gamma, as used."""
+        """Discount gamma that was used."""
         return self._used_prior("discount")
 
     @property
     def prior_floor_(self) -> float:
-        """Prior concentration eps of each class that is not the label's, as used."""
+        """Prior concentration eps of each class other than the label that was used."""
         return self._used_prior("prior_floor")
 
     def _used_prior(self, name: str) -> float:

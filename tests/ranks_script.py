@@ -248,7 +248,7 @@ def kept_in_parts():
     X, y = digits()
     model = quick(gather_posterior=False).fit(X, y)
     model.partial_fit(X, y)
-    with pytest.raises(ValueError, match="a process's part of them"):
+    with pytest.raises(ValueError, match="the part of one process"):
         find_label_issues(model)
     return facts(model) | {"rows": model.posterior_rows_}
 

@@ -194,7 +194,7 @@ class TestX:
     def test_image_shape(self, digits):
         X, y = (a[:50] for a in digits)
         flat = X.reshape(50, -1)
-        with pytest.raises(ValueError, match=r"64 features.*multiplies out to 192"):
+        with pytest.raises(ValueError, match=r"64 features.*has 192 values"):
             quick(image_shape=(3, 8, 8)).fit(flat, y)
         with pytest.raises(
             ValueError, match=r"\(1, 8, 8\).*image_shape is \(1, 4, 16\)"

@@ -110,7 +110,7 @@ class TestY:
 
     @pytest.mark.parametrize("label", [1, "a", True])
     def test_one_class(self, iris, label):
-        with pytest.raises(ValueError, match=f"one class only.*{label}.*at least two"):
+        with pytest.raises(ValueError, match=f"single class.*{label}.*at least two"):
             quick().fit(iris[0], np.full(150, label))
 
     def test_none(self, iris):
@@ -176,7 +176,7 @@ class TestModule:
             quick(module=ReturnsNaN).fit(*iris)
 
     def test_none_without_data(self):
-        with pytest.raises(ValueError, match="module=None is chosen from the data"):
+        with pytest.raises(ValueError, match="module=None chooses the network"):
             BSDClassifier().initialize()
 
     @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ class TestWeightsWithoutFit:
     def test_classes(self, iris):
         model = quick(module=Linear).initialize()
         assert model.predict_proba(iris[0]).shape == (150, 3)
-        with pytest.warns(UserWarning, match=r"knows no classes.*predict_proba"):
+        with pytest.warns(UserWarning, match=r"has no classes_.*predict_proba"):
             indices = model.predict(iris[0])
         assert_array_equal(indices, model.predict_proba(iris[0]).argmax(axis=1))
 
@@ -460,7 +460,7 @@ class TestDataset:
 
     @pytest.mark.parametrize("shuffle", [True, 1])
     def test_shuffled_predictions(self, iris, shuffle):
-        message = rf"iterator_valid__shuffle={shuffle} would shuffle.*Leave it out"
+        message = rf"iterator_valid__shuffle={shuffle} would shuffle.*omit it"
         dataset = Images(torch.tensor(iris[0], dtype=torch.float32), iris[1])
         model = quick(iterator_valid__shuffle=shuffle)
         for given in (iris, (dataset,)):

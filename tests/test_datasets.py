@@ -315,7 +315,7 @@ class TestNotFinite:
         X[7, 2] = torch.nan
         X[11, 0] = torch.inf
         with pytest.raises(
-            ValueError, match=r"items \[7, 11\] of the Dataset hold NaN"
+            ValueError, match=r"items \[7, 11\] of the Dataset contain NaN"
         ):
             quick().fit(TensorDataset(X, y))
 
@@ -342,7 +342,7 @@ class TestNotFinite:
 
 
 def test_entries_that_are_none(iris):
-    with pytest.raises(TypeError, match=r"x = None, and a network takes numbers"):
+    with pytest.raises(TypeError, match=r"x = None, but a network requires numbers"):
         quick().fit(Items([(None, 0), (None, 1)]))
 
 

@@ -365,7 +365,7 @@ class TestErrors:
         model = quick(module=module).fit(*iris)
         path = tmp_path / "model.pt2"
         with pytest.raises(
-            ValueError, match=f"graph of the module {module.__name__}"
+            ValueError, match=f"trace the module {module.__name__}"
         ) as e:
             model.export(path)
         assert e.value.__cause__ is not None

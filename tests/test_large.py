@@ -119,7 +119,7 @@ class TestArraysInFiles:
     def test_values_that_are_too_large(self, iris):
         X, y = iris[0].copy(), iris[1]
         X[140, 2] = 1e100
-        with pytest.raises(ValueError, match="X holds values as large as 1e\\+100"):
+        with pytest.raises(ValueError, match="X contains values as large as 1e\\+100"):
             quick().fit(X, y)
 
     def test_standard_deviations(self, monkeypatch):

@@ -209,7 +209,7 @@ def test_an_interrupt_stops_all_after_the_same_step(outcomes):
 
 def test_refuses_what_cannot_be_dealt_out(outcomes):
     order, norm, data, rate = outcomes["refused"][0]["texts"]
-    assert "iterator_train has an order of its own" in order
+    assert "iterator_train sets the order of the samples" in order
     assert "sync_batch_norm=True needs GPUs" in norm
     assert "process 1 of 2 (by rank) was given other data" in data
     assert "process 1 of 2 (by rank) was given other values of lr" in rate

@@ -383,7 +383,7 @@ class TestEstimator:
             ({"evidence": "sharp"}, "evidence.*Got 'sharp'"),
             (
                 {"posterior_dtype": "float16", "max_epochs": 3000},
-                "prior_strength may be at most 1024, got 2000.0 for so many epochs",
+                "at most 1024, got 2000.0 for this number of epochs",
             ),
         ],
     )

@@ -180,7 +180,7 @@ class TestDict:
         assert seen[0] == {"table", "kind"}
         plain = quick(module=TableAndKind).fit(X, y)
         assert not same_weights(model, plain)
-        with pytest.raises(ValueError, match="for one array of images"):
+        with pytest.raises(ValueError, match="requires a single array of images"):
             quick(module=TableAndKind, augmentation="flip-crop").fit(X, y)
         with pytest.raises(ValueError, match="expected the same type and shape"):
             quick(module=TableAndKind, augmentation=lambda batch: {}).fit(X, y)
@@ -263,7 +263,7 @@ class TestList:
 class TestErrors:
     def test_no_module(self, pair):
         for X in (pair[0], list(pair[0].values())):
-            with pytest.raises(TypeError, match=r"several inputs.*pass a module"):
+            with pytest.raises(TypeError, match=r"several inputs.*pass a custom module"):
                 quick().fit(X, pair[1])
 
     @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ class TestErrors:
             ),
             ({"table": [["red"] * 4] * 150}, r"X\['table'\].*strings"),
             ({"kind": np.arange(149)}, r"X\['table'\] has 150, X\['kind'\] has 149"),
-            ({"kind": [[1], [1, 2]]}, r"X\['kind'\] holds rows of different lengths"),
+            ({"kind": [[1], [1, 2]]}, r"X\['kind'\] contains rows of different"),
             ({"kind": 3}, r"X\['kind'\] is 3; expected an array"),
             ({"image": np.zeros((150, 9, 9, 3), np.uint8)}, r"X\['image'\].*moveaxis"),
         ],
@@ -299,7 +299,7 @@ class TestErrors:
             model.predict(X["table"])
         with pytest.raises(ValueError, match=r"fitted on a dict with the inputs"):
             model.predict(list(X.values()))
-        with pytest.raises(ValueError, match=r"X\['kind'\] holds float64.*int64"):
+        with pytest.raises(ValueError, match=r"X\['kind'\] has type float64.*int64"):
             model.predict(X | {"kind": X["kind"].astype(float)})
         with pytest.raises(ValueError, match=r"X\['table'\] has samples of shape"):
             model.predict(X | {"table": X["kind"]})

@@ -90,7 +90,7 @@ class TestPersistence:
             model.load_params(f_posterior=tmp_path / "beliefs")
         assert torch.equal(model.posterior_.concentration(), before)
         model.posterior_.labels = model.posterior_.labels[order]
-        with pytest.raises(ValueError, match="samples with other labels than y"):
+        with pytest.raises(ValueError, match="samples in posterior_ differ from y"):
             model.partial_fit(X, y)
 
     def test_compiled_model_is_saved_as_the_plain_one(self, iris):

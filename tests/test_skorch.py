@@ -356,7 +356,7 @@ class TestEpochs:
 
     def test_max_epochs_are_back_after_an_error(self, iris):
         model = quick(max_epochs=7)
-        with pytest.raises(ValueError, match="one class only"):
+        with pytest.raises(ValueError, match="single class"):
             model.partial_fit(iris[0], np.zeros(150), epochs=2)
         assert model.max_epochs == 7
 
@@ -438,7 +438,7 @@ def test_a_subclass_without_module_is_told_so(iris):
             self.encoder_ = Linear(4, 3)
             return self
 
-    with pytest.raises(AttributeError, match="of Two has set no module_"):
+    with pytest.raises(AttributeError, match="of Two did not set module_"):
         Two(max_epochs=1).fit(*iris)
 
 

@@ -136,7 +136,7 @@ class TestDimensions:
 
     def test_without_a_module(self, words):
         X = np.zeros((150, 7, 2))
-        with pytest.raises(ValueError, match=r"3 dimensions.*module of your own takes"):
+        with pytest.raises(ValueError, match=r"3 dimensions.*custom module accepts"):
             quick().fit(X, words[1])
-        with pytest.raises(ValueError, match="image_shape has to be None"):
+        with pytest.raises(ValueError, match="if image_shape is None"):
             quick(module=Sequence, image_shape=(1, 7, 2)).fit(X, words[1])
