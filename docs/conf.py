@@ -49,8 +49,8 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 
-# What users of the estimator call, of what it inherits; the rest is skorch's and for
-# those who change the training loop. Some depend on scikit-learn's version.
+# The methods that its page lists. The other ones are of skorch, for changing the
+# training loop. Some of these exist only in newer versions of scikit-learn.
 _OF_BSD_CLASSIFIER = [
     "fit",
     "partial_fit",

@@ -35,9 +35,9 @@ model = BSDClassifier(random_state=0).fit(X_train, y_train)
 print(f"accuracy {model.score(X_test, y_test):.1%}")
 
 # %%
-# MAPIE expects a fitted classifier by default. Each level is a requested coverage, which
-# is the probability that a set contains the true class. `sets` is a boolean array of
-# shape (n_samples, n_classes, n_levels).
+# MAPIE expects a fitted classifier by default. Each level is a requested coverage,
+# which is the probability that a set contains the true class. `sets` is a boolean array
+# of shape (n_samples, n_classes, n_levels).
 levels = [0.95, 0.98, 0.99]
 mapie = SplitConformalClassifier(model, confidence_level=levels).conformalize(
     X_conf, y_conf
@@ -62,8 +62,8 @@ for i, level in enumerate(levels):
 # %%
 # At a level close to the accuracy, or below it, some sets are empty. The most probable
 # class alone is already correct about as often as requested, so sets that are never
-# empty would contain the true class too often. Choose a level above the accuracy, or use
-# `conformity_score="aps"`, whose sets are larger and never empty.
+# empty would contain the true class too often. Choose a level above the accuracy, or
+# use `conformity_score="aps"`, whose sets are larger and never empty.
 #
 # Most sets at 99 % contain a single class. Images that are hard to recognise have
 # larger sets:

@@ -33,8 +33,14 @@ X_source, X, y_source, digit = train_test_split(
     images, digits.target, train_size=0.5, random_state=0, stratify=digits.target
 )
 WIDTHS = (16, 32, 64)
-source = BSDClassifier(SmallResNet(1, 10, WIDTHS), max_epochs=20, random_state=0)
-source.fit(X_source, y_source)
+source = BSDClassifier(
+    SmallResNet,
+    module__in_channels=1,
+    module__n_classes=10,
+    module__widths=WIDTHS,
+    max_epochs=20,
+    random_state=0,
+).fit(X_source, y_source)
 path = Path(tempfile.mkdtemp()) / "backbone.pt"
 torch.save(source.module_.state_dict(), path)
 

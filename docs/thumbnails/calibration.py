@@ -115,7 +115,9 @@ def calibration_before_after(figure) -> None:
         ("before", effect.before, GRAY),
         ("after", effect.after, GREEN),
     ):
-        ax.plot(curve.confidence, curve.accuracy, color=color, label=name)
+        enough = np.asarray(curve.count) >= 10
+        confidence, accuracy = np.asarray([curve.confidence, curve.accuracy])[:, enough]
+        ax.plot(confidence, accuracy, color=color, label=name)
     ax.legend(frameon=False, loc="lower right", borderaxespad=0)
     ax.set(xlabel="confidence", ylabel="accuracy", xticks=[0, 1], yticks=[0, 1])
 
