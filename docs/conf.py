@@ -106,7 +106,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,
-    "thumbnail_size": (800, 560),  # drawn by thumbnails.py; skbsd.css shows them larger
+    "thumbnail_size": (800, 560),  # drawn by thumbnails/; skbsd.css shows them larger
     "show_signature": False,
     "write_computation_times": False,
 }
