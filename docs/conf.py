@@ -60,6 +60,10 @@ _OF_BSD_CLASSIFIER = [
     "decision_function",
     "score_samples",
     "score",
+    "save",
+    "load",
+    "export",
+    "make_objective",
     "get_params",
     "set_params",
     "get_metadata_routing",
@@ -102,7 +106,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,
-    "thumbnail_size": (800, 560),  # drawn by thumbnails.py; skbsd.css shows them larger
+    "thumbnail_size": (800, 560),  # drawn by thumbnails/; skbsd.css shows them larger
     "show_signature": False,
     "write_computation_times": False,
 }

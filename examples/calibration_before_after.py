@@ -1,15 +1,17 @@
 """
-Calibration before and after, and how sure the noise rate is
-============================================================
+The effect of calibration, and the certainty of the noise rate
+==============================================================
 
 `fit` calibrates the probabilities of a `BSDClassifier`, and estimates how many training
-labels are wrong. The displays here show what the calibration changed, how certain the
+labels are wrong. Three displays show what the calibration changed, how certain this
 estimate is, and whether a longer search for parameters would be worthwhile.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/calibration_before_after.png'
+
 # %%
-# 900 of the digits train the network. A fifth of the labels 8 become 3, and of all
-# labels another tenth become any other class.
+# The network is trained on 900 digits. First a fifth of the eights are labelled 3. Then
+# a tenth of all labels are changed to a random other class.
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
@@ -35,17 +37,17 @@ model = BSDClassifier(max_epochs=40, random_state=0).fit(X_train, given)
 # %%
 # Both curves belong to the same network, tested on true labels. Before calibration it
 # is underconfident, because it was trained on targets that contain wrong labels. The
-# calibration estimates label errors and temperature together, so that the calibrated
-# probabilities are those of true labels.
-CalibrationEffectDisplay.from_estimator(
+# calibration estimates the label errors and the temperature together, so the calibrated
+# probabilities refer to true labels.
+effect = CalibrationEffectDisplay.from_estimator(
     model, X_test, y_test, n_bins=10, n_bootstraps=200, random_state=0
 )
 plt.show()
 
 # %%
-# The estimated fraction of wrong labels, of all labels and of each class, with 95 %
-# bootstrap intervals. The label 3 has the highest rate: it includes the mislabelled
-# eights.
+# The next picture shows the estimated fraction of wrong labels, among all samples and
+# among those with each given label, with 95 % bootstrap intervals. The label 3 has the
+# highest rate: it includes the mislabelled eights.
 display = NoiseRateDisplay.from_estimator(model, n_bootstraps=100, random_state=0)
 plt.show()
 
@@ -55,15 +57,15 @@ print(f"estimated: {rates.rate:.1%} ({low:.1%} to {high:.1%})")
 print(f"true:      {np.mean(given != true):.1%}")
 
 # %%
-# The same estimate by pairs of true class and given label: the most frequent error is
-# an eight that is labelled 3.
+# The same estimate by pairs of true class and given label shows the most frequent
+# error: an eight that is labelled 3.
 display.plot(by="pair", max_rows=8)
 plt.show()
 
 # %%
-# A grid search over the learning rate and the prior strength. The steps show the best
-# score so far against the time that the fits took. Where they stay level, further
-# candidates gained nothing.
+# Finally, a grid search tries several learning rates and prior strengths. The steps
+# show the best score so far against the time that the fits took. Where they stay level,
+# further candidates did not improve the score.
 search = StackedGridSearchCV(
     BSDClassifier(calibration=None, max_epochs=20, random_state=0),
     {"lr": [0.0003, 0.001, 0.003, 0.01, 0.03], "prior_strength": [10, 30, 100]},

@@ -2,14 +2,17 @@
 Models in MLflow
 ================
 
-`MLflow <https://mlflow.org>`_ records what a run was given and what came of it, and
-keeps the model for others to load. `mlflow.sklearn` takes a fitted `BSDClassifier`, of
-images too. Run it with `pip install mlflow`; no server is needed.
+`MLflow <https://mlflow.org>`_ records the parameters and the results of a run, and
+stores the model for others to load. `mlflow.sklearn` accepts a fitted `BSDClassifier`,
+also one that was fitted on images. Run it with `pip install mlflow`; no server is
+needed.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/mlflow_model.png'
+
 # %%
-# The runs are kept in a SQLite database, and models in a folder beside it. In a folder
-# of its own this leaves nothing behind.
+# MLflow stores the runs in a SQLite database and the models in a folder. This example
+# puts both into a temporary folder.
 import tempfile
 from pathlib import Path
 
@@ -37,17 +40,17 @@ X_train, X_test, y_train, y_test = train_test_split(
 model = BSDClassifier(max_epochs=10, random_state=0).fit(X_train, y_train)
 
 # %%
-# Three arguments save trouble:
+# Set these three arguments of `log_model`:
 #
-# - `skops_trusted_types`: MLflow writes models with skops, and stops at types that it
-#   does not know. Those of a `BSDClassifier` are listed by skops itself. Read the list
-#   before you trust it: if `skbsd._state.PickledComponents` is in it, then the network
-#   is pickled within the file, and loading it runs code.
+# - `skops_trusted_types`: MLflow writes models with skops, which refuses types that it
+#   does not know. `skops.io.get_untrusted_types` lists those of a `BSDClassifier`. Read
+#   the list before you trust it: if it contains `skbsd._state.PickledComponents`, the
+#   file contains a pickled network, and loading it can run arbitrary code.
 # - `pip_requirements`: without it, MLflow starts a second process that loads the model,
-#   and lists the packages that were imported there. That takes as long as the imports,
-#   and the list may hold what is not needed.
-# - `signature`, from examples of inputs and outputs. It fixes type and shape of what
-#   the served model takes; the number of samples stays free.
+#   and lists the packages that are imported there. This takes time, and the list may
+#   contain packages that are not needed.
+# - `signature` is inferred from examples of inputs and outputs. It fixes the type and
+#   shape of the inputs of the served model; the number of samples stays free.
 untrusted = skops.io.get_untrusted_types(data=skops.io.dumps(model))
 print("\n".join(untrusted))
 
@@ -75,16 +78,16 @@ with mlflow.start_run() as run:
 print(info.signature)
 
 # %%
-# Load it as the estimator that it is, with all its methods, or as a function of MLflow,
-# which checks what it is given and calls `predict`. Predictions are the same bit for
-# bit.
+# `mlflow.sklearn.load_model` returns the estimator with all its methods.
+# `mlflow.pyfunc.load_model` returns a wrapper, which checks its input and calls
+# `predict`. The predictions of both are identical to those of the model.
 loaded = mlflow.sklearn.load_model(info.model_uri)
 print(type(loaded).__name__, bool((loaded.predict_proba(X_test) == proba).all()))
 served = mlflow.pyfunc.load_model(info.model_uri)
 print(bool((served.predict(X_test) == model.predict(X_test)).all()))
 
 # %%
-# The signature refuses images of another shape, or of another type.
+# The wrapper refuses images whose shape or type does not match the signature.
 try:
     served.predict(X_test[:, :, :4].astype(np.float32))
 except mlflow.exceptions.MlflowException as error:

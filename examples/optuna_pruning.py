@@ -1,14 +1,18 @@
 """
-A search with Optuna that ends poor trials early
-================================================
+A search with Optuna that stops poor trials early
+=================================================
 
-`Optuna <https://optuna.org>`_ proposes parameters by what earlier trials have found,
-and prunes trials that are worse than others were in the same epoch. A skorch callback
-of ten lines reports each epoch to it. Run it with `pip install optuna`.
+`Optuna <https://optuna.org>`_ proposes parameters from the results of earlier trials.
+It prunes, that is stops, a trial that is worse than earlier ones were in the same
+epoch. A skorch callback of ten lines reports each epoch to Optuna. Run it with
+`pip install optuna`.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/optuna_pruning.png'
+
 # %%
-# 300 digits, a fifth of which `ValidSplit` holds out for `valid_loss`.
+# The training data are 300 digits. `ValidSplit` holds out a fifth of them to compute
+# `valid_loss`.
 import matplotlib.pyplot as plt
 import optuna
 from sklearn.datasets import load_digits
@@ -25,7 +29,7 @@ X_train, X_test, y_train, y_test = train_test_split(
 
 
 class Pruning(Callback):
-    """Report each epoch to a trial, and end the fit where the trial should end."""
+    """Report each epoch to a trial, and stop the fit if the trial is pruned."""
 
     def __init__(self, trial, monitor="valid_loss"):
         self.trial = trial
@@ -39,9 +43,9 @@ class Pruning(Callback):
 
 
 # %%
-# All trials have the same `max_epochs`, so the learning rate follows the same schedule,
-# and epochs can be compared. `calibration=None` leaves calibration to the final fit;
-# `valid_loss` is the log loss of uncalibrated predictions in any case.
+# All trials have the same `max_epochs`, so their learning rates follow the same
+# schedule and their epochs can be compared. The trials need no calibration, because
+# `valid_loss` is always the log loss of uncalibrated predictions.
 curves = {}
 
 
@@ -76,10 +80,10 @@ print(f"{len(pruned)} of 30 trials pruned, {epochs} of 600 epochs trained")
 print(f"best: {study.best_params}, validation loss {study.best_value:.3f}")
 
 # %%
-# Pruned trials are gray. The pruner compares with the median of earlier trials in the
-# same epoch, and lets the first five run to the end, however poor they are. A trial
-# that would have caught up is lost too. The first epochs, in which the learning rate is
-# low still, say little; `n_warmup_steps` keeps the pruner from acting on them.
+# Pruned trials are grey. The pruner compares a trial with the median of the earlier
+# trials in the same epoch. It never prunes the first five trials. It may also prune a
+# trial that would have become good later. In the first epochs the learning rate is
+# still low and the losses say little, so `n_warmup_steps` prevents pruning there.
 figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 for number, losses in curves.items():
     best = number == study.best_trial.number
@@ -99,8 +103,8 @@ ax.legend()
 plt.show()
 
 # %%
-# The winner learns from all 300, and calibrates itself. A single split and seed say
-# little about whether the search was worth its time.
+# The best parameters are used to train a calibrated network on all 300 digits. A single
+# split and seed cannot show whether the search was worthwhile.
 best = study.best_params
 winner = BSDClassifier(
     lr=best["lr"],

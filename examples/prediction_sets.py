@@ -2,15 +2,17 @@
 Prediction sets with MAPIE
 ==========================
 
-Instead of one class, a conformal predictor returns a set of classes, which contains the
-true one with a probability that you choose. `MAPIE <https://mapie.readthedocs.io>`_ has
-such predictors, and takes a fitted `BSDClassifier` as it is. Run it with
+Instead of one class, a conformal predictor returns a set of classes that contains the
+true class with a probability of your choice. `MAPIE <https://mapie.readthedocs.io>`_
+provides such predictors, and accepts a fitted `BSDClassifier`. Run it with
 `pip install mapie`.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/prediction_sets.png'
+
 # %%
-# 300 digits to train on and 500 to conformalize with; the others are test data.
-# Conformalizing needs samples that the network has not learnt.
+# The network is trained on 300 digits. Another 500, which it has not seen, are used to
+# conformalize. The remaining digits are the test data.
 import copy
 
 import matplotlib.pyplot as plt
@@ -33,8 +35,9 @@ model = BSDClassifier(random_state=0).fit(X_train, y_train)
 print(f"accuracy {model.score(X_test, y_test):.1%}")
 
 # %%
-# These two lines are all: `prefit` is the default. `sets` has a column for each class
-# and a layer for each level.
+# MAPIE expects a fitted classifier by default. Each level is a requested coverage,
+# which is the probability that a set contains the true class. `sets` is a boolean array
+# of shape (n_samples, n_classes, n_levels).
 levels = [0.95, 0.98, 0.99]
 mapie = SplitConformalClassifier(model, confidence_level=levels).conformalize(
     X_conf, y_conf
@@ -52,17 +55,18 @@ for i, level in enumerate(levels):
     counts = np.bincount(sizes[:, i])
     by_size = ", ".join(f"{n}: {counts[n]}" for n in np.flatnonzero(counts))
     print(
-        f"asked {level:.0%}, found {coverage(sets, y_test)[i]:.1%}; "
-        f"sets by their number of classes: {by_size}"
+        f"requested {level:.0%}, reached {coverage(sets, y_test)[i]:.1%}; "
+        f"sets by number of classes: {by_size}"
     )
 
 # %%
-# A level below the accuracy makes empty sets. To miss the true class as often as was
-# asked for, a predictor that is right more often than that must return nothing now and
-# then. So ask for more than the accuracy, or use `conformity_score="aps"`, whose sets
-# are larger and never empty.
+# At a level close to the accuracy, or below it, some sets are empty. The most probable
+# class alone is already correct about as often as requested, so sets that are never
+# empty would contain the true class too often. Choose a level above the accuracy, or
+# use `conformity_score="aps"`, whose sets are larger and never empty.
 #
-# Most sets at 99 % hold a single class. Some images are easy, some are hard:
+# Most sets at 99 % contain a single class. Images that are hard to recognise have
+# larger sets:
 level = levels.index(0.99)
 order = np.argsort(sizes[:, level], kind="stable")
 shown = np.r_[order[sizes[order, level] == 1][:5], order[-10:]]
@@ -72,13 +76,13 @@ for ax, row in zip(axes.flat, shown, strict=True):
     ax.set_axis_off()
     names = ", ".join(map(str, np.flatnonzero(sets[row, :, level])))
     ax.set_title(f"{{{names}}}\ntrue class {y_test[row]}", fontsize=10)
-figure.suptitle("Sets at 99 %: the first row easy, the others the largest sets")
+figure.suptitle("Sets at 99 %: one class in the first row, the largest sets below")
 plt.show()
 
 # %%
-# What is promised is a mean: over all test samples, and over the draws of the samples
-# to conformalize with. A single draw of 500 may lie above or below. Here are 50 draws,
-# for the same network.
+# The guarantee holds on average over all test samples and over random draws of the 500
+# samples that are used to conformalize. The coverage of a single draw may be higher or
+# lower. Here are 50 draws with the same network, with the range of 90 % of them.
 draws = []
 for seed in range(50):
     X_a, X_b, y_a, y_b = train_test_split(
@@ -87,15 +91,16 @@ for seed in range(50):
     drawn = SplitConformalClassifier(model, confidence_level=levels)
     draws.append(coverage(drawn.conformalize(X_a, y_a).predict_set(X_b)[1], y_b))
 draws = np.array(draws)
-for level_asked, found in zip(levels, draws.T, strict=True):
+for requested, found in zip(levels, draws.T, strict=True):
     low, high = np.quantile(found, [0.05, 0.95])
-    print(f"asked {level_asked:.0%}: mean {found.mean():.1%}, {low:.1%} to {high:.1%}")
+    spread = f"{low:.1%} to {high:.1%}"
+    print(f"requested {requested:.0%}: mean {found.mean():.1%}, {spread}")
 
 # %%
-# Two things are not promised. The coverage of each class may be another: some digits
-# are covered less often than was asked for, others more. And test data must be of the
-# same kind as those that the sets were conformalized with: under noise coverage falls,
-# and nothing tells so. The larger sets are only a hint.
+# Two things are not guaranteed. First, the coverage of a single class may differ: some
+# digits are covered less often than requested, others more often. Second, the guarantee
+# requires test data from the same distribution as the data used to conformalize. With
+# added noise the coverage falls, without any warning; the larger sets are only a hint.
 noises = np.linspace(0, 0.5, 6)
 rng = np.random.default_rng(0)
 by_noise = []
@@ -113,14 +118,14 @@ figure, (left, middle, right) = plt.subplots(
 )
 left.boxplot(draws, tick_labels=[f"{x:.0%}" for x in levels], whis=(5, 95))
 left.plot(range(1, len(levels) + 1), levels, "_", markersize=40, color="#D55E00")
-left.set(xlabel="asked (line)", ylabel="coverage", title="50 draws of 500 samples")
+left.set(xlabel="requested (line)", ylabel="coverage", title="50 draws of 500 samples")
 middle.bar(range(10), by_class, color="#0072B2")
 middle.axhline(0.99, color="#D55E00")
-middle.set(xlabel="digit", title="Each class, 99 % asked", ylim=(0.9, 1.005))
+middle.set(xlabel="digit", title="Each class, 99 % requested", ylim=(0.9, 1.005))
 middle.set_xticks(range(10))
 right.plot(noises, covered, "o-", color="#0072B2")
 right.axhline(0.99, color="#D55E00")
-right.set(xlabel="standard deviation of the noise", title="Noise, 99 % asked")
+right.set(xlabel="standard deviation of the noise", title="Noise, 99 % requested")
 right.margins(0.1)
 for at, share, size in zip(noises, covered, mean_sizes, strict=True):
     right.annotate(f"{size:.1f}", (at, share), (4, 6), textcoords="offset points")
@@ -129,16 +134,17 @@ plt.show()
 
 # %%
 # Tables, DataFrames, labels of any kind and Pipelines work in the same way. Images need
-# one line more: MAPIE tries a fitted model on a row of `n_features_in_` zeros, which is
-# no image, and reports it as not fitted. A shallow copy without this attribute, which
-# shares the network, is not tried.
+# an additional step. To check that a model is fitted, MAPIE predicts a row of
+# `n_features_in_` zeros. This is not an image, so MAPIE reports that the model is not
+# fitted. It skips the check for a shallow copy of the model without this attribute,
+# which shares the network.
 images = (X_train * 255).astype(np.uint8).reshape(-1, 1, 8, 8)
 conf_images = (X_conf * 255).astype(np.uint8).reshape(-1, 1, 8, 8)
 on_images = BSDClassifier(max_epochs=20, random_state=0).fit(images, y_train)
 
-untried = copy.copy(on_images)
-del untried.n_features_in_
-mapie = SplitConformalClassifier(untried, confidence_level=0.99)
+unchecked = copy.copy(on_images)
+del unchecked.n_features_in_
+mapie = SplitConformalClassifier(unchecked, confidence_level=0.99)
 mapie = mapie.conformalize(conf_images, y_conf)
 test_images = (X_test * 255).astype(np.uint8).reshape(-1, 1, 8, 8)
 sets_of_images = mapie.predict_set(test_images)[1]
@@ -146,4 +152,5 @@ print(f"images: coverage {coverage(sets_of_images, y_test)[0]:.1%}")
 
 # %%
 # `CrossConformalClassifier(BSDClassifier(), cv=5).fit_conformalize(X, y)` trains a
-# network for each fold, needs no data held out, and takes images without that line.
+# network for each fold. It needs no separate data to conformalize, and accepts images
+# without this step.

@@ -2,19 +2,21 @@
 A rare class
 ============
 
-One sample in 30 belongs to the class that matters. A probability is more useful here
-than a label, because the number of samples to inspect depends on costs, which can be
-decided after training.
+One sample in 30 belongs to the class of interest. Here probabilities are more useful
+than predicted classes: the costs of errors determine which samples to inspect, and they
+can be chosen after training.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/rare_class.png'
+
 # %%
-# Handwritten digits, of which few are an 8.
+# The data are handwritten digits, and the rare class is the 8: all but 56 of the eights
+# are removed.
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.metrics import (
     PrecisionRecallDisplay,
-    average_precision_score,
     balanced_accuracy_score,
     confusion_matrix,
     log_loss,
@@ -36,10 +38,10 @@ is_rare = y_test == "rare"
 print(f"{np.mean(y_train == 'rare'):.1%} of {len(y_train)} training samples are rare")
 
 # %%
-# By default, probabilities are meant as frequencies: their mean is close to the share
-# of the rare class. With ``class_weight="balanced"`` both classes have the same total
-# weight. More rare samples then exceed the usual threshold of one half, and the
-# probabilities are too high by design.
+# By default, the probabilities estimate frequencies, so their mean should be close to
+# the frequency of the rare class. With ``class_weight="balanced"`` both classes have
+# the same total weight. More of the rare samples then exceed the usual threshold of one
+# half, but the probabilities of the rare class are too high by design.
 models = {
     "default": BSDClassifier(random_state=0),
     "balanced": BSDClassifier(class_weight="balanced", random_state=0),
@@ -50,16 +52,17 @@ for name, model in models.items():
     proba[name] = model.predict_proba(X_test)[:, column]
     predicted = np.where(proba[name] > 0.5, "rare", "other")
     print(
-        f"{name:9s} mean probability {proba[name].mean():.1%} of {is_rare.mean():.1%}, "
+        f"{name:9s} mean probability {proba[name].mean():.1%}, "
         f"log loss {log_loss(is_rare, proba[name]):.3f}, "
-        f"average precision {average_precision_score(is_rare, proba[name]):.2f}, "
         f"balanced accuracy {balanced_accuracy_score(y_test, predicted):.1%}"
     )
+print(f"frequency of the rare class: {is_rare.mean():.1%}")
 
 # %%
 # **From costs to a threshold.** Suppose that missing a rare sample costs 20 times as
 # much as a false alarm. With calibrated probabilities, the best threshold follows from
-# the costs alone: inspect a sample if its probability exceeds 1 / (1 + 20).
+# the costs alone: inspect a sample if its probability of being rare exceeds
+# 1 / (1 + 20).
 COST = 20
 
 
@@ -81,8 +84,8 @@ for threshold in (1 / (1 + COST), 0.5):
 
 # %%
 # scikit-learn's `TunedThresholdClassifierCV` chooses a threshold by cross-validation,
-# for any score. It needs one fit per fold, and its choice depends on the few rare
-# samples of the folds.
+# for any score. It needs a fit for each fold, and the chosen threshold depends on the
+# few rare samples in the folds.
 tuned = TunedThresholdClassifierCV(
     models["default"],
     scoring=make_scorer(cost, greater_is_better=False),
@@ -95,13 +98,10 @@ print(
 )
 
 # %%
-# Each threshold is a point on this curve. Class weights change the probabilities much
-# more than the order of the samples.
-_, ax = plt.subplots(figsize=(5.5, 4.5))
+# Each point of a curve belongs to one threshold. The two curves are similar: class
+# weights change the probabilities, but much less the order of the samples.
+_, ax = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
 for name, values in proba.items():
     PrecisionRecallDisplay.from_predictions(is_rare, values, name=name, ax=ax)
-ax.set(
-    xlabel="share of the rare samples found", ylabel="share of rare among those found"
-)
-ax.set_title("What is found, and at what price")
+ax.set(xlabel="recall of the rare class", ylabel="precision")
 plt.show()

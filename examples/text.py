@@ -2,14 +2,17 @@
 Text with a transformer
 =======================
 
-A transformer of Hugging Face classifies sentences by the library that they document.
-The sentences are from docstrings of libraries that are installed with skbsd, so nothing
-is downloaded. The output of the tokenizer is passed to `fit` directly.
+A transformer from Hugging Face classifies sentences by the library that they document.
+The sentences come from docstrings of libraries that are installed with skbsd, so
+nothing is downloaded. The output of the tokenizer is passed to `fit` directly. Run it
+with `pip install transformers`.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/thumbnails/text.png'
+
 # %%
-# The data are 1,000 sentences from the docstrings of each library. Sentences that occur
-# in several libraries are left out.
+# The data are 1,000 sentences from the docstrings of each of four libraries. Sentences
+# that occur in several libraries are left out.
 import importlib
 import pkgutil
 import re
@@ -84,11 +87,13 @@ train, test, y_train, y_test = train_test_split(
 # The tokenizer's vocabulary is learnt from the training sentences. To use a pretrained
 # tokenizer and model instead, load them with ``AutoTokenizer.from_pretrained`` and
 # ``AutoModel.from_pretrained``; the rest of the code stays the same.
-words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+words = Tokenizer(models.BPE(unk_token="[UNK]"))
 words.normalizer = normalizers.Lowercase()
 words.pre_tokenizer = pre_tokenizers.Whitespace()
 special = ["[PAD]", "[UNK]"]
-trainer = trainers.WordPieceTrainer(vocab_size=2000, special_tokens=special)
+trainer = trainers.BpeTrainer(
+    vocab_size=2000, special_tokens=special, show_progress=False
+)
 words.train_from_iterator(train, trainer)
 tokenizer = PreTrainedTokenizerFast(
     tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]"
@@ -107,9 +112,9 @@ print({name: np.shape(values) for name, values in X_test.items()})
 
 
 # %%
-# X is a dict, so its entries become the arguments of ``forward``. Integers stay
-# integers. ``calibration="hold-out"`` trains a single network, and calibrates it on a
-# fifth of the sentences. That is faster than cross-fitting.
+# X is a dict whose entries become the arguments of ``forward``. Token indices remain
+# integers. ``calibration="hold-out"`` trains a single network on four fifths of the
+# sentences and calibrates it on the others. This is faster than cross-fitting.
 class Reader(nn.Module):
     """Classifies the mean of a transformer's outputs.
 
@@ -150,8 +155,8 @@ model = BSDClassifier(
 model.fit(X_train, y_train)
 
 # %%
-# A linear model of word frequencies is the baseline. It is at least as good here: a
-# transformer without pretraining needs more than a few thousand sentences.
+# The baseline is a linear model of word frequencies. It is at least as good here,
+# because 2,800 sentences are few for a transformer without pretraining.
 linear = make_pipeline(TfidfVectorizer(), LogisticRegression(C=10, max_iter=1000))
 linear.fit(train, y_train)
 predictions = {
@@ -167,7 +172,7 @@ for name, proba in predictions.items():
     )
 
 # %%
-# The transformer's confidence and accuracy:
+# The transformer's accuracy at each confidence:
 display = ReliabilityDisplay.from_predictions(
     y_test, predictions["transformer"], name="transformer"
 )
