@@ -124,21 +124,41 @@ def folder_names(dataset: Any) -> np.ndarray | None:
 def true_labels(dataset: Any, y: Any, classes: np.ndarray) -> np.ndarray:
     """Return labels to compare with predictions.
 
-    Parameters
-    ----------
-    dataset : Dataset
-    y : array-like or None
-        Separately given labels. For a folder Dataset, they may be class indices.
-    classes : ndarray
-        Classes of the predictions. If they are not integers, the class indices of a
-        folder Dataset are converted to names.
+        Parameters
+        ----------
+        dataset : Dataset
+        y : array-like or None
+    <<<<<<< HEAD
+            Separately given labels. For a folder Dataset, they may be class indices.
+        classes : ndarray
+            Classes of the predictions. If they are not integers, the class indices of a
+            folder Dataset are converted to names.
+    =======
+            What was given beside it: indices of the classes of a folder stand for names,
+            and names for indices where the model was fitted on these.
+        classes : ndarray
+            What predictions are of.
+
+        Raises
+        ------
+        ValueError
+            Without labels, and for indices of no folder.
+    >>>>>>> rev
     """
     if y is None:
         check_dataset(dataset, has_y=False, collates=True)
         y = dataset_labels(dataset)
     y, names = as_numpy(y), folder_names(dataset)
-    if names is None or y.dtype.kind not in "iu" or classes.dtype.kind in "iu":
+    if names is None or (y.dtype.kind in "iu") == (classes.dtype.kind in "iu"):
         return y
+    if y.dtype.kind not in "iu":  # the model was fitted on indices
+        indices = {name: i for i, name in enumerate(names.tolist())}
+        return np.asarray([indices.get(name, name) for name in y.tolist()])
+    if len(y) and not 0 <= y.min() <= y.max() < len(names):
+        raise ValueError(
+            f"y holds integers from {y.min()} to {y.max()}; expected indices of the "
+            f"{len(names)} folders, from 0 to {len(names) - 1}, or their names."
+        )
     return names[y]
 
 

@@ -3,6 +3,7 @@
 import datetime
 import math
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -169,7 +170,8 @@ def _check_several(X: Any, name: str, caller: str | None) -> Any:
                 )
         checked: Any = {
             key: _check_part(part, f"{name}[{key!r}]", caller)
-            for key, part in X.items()
+            # Sorted: nothing may depend on the order in which they were written.
+            for key, part in sorted(X.items(), key=itemgetter(0))
         }
     else:
         checked = [

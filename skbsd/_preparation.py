@@ -1,11 +1,13 @@
 """Properties of the inputs of a fit, and the preparation of batches."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from skorch.utils import is_dataset
 from torch import Tensor
 
@@ -176,6 +178,8 @@ class Preparation:
             )
         self._check_numbers(X, caller, name)
         shape = tuple(X.shape[1:])
+        if sparse.issparse(X) and shape == (math.prod(self.shape),):
+            shape = self.shape  # dense batches of flattened images are reshaped
         if len(shape) != len(self.shape):
             raise ValueError(
                 f"{name} has samples of shape {shape}, but {caller} was fitted on "

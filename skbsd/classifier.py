@@ -770,7 +770,7 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         >>> bool(np.median(new) < np.quantile(learnt, 0.1))
         True
         """
-        return top_log_odds(self._calibrated_logits(X)).numpy()
+        return self._calibrated(X, top_log_odds).numpy()
 
     def predict(self, X):
         """Predict the label of each sample.

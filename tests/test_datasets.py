@@ -263,13 +263,24 @@ class TestFolders:
         both = quick(max_epochs=1).fit(ConcatDataset([data, part]))
         assert both.classes_.tolist() == ["cat", "dog"]
 
+    @pytest.mark.parametrize("index", [-1, 2])
+    def test_indices_of_no_folder(self, index, folder):
+        from torchvision.transforms import ToTensor
+
+        data = folder(transform=ToTensor())
+        model = quick(max_epochs=1).fit(data)
+        with pytest.raises(ValueError, match=rf"{index}.*2 folders, from 0 to 1"):
+            model.score(data, [index] * len(data))
+
     def test_y_and_target_transforms_are_taken_as_they_are(self, folder):
         from torchvision.transforms import ToTensor
 
         data = folder(transform=ToTensor())
         model = quick(max_epochs=1).fit(data, data.targets)
         assert model.classes_.tolist() == [0, 1]
-        assert 0 <= model.score(data, data.targets) <= 1
+        expected = (model.predict(data) == data.targets).mean()
+        for y in (None, data.targets, np.array(data.classes)[data.targets]):
+            assert model.score(data, y) == expected
         changed = folder(transform=ToTensor(), target_transform=lambda k: k + 5)
         assert quick(max_epochs=1).fit(changed).classes_.tolist() == [5, 6]
 

@@ -90,7 +90,7 @@ class TestScoreSamples:
 
     def test_errors(self, iris):
         X, y = iris
-        with pytest.raises(NotFittedError, match="not fitted"):
+        with pytest.raises(NotFittedError, match="not initialized"):
             BSDClassifier().score_samples(X)
         model = quick().fit(X, y)
         with pytest.raises(ValueError, match="X has 3 features"):

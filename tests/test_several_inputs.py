@@ -120,6 +120,20 @@ class TestDict:
         model.partial_fit(other, y)
         assert (model.posterior_.visits == 1).all()
 
+    def test_order_of_the_entries_changes_nothing(self, pair, tmp_path):
+        X, y = pair
+        reverse = dict(reversed(X.items()))
+        options = {"module": TableAndKind, "calibration": "cross-fit"}
+        one, other = quick(**options), quick(**options, checkpoint=tmp_path)
+        one.fit(X, y), other.fit(reverse, y)
+        assert np.array_equal(one.predict_proba(X), other.predict_proba(reverse))
+        n = len(list(tmp_path.iterdir()))
+        quick(**options, checkpoint=tmp_path).fit(X, y)
+        assert len(list(tmp_path.iterdir())) == n
+        visits = other.posterior_.visits.clone()
+        other.partial_fit(X, y)
+        assert torch.equal(other.posterior_.visits, visits + 3)
+
     def test_checkpoint_is_of_all_entries(self, pair, tmp_path):
         X, y = pair
         model = quick(module=TableAndKind, checkpoint=tmp_path)
@@ -263,7 +277,7 @@ class TestList:
 class TestErrors:
     def test_no_module(self, pair):
         for X in (pair[0], list(pair[0].values())):
-            with pytest.raises(TypeError, match=r"several inputs.*pass a custom module"):
+            with pytest.raises(TypeError, match="pass a custom module"):
                 quick().fit(X, pair[1])
 
     @pytest.mark.parametrize(
@@ -275,8 +289,13 @@ class TestErrors:
                 r"X\['table'\] contains infin",
             ),
             ({"table": [["red"] * 4] * 150}, r"X\['table'\].*strings"),
+<<<<<<< HEAD
             ({"kind": np.arange(149)}, r"X\['table'\] has 150, X\['kind'\] has 149"),
             ({"kind": [[1], [1, 2]]}, r"X\['kind'\] contains rows of different"),
+=======
+            ({"kind": np.arange(149)}, r"X\['kind'\] has 149, X\['table'\] has 150"),
+            ({"kind": [[1], [1, 2]]}, r"X\['kind'\] holds rows of different lengths"),
+>>>>>>> rev
             ({"kind": 3}, r"X\['kind'\] is 3; expected an array"),
             ({"image": np.zeros((150, 9, 9, 3), np.uint8)}, r"X\['image'\].*moveaxis"),
         ],
