@@ -124,26 +124,19 @@ def folder_names(dataset: Any) -> np.ndarray | None:
 def true_labels(dataset: Any, y: Any, classes: np.ndarray) -> np.ndarray:
     """Return labels to compare with predictions.
 
-        Parameters
-        ----------
-        dataset : Dataset
-        y : array-like or None
-    <<<<<<< HEAD
-            Separately given labels. For a folder Dataset, they may be class indices.
-        classes : ndarray
-            Classes of the predictions. If they are not integers, the class indices of a
-            folder Dataset are converted to names.
-    =======
-            What was given beside it: indices of the classes of a folder stand for names,
-            and names for indices where the model was fitted on these.
-        classes : ndarray
-            What predictions are of.
+    Parameters
+    ----------
+    dataset : Dataset
+    y : array-like or None
+        Separately given labels. For a folder Dataset, they may be class indices, or
+        class names if the model was fitted on indices.
+    classes : ndarray
+        Classes of the model. Labels are converted to the kind of these.
 
-        Raises
-        ------
-        ValueError
-            Without labels, and for indices of no folder.
-    >>>>>>> rev
+    Raises
+    ------
+    ValueError
+        Without labels, and for indices that do not belong to a folder.
     """
     if y is None:
         check_dataset(dataset, has_y=False, collates=True)
