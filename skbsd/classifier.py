@@ -999,8 +999,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Batches may be of any size; the other dimensions are those of training, or of X.
         The type of a table is that of the network: float64 for the default network on
         a small table (see `precision`), and float32 otherwise. With `image_shape`, the
-        file takes flattened rows, unless X holds images. It computes on the CPU in the
-        same type, also where `precision` is "bfloat16".
+        file takes flattened rows, unless X holds images. Sparse rows are taken as dense
+        ones, and integers that the network needs as int64. The file computes on the CPU
+        in the same type, also where `precision` is "bfloat16".
 
         The file holds the classes as well, and more; the guide on serving says how to
         read them.
