@@ -12,6 +12,7 @@ from scipy import sparse
 from sklearn.utils import assert_all_finite, check_array
 from torch.utils.data import DataLoader
 
+from ._large import COPY
 from ._sparse import as_csr
 from ._structure import named_leaves
 
@@ -455,13 +456,30 @@ def as_numbers(X, *, keep_integers: bool, keep_bool: bool = False):
     Returns
     -------
     ndarray, Tensor or sparse matrix
-        uint8 images, float32 and float64 keep their type.
+        uint8 images, float32 and float64 keep their type. Arrays are C-contiguous, except
+        for float tables in column-major order.
     """
     X = X if sparse.issparse(X) else _of_known_type(X, keep_integers, keep_bool)
     if isinstance(X, torch.Tensor) or sparse.issparse(X):
         return X
+    if _is_column_by_column(X):
+        return X
     # torch supports neither negative strides nor non-native byte orders.
     return np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))
+
+
+def _is_column_by_column(X: np.ndarray) -> bool:
+    """Whether X is a table of floats as in a DataFrame, small enough to copy later.
+
+    A copy here would be held beside that of another type that is trained on.
+    """
+    return (
+        X.ndim == 2
+        and X.dtype.kind == "f"
+        and X.dtype.isnative
+        and X.flags.f_contiguous
+        and X.nbytes <= COPY
+    )
 
 
 def _of_known_type(X, keep_integers: bool, keep_bool: bool):

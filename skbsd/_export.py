@@ -26,6 +26,8 @@ from torch.export import Dim, ExportedProgram
 
 from . import _versions
 from ._files import replacing
+from ._preparation import Preparation
+from ._structure import map_leaves
 
 _CPU = torch.device("cpu")
 
@@ -97,6 +99,7 @@ def _on_cpu(net: Any) -> Any:
     if net._preparation.channels_last:
         module.to(memory_format=torch.contiguous_format)
     facts = net._preparation.changed(device="cpu", channels_last=False)
+    facts = _with_int64(facts)
     vars(copied).update(vars(net))
     vars(copied).update(
         module_=module,
@@ -108,8 +111,19 @@ def _on_cpu(net: Any) -> Any:
     return copied
 
 
+def _with_int64(facts: Preparation) -> Preparation:
+    """Return facts of int64 in place of int32, which some ONNX operations lack."""
+    if facts.several is not None:
+        return facts.changed(several=map_leaves(_with_int64, facts.several))
+    return facts.changed(integers="int64") if facts.integers == "int32" else facts
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.long() if x.dtype == torch.int32 else x
+
+
 def _example(net: Any, X: Any) -> Any:
-    """Return a batch of two samples, from X or of random numbers.
+    """Return a batch of two samples, from X or made up, with dense rows.
 
     A single sample would not do, as torch treats dimensions of size one as constant.
     """
@@ -118,18 +132,32 @@ def _example(net: Any, X: Any) -> Any:
         batch = next(net._prediction_batches(X))
         if net.image_shape is not None and not is_dataset(X) and np.ndim(X) == 2:
             batch = batch.flatten(1)
+        batch = _each(batch, _widened)
         return _each(batch, operator.itemgetter([0, -1]))
-    if facts.is_dataset or not facts.shape:
+    if facts.is_dataset or facts.shape is None:
         raise ValueError(
             f"this {type(net).__name__} was fitted on a Dataset, so the inputs of its "
             "network are unknown; pass samples as for predict_proba: export(path, X)."
         )
-    shape = facts.shape
     if net.image_shape is not None:
-        shape = (math.prod(shape),)
+        facts = facts.changed(shape=(math.prod(facts.shape),))
+    return _made_up(facts)
+
+
+def _made_up(facts: Preparation) -> Any:
+    """Return two samples of the inputs that a network was fitted on."""
+    if isinstance(facts.several, dict):
+        return {name: _made_up(part) for name, part in facts.several.items()}
+    if facts.several is not None:
+        return [_made_up(part) for part in facts.several]
+    shape = (2, *(facts.shape or ()))
     if facts.is_uint8:
-        return torch.randint(256, (2, *shape), dtype=torch.uint8)
-    return torch.randn(2, *shape, dtype=facts.float_dtype)
+        return torch.randint(256, shape, dtype=torch.uint8)
+    if facts.integers == "bool":  # such as a mask, of which some entry has to be true
+        return torch.ones(shape, dtype=torch.bool)
+    if facts.integers is not None:  # zero is an index into any embedding
+        return torch.zeros(shape, dtype=torch.int64)
+    return torch.randn(shape, dtype=facts.float_dtype)
 
 
 def _each(batch: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -165,9 +193,13 @@ def _names(batch: Any, name: str = "X", own: Sequence[str] = ()) -> list[str]:
 
 
 def _parameters(module: nn.Module) -> list[str]:
-    """Return the parameter names of a network's forward."""
+    """Return the names of the parameters that a network's forward requires.
     parameters = inspect.signature(module.forward).parameters.values()
-    return [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
+    return [
+        p.name
+        for p in parameters
+        if p.kind == p.POSITIONAL_OR_KEYWORD and p.default is p.empty
+    ]
 
 
 def _tensors(batch: Any) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch.autograd import Variable
 from torch.nn.parameter import is_lazy
 
 from ._preparation import Preparation
+from ._structure import leaves
 
 
 class Forward:
@@ -154,7 +155,7 @@ def infer_prepared(
     fitted_shape: tuple[int, ...] | None,
     network: str,
 ) -> Any:
-    """Run a network, and explain its error if samples have another shape than in `fit`.
+    """Run a network, and explain errors that shapes or indices of samples cause.
 
     Parameters
     ----------
@@ -176,6 +177,21 @@ def infer_prepared(
             f"the module {network} cannot take samples of shape {tuple(x.shape[1:])}; "
             f"it was fitted on {fitted}. Resize them."
         ) from error
+    except IndexError as error:
+        found = [part for part in leaves(x) if _are_integers(part) and part.numel()]
+        if not found:
+            raise
+        least = min(part.min().item() for part in found)
+        most = max(part.max().item() for part in found)
+        raise ValueError(
+            f"the module {network} was given integers from {least} to {most}, and has "
+            f"no entry for some of them ({error}). An embedding of n rows takes the "
+            "integers from 0 to n - 1: encode others so, or give it more rows."
+        ) from error
+
+
+def _are_integers(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dtype in (torch.int32, torch.int64)
 
 
 def backward(logits: Tensor, gradient: Tensor) -> None:

@@ -564,7 +564,10 @@ def _copied(
     if x.is_floating_point() and x.dtype != dtype:
         x = _narrow(x, dtype)
     elif not is_copy:
-        x = x.clone()
+        layout = torch.contiguous_format if x.ndim == 2 else torch.preserve_format
+        x = x.clone(memory_format=layout)
+    else:
+        x = _row_by_row(x)
     pinned = device.type == "cuda" and x.is_cpu
     return move(x.pin_memory() if pinned else x, device)
 
@@ -581,8 +584,10 @@ def _narrowed(X: Any, dtype: torch.dtype | None) -> Any:
     """Convert to `dtype`; of data too large to copy, only check the conversion."""
     if isinstance(X, SparseRows):
         return X if dtype is None else X.with_values(lambda v: _narrow(v, dtype))
-    if dtype is None or not X.is_floating_point():
+    if not X.is_floating_point():
         return X
+    if dtype is None:
+        return _row_by_row(X) if X.nbytes <= COPY else X
     if X.nbytes <= COPY or not X.is_cpu or X.dtype == dtype:
         return _narrow(X, dtype)
     for part in parts(X):
@@ -609,11 +614,20 @@ def _converted(X: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return moved
 
 
+def _row_by_row(X: Tensor) -> Tensor:
+    """Return a table with the numbers of a row beside each other, to be gathered."""
+    return X.contiguous() if X.ndim == 2 else X
+
+
 def _narrow(X: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert to `dtype`, and raise if a number becomes infinite."""
+    """Convert to `dtype`, and raise if a number becomes infinite.
+
+    Tables are returned in row-major order.
+    """
     if dtype == X.dtype:
-        return X
-    narrow = X.to(dtype)
+        return _row_by_row(X) if X.nbytes <= COPY else X
+    layout = torch.contiguous_format if X.ndim == 2 else torch.preserve_format
+    narrow = X.to(dtype, memory_format=layout)
     # A finite sum proves that all numbers are finite, in a fraction of the time and
     # without memory. Only if it is not finite, each number is checked.
     if not math.isfinite(narrow.sum().item()) and not narrow.isfinite().all():

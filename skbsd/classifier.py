@@ -1004,8 +1004,9 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         Batches may be of any size; the other dimensions are those of training, or of X.
         The type of a table is that of the network: float64 for the default network on
         a small table (see `precision`), and float32 otherwise. With `image_shape`, the
-        exported model accepts flattened rows, unless X contains images. It computes on
-        the CPU in the same type, even if `precision` is "bfloat16".
+        exported model accepts flattened rows, unless X contains images. Sparse rows
+        become dense ones, and integers that the network requires become int64. It
+        computes on the CPU in the same type, even if `precision` is "bfloat16".
 
         The file also contains metadata such as the classes; the guide on serving shows
         how to read them.

@@ -11,7 +11,19 @@ import pandas as pd
 import pytest
 import torch
 from helpers import quick
-from modules import Convolution, Images, InPlace, Linear, ReturnsObject, ReturnsTuple
+from modules import (
+    Convolution,
+    ImageAndTable,
+    Images,
+    InPlace,
+    Linear,
+    ListOfTableAndKind,
+    ReturnsObject,
+    ReturnsTuple,
+    TableAndKind,
+    Words,
+)
+from scipy import sparse
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
@@ -50,6 +62,16 @@ class TakesPair(TakesNames):
         return super().forward(*pair)
 
 
+class OptionalMask(ListOfTableAndKind):
+    def forward(self, parts, mask=None):
+        return super().forward(parts)
+
+
+class NestedInputs(TableAndKind):
+    def forward(self, both, keep):
+        return super().forward(*both) * keep[:, None]
+
+
 class ByLength(Linear):
     def forward(self, x):
         return super().forward(x.view(len(x), -1))
@@ -73,8 +95,8 @@ class Bessel(Linear):
 
 
 def numpy_type(session_input):
-    names = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
-    return names.get(session_input.type, "float64")
+    name = session_input.type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def run(path, *arrays):
@@ -251,6 +273,81 @@ class TestInputs:
         ]
         proba = run(path, data.X, data.X[:, :2])
         np.testing.assert_allclose(proba, model.predict_proba(data), atol=1e-6)
+
+
+class TestWithoutSamples:
+    """The inputs of a model that was fitted on arrays are known."""
+
+    @pytest.fixture
+    def kind(self):
+        return np.random.default_rng(0).integers(0, 5, 150)
+
+    @staticmethod
+    def assert_served(model, tmp_path, given, **inputs):
+        model.export(path := tmp_path / "model.onnx")
+        session = onnxruntime.InferenceSession(path)
+        assert {i.name for i in session.get_inputs()} == inputs.keys()
+        expected = model.predict_proba(given)
+        for n in (len(expected), 1):
+            feed = {
+                i.name: inputs[i.name][:n].astype(numpy_type(i))
+                for i in session.get_inputs()
+            }
+            (proba,) = session.run(None, feed)
+            np.testing.assert_allclose(proba, expected[:n], rtol=0, atol=1e-6)
+        return {i["name"]: i["dtype"] for i in json.loads(facts(path)["inputs"])}
+
+    def test_dict(self, iris, kind, tmp_path):
+        X = {"table": iris[0], "kind": kind}
+        model = BSDClassifier(TableAndKind, max_epochs=3, random_state=0)
+        model.fit(X, iris[1])
+        dtypes = self.assert_served(model, tmp_path, X, **X)
+        assert dtypes == {"table": "float32", "kind": "int64"}
+
+    @pytest.mark.parametrize("module", [ListOfTableAndKind, OptionalMask])
+    def test_tuple(self, module, iris, kind, tmp_path):
+        X = (iris[0], kind)
+        model = quick(module=module).fit(X, iris[1])
+        self.assert_served(model, tmp_path, X, X_0=X[0], X_1=X[1])
+
+    def test_nested(self, iris, kind, tmp_path):
+        X = {"both": [iris[0], kind], "keep": kind > 2}
+        model = quick(module=NestedInputs).fit(X, iris[1])
+        dtypes = self.assert_served(
+            model, tmp_path, X, both_0=iris[0], both_1=kind, keep=X["keep"]
+        )
+        assert dtypes["keep"] == "bool"
+
+    @pytest.mark.filterwarnings("ignore:The tensor attribute self.network.seen")
+    def test_images_beside_a_table(self, uint8_digits, tmp_path):
+        images, y = (a[:100] for a in uint8_digits)
+        X = {"image": images, "table": images.reshape(100, 64)[:, :4] / 16}
+        model = quick(module=ImageAndTable).fit(X, y)
+        dtypes = self.assert_served(model, tmp_path, X, **X)
+        assert dtypes == {"image": "uint8", "table": "float32"}
+
+    @pytest.mark.parametrize("dtype", ["int64", "int32"])
+    def test_integers_of_an_embedding(self, dtype, iris, tmp_path):
+        X = np.random.default_rng(0).integers(0, 20, (150, 6)).astype(dtype)
+        model = quick(module=Words).fit(X, iris[1])
+        assert self.assert_served(model, tmp_path, X, X=X) == {"X": "int64"}
+        model.export(path := tmp_path / "given.onnx", X[:2])
+        assert json.loads(facts(path)["inputs"])[0]["dtype"] == "int64"
+
+    def test_sparse_rows_are_dense_in_the_file(self, iris, kind, tmp_path):
+        X, y = sparse.csr_array(iris[0]), iris[1]
+        model = quick(module=Linear).fit(X, y)
+        assert self.assert_served(model, tmp_path, X, X=iris[0]) == {"X": "float32"}
+        several = {"table": X, "kind": kind}
+        model = quick(module=TableAndKind).fit(several, y)
+        self.assert_served(model, tmp_path, several, table=iris[0], kind=kind)
+
+    def test_pt2_takes_the_structure(self, iris, kind, pt2):
+        X = torch.tensor(iris[0]).float(), torch.tensor(kind)
+        model = quick(module=ListOfTableAndKind).fit(X, iris[1])
+        model.export(pt2)
+        proba = torch.export.load(pt2).module()(list(X))
+        np.testing.assert_allclose(proba, model.predict_proba(X), rtol=0, atol=1e-6)
 
 
 class TestFacts:

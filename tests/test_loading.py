@@ -27,6 +27,8 @@ from torchvision.models import resnet18
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from skbsd._check_inputs import check_X
+from skbsd._fingerprint import fingerprint
+from skbsd._loading import TrainingData, on_device
 
 
 class TestInputs:
@@ -51,6 +53,56 @@ class TestInputs:
         assert_array_equal(model.predict_proba(frame), model.predict_proba(numbers))
         every = numbers.astype(dtype)
         assert_array_equal(model.predict_proba(every), model.predict_proba(numbers))
+
+    def columns(self, X):
+        """Return a table as a DataFrame stores it."""
+        frame = pd.DataFrame({f"c{i}": column for i, column in enumerate(X.T)})
+        assert check_X(frame).flags.f_contiguous
+        return frame
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"calibration": "cross-fit"},
+            {"calibration": "hold-out"},
+            {"precision": "float32", "batch_size": 16},
+            {"iterator_train__num_workers": 1},
+            {"iterator_train__collate_fn": torch.utils.data.default_collate},
+        ],
+    )
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_order_in_memory_changes_nothing(self, options, dtype, iris):
+        X, y = iris[0].astype(dtype), iris[1]
+        frame = self.columns(X)
+        by_rows, by_columns = quick(**options).fit(X, y), quick(**options).fit(frame, y)
+        assert same_weights(by_rows, by_columns)
+        for n in (150, 1):
+            expected = by_rows.predict_proba(X[:n])
+            assert_array_equal(by_columns.predict_proba(frame[:n]), expected)
+        by_columns.partial_fit(pd.DataFrame(X, columns=frame.columns), y)
+        assert by_columns.posterior_.visits.max() == 6  # beliefs were kept
+
+    def test_own_network_gets_rows(self, iris):
+        class Rows(Linear):
+            def forward(self, x):
+                assert x.is_contiguous()
+                return super().forward(x)
+
+        for dtype in ("float32", "float64"):
+            X = np.asfortranarray(iris[0], dtype)
+            quick(module=Rows).fit(X, iris[1]).predict(X)
+
+    def test_columns_are_narrowed_without_a_copy_of_the_same_type(self, iris):
+        frame = self.columns(iris[0])
+        X = check_X(frame)
+        assert fingerprint(X, iris[1]) == fingerprint(iris[0], iris[1])
+        data = TrainingData(frame, X, iris[1], np.arange(3), iris[1], None, None)
+        cpu = torch.device("cpu")
+        moved = on_device(data, cpu, torch.float32, by_loader=False).X
+        assert moved.is_contiguous()
+        assert moved.dtype == torch.float32
+        assert_array_equal(moved, X.astype(np.float32))
 
     @pytest.mark.parametrize("dtype", ["object", "category", "bool", "boolean"])
     def test_columns_of_truth_values(self, iris, dtype):
