@@ -193,7 +193,7 @@ def _names(batch: Any, name: str = "X", own: Sequence[str] = ()) -> list[str]:
 
 
 def _parameters(module: nn.Module) -> list[str]:
-    """Return the names of the parameters that a network's forward requires.
+    """Return the names of the parameters that a network's forward requires."""
     parameters = inspect.signature(module.forward).parameters.values()
     return [
         p.name
