@@ -456,8 +456,8 @@ def as_numbers(X, *, keep_integers: bool, keep_bool: bool = False):
     Returns
     -------
     ndarray, Tensor or sparse matrix
-        uint8 images, float32 and float64 keep their type. Arrays are C-contiguous, except
-        for float tables in column-major order.
+        uint8 images, float32 and float64 keep their type. Arrays are C-contiguous,
+        except for float tables in column-major order.
     """
     X = X if sparse.issparse(X) else _of_known_type(X, keep_integers, keep_bool)
     if isinstance(X, torch.Tensor) or sparse.issparse(X):
