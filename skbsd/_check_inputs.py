@@ -234,6 +234,7 @@ def _check_array(X, name: str, caller: str | None, *, ensure_2d: bool = True):
     if isinstance(X, np.ndarray):
         _refuse_times(X, name)  # before objects are converted
     elif isinstance(X, list | tuple):
+        _refuse_texts(X, name)
         _check_same_shapes(X, name)
     # A list of tensors, or of anything with __array__, becomes one array here.
     X = check_array(X, dtype=np.float64 if convert else "numeric", **options)
@@ -242,6 +243,16 @@ def _check_array(X, name: str, caller: str | None, *, ensure_2d: bool = True):
         # check_array neither converts a list of lists of objects nor checks infinity.
         X = check_array(X, dtype=np.float64, **options)
     return X
+
+
+def _refuse_texts(X: Any, name: str) -> None:
+    """Raise an error for a list of texts, which scikit-learn would have reshaped."""
+    if X and all(isinstance(x, str) for x in X):
+        raise ValueError(
+            f"{name} is a list of texts, such as {X[0][:40]!r}; expected numbers. Put "
+            "a TfidfVectorizer before the classifier in a Pipeline, or pass the "
+            "integers of a tokenizer to a module with an embedding."
+        )
 
 
 def _check_same_shapes(X: Any, name: str) -> None:

@@ -177,6 +177,13 @@ def infer_prepared(
             f"the module {network} cannot take samples of shape {tuple(x.shape[1:])}; "
             f"it was fitted on {fitted}. Resize them."
         ) from error
+    except TypeError as error:
+        if not (isinstance(x, Mapping) and "forward()" in str(error)):
+            raise
+        raise TypeError(
+            f"X has the entries {sorted(x)}, which must be the arguments of the "
+            f"forward method of {network}: {error}."
+        ) from error
     except IndexError as error:
         found = [part for part in leaves(x) if _are_integers(part) and part.numel()]
         if not found:

@@ -1161,7 +1161,8 @@ class BSDClassifier(HTMLRepresentation, CallbackSupportMixin, Net):
         if split_params and self.train_split is None:
             raise TypeError(
                 f"{caller} got unexpected arguments {sorted(split_params)}: they would "
-                "be passed to train_split, which is None."
+                "be passed to train_split, which is None. The number of epochs is the "
+                "parameter max_epochs; partial_fit(X, y, epochs=...) overrides it."
             )
         # skorch routes from 1.4 on.
         routes = isinstance(self.get_metadata_routing(), MetadataRouter)

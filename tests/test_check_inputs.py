@@ -45,6 +45,11 @@ class TestValuesOfX:
 
 
 class TestX:
+    def test_texts(self):
+        texts = ["the cat sat", "a dog ran"] * 20
+        with pytest.raises(ValueError, match=r"'the cat sat'.*TfidfVectorizer"):
+            quick().fit(texts, [0, 1] * 20)
+
     def test_too_large_for_float32(self, iris):
         X, y = iris
         with pytest.raises(ValueError, match=r"1e\+60, too large for .*StandardScaler"):

@@ -20,7 +20,7 @@ from skorch.dataset import ValidSplit
 from skorch.helper import SliceDict
 from torch.utils.data import TensorDataset
 
-from skbsd import BSDClassifier
+from skbsd import BSDClassifier, report
 from skbsd._batches import ResidentBatches
 from skbsd._loading import TrainingData, on_device
 
@@ -274,7 +274,20 @@ class TestList:
         assert same_weights(quick(module=Nested).fit(nested, y), expected)
 
 
+def test_report(pair, tmp_path):
+    X, y = pair
+    page = report(quick(module=TableAndKind).fit(X, y), X, y, tmp_path / "r.html")
+    assert "Balanced accuracy" in page.read_text()
+
+
 class TestErrors:
+    def test_keys_that_forward_does_not_have(self, pair):
+        X, y = pair
+        with pytest.raises(TypeError, match=r"\['colour', 'table'\].*TableAndKind"):
+            quick(module=TableAndKind).fit(
+                {"table": X["table"], "colour": X["kind"]}, y
+            )
+
     def test_no_module(self, pair):
         for X in (pair[0], list(pair[0].values())):
             with pytest.raises(TypeError, match="pass a custom module"):

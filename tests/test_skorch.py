@@ -459,3 +459,8 @@ class TestDuckTypedCallback:
         assert listener.on_grad_computed.call_count == 3
         heard = listener.on_batch_end.call_args
         assert {"batch", "training", "loss", "y_pred"} <= heard.kwargs.keys()
+
+
+def test_fit_takes_no_epochs(iris):
+    with pytest.raises(TypeError, match=r"\['epochs'\].*max_epochs; partial_fit"):
+        quick().fit(*iris, epochs=2)

@@ -11,7 +11,6 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, validate_params
-from sklearn.utils.validation import _num_samples
 
 from .. import _checks
 from .._proba import validate
@@ -207,9 +206,10 @@ def _check_estimator(estimator):
 def _check_test_data(X, y, classes):
     """Return the labels of the test samples."""
     y = _checks.check_y(y, "report")
-    if _num_samples(X) != len(y):
+    n_samples = _checks.length_of(X)
+    if n_samples != len(y):
         raise ValueError(
-            f"X_test has {_num_samples(X)} samples, but y_test {len(y)} labels; "
+            f"X_test has {n_samples} samples, but y_test {len(y)} labels; "
             "expected one label for each sample."
         )
     unknown = sorted(set(y.tolist()) - set(classes.tolist()), key=str)

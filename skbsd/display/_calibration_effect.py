@@ -181,9 +181,10 @@ class CalibrationEffectDisplay:
         classifier = fitted_classifier(estimator, "module_")
         if getattr(classifier, "calibration_", None) is None:
             raise ValueError(
-                "the classifier has no calibration to show: it was fitted with "
-                f"calibration={classifier.calibration!r}, or on too few samples. Fit "
-                "it with calibration='auto'."
+                "the classifier is not calibrated, so there is nothing to show. A fit "
+                "calibrates unless calibration=None, max_epochs=0, or it has fewer "
+                f"than 20 samples; this one has calibration={classifier.calibration!r} "
+                f"and max_epochs={classifier.max_epochs}."
             )
         options: dict[str, Any] = {
             "n_bins": n_bins,

@@ -187,7 +187,8 @@ class NoiseRateDisplay:
         for text in ax.get_yticklabels():
             text.set_parse_math(False)  # a dollar sign in a name is one
         ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.set_xlim(left=0)
+        # At least 1 % wide: without wrong labels, all rates are close to zero.
+        ax.set_xlim(0, max(ax.get_xlim()[1], 1.0))
         quantity, what = _LABELS[by]
         level = f"{100 * self.noise_rates.confidence_level:g} % confidence interval"
         ax.set_xlabel(f"{quantity}\n({level})")

@@ -84,7 +84,9 @@ def test_the_displays_passed_stay_as_they_were(plt):
 
 def test_errors(plt, iris):
     X, y = iris
-    with pytest.raises(ValueError, match=r"calibration=None.*calibration='auto'"):
+    with pytest.raises(
+        ValueError, match=r"is not calibrated.*has calibration=None and"
+    ):
         CalibrationEffectDisplay.from_estimator(quick(max_epochs=1).fit(X, y), X, y)
     with pytest.raises(ValueError, match="expected a fitted BSDClassifier"):
         CalibrationEffectDisplay.from_estimator(LogisticRegression().fit(X, y), X, y)

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,16 @@ def names(display):
 def limits(container):
     (bars,) = container.lines[2]
     return np.array([segment[:, 0] for segment in bars.get_segments()])
+
+
+def test_rates_close_to_zero_look_small(plt):
+    rates = made(3)
+    small = {
+        name: 1e-6 * getattr(rates, name)
+        for name in ("rate", "interval", "by_class", "by_class_interval")
+    }
+    display = NoiseRateDisplay(replace(rates, **small)).plot()
+    assert display.ax_.get_xlim() == (0, 1)  # percent
 
 
 def test_classes_in_descending_order(plt):
