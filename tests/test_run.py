@@ -166,7 +166,8 @@ class TestDataPath:
         items = IndexedDataset(dataset, codes, rows).__getitems__([0, 2])
         assert dataset.fetched == [[5, 1]]
         assert [(item[1], item[2]) for item in items] == [(2, 5), (1, 1)]
-        assert torch.equal(torch.stack([item[0] for item in items]), x[[5, 1]])
+        fetched = torch.stack([item[0][0] for item in items])  # (x, y), class, row
+        assert torch.equal(fetched, x[[5, 1]])
 
         batch = IndexedTensor(x, codes, rows).__getitems__([2, 0])
         assert torch.equal(batch[0], x[[1, 5]])

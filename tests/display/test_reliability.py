@@ -579,5 +579,5 @@ def test_import_without_matplotlib(monkeypatch):
     monkeypatch.setattr(skbsd, "display", None)  # puts the package back afterwards
     module = importlib.import_module("skbsd.display")
     assert module.ReliabilityDisplay is not ReliabilityDisplay
-    with pytest.raises(ImportError, match="skbsd\\[plot\\]"):
+    with pytest.raises(ImportError, match=r"\.\[plot\]"):
         module.ReliabilityDisplay.from_predictions([0, 1], [0.2, 0.9])
