@@ -225,7 +225,7 @@ class TestScheduleEpochs:
         assert getattr(early.calibration_, loss) > 2 * getattr(whole.calibration_, loss)
 
     def test_too_short(self, iris):
-        with pytest.raises(ValueError, match="schedule_epochs=2 is shorter"):
+        with pytest.raises(ValueError, match="schedule_epochs=2 is less than"):
             quick(schedule_epochs=2).fit(*iris)
 
 
