@@ -1,6 +1,7 @@
 """`export`: files that predict what the estimator predicts, without it."""
 
 import errno
+import functools
 import json
 import pickle
 import sys
@@ -31,6 +32,17 @@ from skbsd import BSDClassifier
 from skbsd.calibration import Calibration
 
 FORMATS = ["onnx", "pt2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_registry_of_operators():
+    """Keep torch's registry, which each export to ONNX builds anew in a second."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    built = functools.cache(ONNXRegistry.from_torchlib.__func__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", classmethod(built))
+        yield
 
 
 class Named(torch.utils.data.Dataset):
