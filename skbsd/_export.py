@@ -146,10 +146,8 @@ def _example(net: Any, X: Any) -> Any:
 
 def _made_up(facts: Preparation) -> Any:
     """Return two samples of the inputs that a network was fitted on."""
-    if isinstance(facts.several, dict):
-        return {name: _made_up(part) for name, part in facts.several.items()}
     if facts.several is not None:
-        return [_made_up(part) for part in facts.several]
+        return map_leaves(_made_up, facts.several)
     shape = (2, *(facts.shape or ()))
     if facts.is_uint8:
         return torch.randint(256, shape, dtype=torch.uint8)

@@ -557,7 +557,7 @@ class Net(NeuralNetClassifier):
         Tensor of shape ()
             The mean over the samples.
         """
-        logits = y_pred.to(torch.promote_types(y_pred.dtype, torch.float32))
+        logits = in_full(y_pred)
         return self.criterion_(logits, to_tensor(y_true, logits.device))
 
     def fit_loop(self, X, y=None, epochs=None, **fit_params):

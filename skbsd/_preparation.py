@@ -140,11 +140,9 @@ class Preparation:
         several = fields.get("several", self.several)
         if several is not None and "device" in fields:
             device = fields["device"]
-            if isinstance(several, dict):
-                moved: Any = {k: p.changed(device=device) for k, p in several.items()}
-            else:
-                moved = [part.changed(device=device) for part in several]
-            fields["several"] = moved
+            fields["several"] = map_leaves(
+                lambda part: part.changed(device=device), several
+            )
         return dataclasses.replace(self, **fields)
 
     def parts(self) -> "dict[Any, Preparation]":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ._accuracy import Correct
 from ._batches import Batch, Batches
 from ._forward import backward
+from ._gathering import in_full
 from ._rules import UpdateRule, is_weighted
 from .posterior import CompactPosterior, Posterior, soft_cross_entropy
 
@@ -527,4 +528,4 @@ def to_float32(logits: Tensor) -> Tensor:
     >>> to_float32(torch.zeros(1, dtype=torch.bfloat16)).dtype
     torch.float32
     """
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return in_full(logits)
